@@ -1,0 +1,1 @@
+"""Fine-tunes causal language models with Gradient-Mask Tuning on JAX meshes."""

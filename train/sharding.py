@@ -1,0 +1,90 @@
+"""The device mesh, and the one table from logical axes to mesh axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from train.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes that split it. An axis that is not listed is whole on every device.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "ffn": ("tensor",),
+}
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all devices with the axes data, fsdp and tensor; -1 once for "the rest"."""
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        raise UserError(f"mesh: only one axis may be -1, got {said}")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if rest and len(devices) % known == 0:
+        sizes[rest[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"mesh: {said} does not match the {len(devices)} devices here; "
+            "set mesh.data, mesh.fsdp and mesh.tensor so that their product does (-1: the rest)"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """The mesh axes of an array whose dimensions have these logical axes."""
+    return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
+
+
+def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+    """A NamedSharding for each parameter, from its shape and its logical axes (same tree).
+
+    Raises:
+      UserError: naming every parameter with a dimension that its mesh axes do not divide.
+    """
+    faults = []
+
+    def one(path: Any, shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+        spec = partition_spec(names)
+        for size, name, split in zip(shape.shape, names, spec, strict=True):
+            ways = math.prod(mesh.shape[axis] for axis in split or ())
+            if size % ways:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                faults.append(f"{where} has {size} along {name}, not divisible by {ways} ({split})")
+        return NamedSharding(mesh, spec)
+
+    shardings = jax.tree_util.tree_map_with_path(one, shapes, axes)
+    if faults:
+        raise UserError("mesh: " + "; ".join(faults) + "; choose a smaller mesh axis")
+    return shardings
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows [B, ...] split over the data and fsdp axes."""
+    return NamedSharding(mesh, partition_spec(["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Keeps an activation split by its logical axes; the identity where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
