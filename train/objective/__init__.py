@@ -1,0 +1,1 @@
+"""Objectives: from a batch to a summed loss and the weight it is divided by."""

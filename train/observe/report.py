@@ -1,0 +1,50 @@
+"""The table at the end of a run, from what the run's folder holds."""
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from train.run import Run, read_records
+
+
+def report(run: Run) -> RenderableType:
+    """Held-out loss before and after, masked fraction, speed, places; then completions."""
+    records = list(read_records(run.metrics_file))
+    heldout = [r["heldout_loss"] for r in records if "heldout_loss" in r]
+    trained = [r for r in records if "loss" in r]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    if heldout:
+        change = heldout[-1] / heldout[0] - 1
+        table.add_row("held-out loss", f"{heldout[0]:.4f} → {heldout[-1]:.4f}  ({change:+.1%})")
+    if trained:
+        speeds = sorted(r["tokens_per_s"] for r in trained)
+        table.add_row("updates", str(trained[-1]["step"]))
+        table.add_row("masked gradient", f"{trained[-1]['masked_fraction']:.2%} of all entries")
+        table.add_row("tokens/s", f"{speeds[len(speeds) // 2]:,.0f} (median)")
+    if run.export.exists():
+        table.add_row("tuned model", f"{run.export}  (loads in transformers)")
+    table.add_row("run", f"{run.folder}  (config.yaml, metrics.jsonl, checkpoints/)")
+    return Group(Text(), table, *_completions(run))
+
+
+def _completions(run: Run) -> list[RenderableType]:
+    """Each prompt with its first and its last completion."""
+    by_prompt: dict[str, list[str]] = {}
+    for sample in read_records(run.samples_file):
+        by_prompt.setdefault(sample["prompt"], []).append(sample["completion"])
+    panels: list[RenderableType] = []
+    for prompt, completions in by_prompt.items():
+        text = Text(prompt.strip() + "\n", style="dim")
+        for name, completion in (("before", completions[0]), ("after", completions[-1])):
+            text.append(f"\n{name}\n", style="bold not dim")
+            text.append(completion.strip() + "\n", style="not dim")
+        panels.append(Panel(text, title="completion", title_align="left"))
+    return panels
+
+
+def print_report(run: Run, console: Console) -> None:
+    """Prints the report."""
+    console.print(report(run))

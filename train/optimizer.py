@@ -1,0 +1,55 @@
+"""Clip → mask → AdamW, from the config."""
+
+from typing import Any
+
+import jax
+import optax
+
+from gmt_jax import gmt_mask
+from train.config import OptimizerSection
+from train.model import is_stacked
+
+
+def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
+    """The learning rate of each of `steps` updates.
+
+    It rises linearly over the warm-up, whose last update has the peak (no update is spent at a
+    rate of zero), then falls to `final_fraction` of it.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    decay = max(steps - warmup, 1)
+    after: optax.Schedule
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, decay, config.final_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * config.final_fraction, decay)
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerSection, steps: int) -> optax.GradientTransformationExtraArgs:
+    """The gradient's way to the update: its norm is clipped, then it is masked, then AdamW."""
+    parts = []
+    if config.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.mask.kind == "gmt":
+        parts.append(gmt_mask(config.mask.ratio, stacked=is_stacked))
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=_is_matrix,
+    )
+    return optax.chain(*parts, adamw)
+
+
+def _is_matrix(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim - is_stacked(path) >= 2, params
+    )

@@ -1,0 +1,50 @@
+"""The model's own tokenizer and chat template, through transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from train.errors import UserError
+
+
+def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
+    """The tokenizer that lies in a model's folder.
+
+    Args:
+      chat_template: a file whose Jinja template takes the place of the tokenizer's own.
+    """
+    from transformers import AutoTokenizer  # Slow to import: only where it is used.
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: no tokenizer that transformers reads ({reason}); "
+            "the folder needs tokenizer.json and tokenizer_config.json"
+        ) from None
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{chat_template}: {error.strerror}; model.chat_template names a Jinja file"
+            ) from None
+    return tokenizer
+
+
+def pad_id(tokenizer: Any) -> int:
+    """What fills rows up; any id will do, since padding is never a target."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def chat_prompt(tokenizer: Any, prompt: str) -> str:
+    """The prompt as a user turn that the assistant is about to answer, where there is a template."""
+    if not tokenizer.chat_template:
+        return prompt
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return text
