@@ -242,7 +242,9 @@ def _values(reader: GGUFReader) -> dict[str, Any]:
 def _read_sizes(metadata: Metadata, name: str, stored: dict[str, Any]) -> _Sizes:
     def size(key: str, default: int | None = None) -> int:
         key = f"{name}.{key}"
-        value = metadata.get(key, int) or default or metadata.need(key, int)
+        value = metadata.get(key, int)
+        if value is None:
+            value = metadata.need(key, int) if default is None else default
         if value <= 0:
             raise metadata.error(key, f"is {value}, expected a positive number")
         return value
@@ -289,7 +291,9 @@ def _read_rope(metadata: Metadata, name: str, head: int, factors: Any) -> dict[s
         return rope
     if rope["rope_type"] != "default":
         raise metadata.error(f"{name}.rope.scaling.factor", f"comes on top of {_ROPE_FACTORS}")
-    return rope | _llama3_scaling(metadata.source, theta, head, _dequantized(factors))
+    return rope | _llama3_scaling(
+        metadata.source, theta, head, _dequantized(metadata.source, factors)
+    )
 
 
 def _llama3_scaling(
@@ -351,22 +355,22 @@ def _rows(name: str, layers: int) -> Iterator[_Row]:
 
 def _loader(source: Path, tensor: Any, heads: int | None) -> Callable[[], npt.NDArray[np.float32]]:
     def load() -> npt.NDArray[np.float32]:
-        try:
-            weights = _dequantized(tensor)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{source}: {tensor.name} has the type {tensor.tensor_type.name}, which cannot be "
-                "dequantised; use a file of another quantisation, such as Q8_0"
-            ) from error
-        if not np.isfinite(weights).all():
-            raise UserError(f"{source}: {tensor.name} is not finite; the file is damaged")
+        weights = _dequantized(source, tensor)
         return weights if heads is None else _unpermuted(weights, heads)
 
     return load
 
 
-def _dequantized(tensor: Any) -> npt.NDArray[np.float32]:
-    weights: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+def _dequantized(source: Path, tensor: Any) -> npt.NDArray[np.float32]:
+    try:
+        weights: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{source}: {tensor.name} has the type {tensor.tensor_type.name}, which cannot be "
+            "dequantised; use a file of another quantisation, such as Q8_0"
+        ) from error
+    if not np.isfinite(weights).all():
+        raise UserError(f"{source}: {tensor.name} is not finite; download or convert it again")
     return weights
 
 
@@ -472,13 +476,10 @@ def _replaced_folder(out: Path) -> Iterator[Path]:
         _check_destination(out)  # the import took a while
         if out.exists():
             out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        new.rename(out)
     except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
