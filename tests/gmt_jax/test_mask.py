@@ -1,0 +1,204 @@
+"""gmt_mask against sorting, entry for entry and bit for bit."""
+
+import doctest
+import subprocess
+import sys
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gmt_jax.mask
+from gmt_jax import gmt_mask
+
+RATIOS = [0.0, 0.2, 0.29, 0.5, 0.999, 1.0]
+DTYPES = ["float32", "bfloat16", "float16", "complex64", "float8_e4m3fn", "float8_e5m2"]
+SHAPES = [(), (1,), (7,), (100,), (3, 5), (64, 65), (4, 3, 2, 1), (0,), (2, 0)]
+
+
+def bits_of(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind == "c":
+        array = array.view(array.real.dtype)
+    return array.view(f"uint{array.dtype.itemsize * 8}")
+
+
+def reference(g: np.ndarray, ratio: float) -> np.ndarray:
+    """The smallest |g| set to zero by sorting; float64 and int64 throughout."""
+    m = int(Fraction(str(ratio)) * g.size)
+    if m == g.size:
+        return np.zeros_like(g)
+    if g.dtype.kind == "c":
+        size = np.asarray(jnp.abs(g)).astype(np.float64)
+    else:
+        size = np.abs(g.astype(np.float64))
+    size = np.where(np.isnan(size), np.inf, size) + 0.0
+    order = np.stack([size, np.isnan(g)], -1).reshape(-1, 2)  # NaN comes after infinity
+    order = order[np.lexsort((order[:, 1], order[:, 0]))]
+    low, nan = order[m]
+    drop = (size < low) | ((size == low) & ~np.isnan(g) & bool(nan))
+    return np.where(drop, np.zeros((), g.dtype), g)
+
+
+def sample(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
+    """Normal entries with ties, zeros of both signs, subnormals, NaN and infinities among them."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape).astype(np.float32)
+    values = np.where(rng.random(shape) < 0.2, np.round(values, 1), values)
+    kinds = [0.0, -0.0, 1e-40, -2e-40, 6e-8, -6e-8, np.nan, np.inf, -np.inf, 1e-30]
+    special = rng.choice(kinds, shape).astype(np.float32)
+    values = np.where(rng.random(shape) < 0.3, special, values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "complex64":
+            return (values + 1j * rng.standard_normal(shape)).astype(np.complex64)
+        return values.astype(jnp.dtype(dtype))
+
+
+def masked(g: Any, ratio: float, *, jit: bool = True, **options: Any) -> Any:
+    transformation = gmt_mask(ratio, **options)
+    state = transformation.init(g)
+    update = jax.jit(transformation.update) if jit else transformation.update
+    return update(g, state)[0]
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_it_equals_sorting(ratio: float, dtype: str, jit: bool) -> None:
+    tree = {str(shape): sample(shape, dtype, seed) for seed, shape in enumerate(SHAPES)}
+    out = masked(jax.tree.map(jnp.asarray, tree), ratio, jit=jit)
+    for name, g in tree.items():
+        assert out[name].dtype == g.dtype
+        np.testing.assert_array_equal(bits_of(out[name]), bits_of(reference(g, ratio)), name)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.999])
+def test_it_equals_sorting_on_millions(ratio: float) -> None:
+    g = sample((1500, 2001), "float32")
+    np.testing.assert_array_equal(
+        bits_of(masked(jnp.asarray(g), ratio)), bits_of(reference(g, ratio))
+    )
+
+
+def test_it_equals_sorting_in_float64() -> None:
+    with jax.enable_x64(True):
+        g = np.random.default_rng(0).standard_normal(999) * 1e-310
+        out = masked(jnp.asarray(g), 0.29)
+        assert out.dtype == np.float64
+        np.testing.assert_array_equal(bits_of(out), bits_of(reference(g, 0.29)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.integers(0, 2**16 - 1), min_size=12, max_size=12),
+    dtype=st.sampled_from(["float16", "bfloat16"]),
+    thousandths=st.integers(0, 1000),
+)
+def test_it_equals_sorting_on_any_bits(words: list[int], dtype: str, thousandths: int) -> None:
+    g = np.array(words, np.uint16).view(jnp.dtype(dtype))
+    ratio = thousandths / 1000
+    np.testing.assert_array_equal(
+        bits_of(_mask_traced(jnp.asarray(g), jnp.float32(ratio))), bits_of(reference(g, ratio))
+    )
+
+
+@jax.jit
+def _mask_traced(g: jax.Array, ratio: jax.Array) -> jax.Array:
+    transformation = gmt_mask(ratio)
+    return transformation.update(g, transformation.init(g))[0]
+
+
+@pytest.mark.parametrize("thousandths", range(0, 1001, 29))
+@pytest.mark.parametrize("n", [100, 1000, 1003])
+def test_a_traced_ratio_is_read_as_the_decimal_it_was_written_as(n: int, thousandths: int) -> None:
+    ratio = thousandths / 1000
+    g = jnp.arange(1.0, n + 1)
+    kept = int(jnp.count_nonzero(_mask_traced(g, jnp.float32(ratio))))
+    assert n - kept == int(Fraction(str(ratio)) * n)
+
+
+def test_each_stacked_tensor_has_its_own_threshold() -> None:
+    scales = np.array([1e-6, 1.0, 1e6], np.float32)[:, None, None]
+    g = sample((3, 20, 30), "float32") * scales
+    apart = np.stack([reference(layer, 0.29) for layer in g])
+    for stacked in (1, {"w": 1}, lambda path: 1 if path[-1].key == "w" else 0):
+        out = masked({"w": jnp.asarray(g)}, 0.29, stacked=stacked)["w"]
+        np.testing.assert_array_equal(bits_of(out), bits_of(apart))
+    together = masked({"w": jnp.asarray(g)}, 0.29)["w"]
+    assert not np.array_equal(bits_of(together), bits_of(apart))
+
+
+def test_the_state_tells_threshold_and_fraction() -> None:
+    g = {"a": jnp.arange(10.0), "b": -jnp.arange(20.0).reshape(2, 10)}
+    transformation = optax.chain(gmt_mask(0.25), optax.sgd(1.0))
+    state = transformation.init(g)
+    _, state = transformation.update(g, state)
+    assert int(optax.tree.get(state, "count")) == 1
+    assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(7 / 30)
+    assert jax.tree.map(float, optax.tree.get(state, "threshold")) == {"a": 2.0, "b": 5.0}
+
+
+def test_a_schedule_is_called_with_the_updates_done() -> None:
+    transformation = gmt_mask(lambda count: 0.1 * count)
+    g = jnp.arange(1.0, 11.0)
+    state = transformation.init(g)
+    for done in range(4):
+        out, state = transformation.update(g, state)
+        assert int(jnp.sum(out == 0)) == done
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), float("inf"), True])
+def test_a_ratio_out_of_range_is_told(ratio: float) -> None:
+    with pytest.raises(ValueError, match="mask_ratio is the fraction of gradient entries to mask"):
+        gmt_mask(ratio)
+
+
+def test_an_integer_leaf_is_told_by_its_path() -> None:
+    tree = {"layer": {"w": jnp.ones(3), "ids": jnp.arange(3)}}
+    with pytest.raises(TypeError, match=r"layer/ids is int32"):
+        gmt_mask(0.2).update(tree, gmt_mask(0.2).init({"layer": {"w": jnp.ones(3)}}))
+
+
+def test_too_many_stacked_axes_are_told_by_path() -> None:
+    with pytest.raises(ValueError, match=r"2 leading axes for w, which has shape \(3,\)"):
+        gmt_mask(0.2, stacked=2).init({"w": jnp.ones(3)})
+
+
+def test_none_and_masked_nodes_pass() -> None:
+    tree = {"a": jnp.arange(4.0), "b": None, "c": optax.MaskedNode()}
+    out = masked(tree, 0.5)
+    assert out["b"] is None
+    assert out["c"] == optax.MaskedNode()
+    np.testing.assert_array_equal(out["a"], [0, 0, 2, 3])
+
+
+def test_the_documented_example_runs() -> None:
+    result = doctest.testmod(gmt_jax.mask)
+    assert result.attempted >= 5
+    assert not result.failed
+
+
+def test_the_import_brings_jax_and_optax_alone() -> None:
+    script = (
+        "import sys, jax, optax; before = set(sys.modules); import gmt_jax; "
+        "print([m for m in set(sys.modules) - before if not m.startswith('gmt_jax')], "
+        "'flax' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split("]")[1].split() == ["False", "False"], done.stderr
+    allowed = {"fractions", "numbers", "decimal", "_decimal", "_pydecimal"}
+    brought = set(done.stdout.split("]")[0].strip("[").replace("'", "").split(", ")) - {""}
+    assert brought <= allowed
+
+
+def test_the_reference_can_tell_a_difference() -> None:
+    g = sample((100,), "float32")
+    assert not np.array_equal(bits_of(reference(g, 0.2)), bits_of(reference(g, 0.21)))
+    assert ml_dtypes.finfo("bfloat16").bits == 16
