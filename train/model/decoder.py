@@ -1,0 +1,131 @@
+"""The decoder as a Flax NNX module: embeddings, L stacked and scanned layers, head."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from train.model.attention import Attention, KeyValue, Placement, placement_mask
+from train.model.config import ModelConfig
+from train.model.layers import Linear, RMSNorm
+from train.model.rope import rotations
+from train.sharding import constrain
+
+# What the forward pass keeps of a layer for the backward pass: all, the products with weights,
+# or only what went in.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+# A window that no distance reaches, for layers that see everything.
+UNLIMITED = 2**31 - 1
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, for generation."""
+
+    layers: KeyValue  # each [L, B, S, K, head_dim]
+    length: jax.Array  # int32 scalar: slots that are filled, the same in every row
+
+
+class MLP(nnx.Module):
+    """The gated feed-forward network (SwiGLU, Shazeer 2020) of L stacked layers."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        layers, D, F = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+        self.gate = Linear((layers, F, D), rngs, bias=config.mlp_bias)
+        self.up = Linear((layers, F, D), rngs, bias=config.mlp_bias)
+        self.down = Linear((layers, D, F), rngs, bias=config.mlp_bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = jax.nn.silu(self.gate(x)) * self.up(x)  # [B, T, F]
+        return self.down(constrain(inner, "batch", None, "ffn"))
+
+
+class Layer(nnx.Module):
+    """L stacked layers, or one of them where it was sliced out of the stack."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        shape = (config.num_hidden_layers, config.hidden_size)
+        self.attention_norm = RMSNorm(shape, config.rms_norm_eps)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(shape, config.rms_norm_eps)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(
+        self, x: jax.Array, window: jax.Array, place: Placement, cache: KeyValue | None
+    ) -> tuple[jax.Array, KeyValue | None]:
+        mixed, cache = self.attention(self.attention_norm(x), window, place, cache)
+        x = x + mixed
+        x = x + self.mlp(self.mlp_norm(x))
+        return constrain(x, "batch", None, None), cache
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer of the Llama type.
+
+    Every parameter under `layers` has a leading axis of L layers, which are scanned over, so the
+    compiled program does not grow with depth.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        shape = (config.vocab_size, config.hidden_size)
+        init = jax.nn.initializers.normal(0.02)
+        self.embed = nnx.Param(init(rngs.params(), shape))
+        self.layers = Layer(config, rngs)
+        self.norm = RMSNorm(shape[1:], config.rms_norm_eps)
+        tied = config.tie_word_embeddings
+        self.head = None if tied else nnx.Param(init(rngs.params(), shape))
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        cache: Cache | None = None,
+        start: jax.Array | None = None,
+        *,
+        dtype: Any,
+        remat: str = "none",
+    ) -> tuple[jax.Array, Any]:
+        """Hidden states [B, T, D] of tokens [B, T], and the cache (if any) with them added.
+
+        Args:
+          start: the slot [B] at which each row's text begins; what is before it is padding.
+        """
+        x = jnp.take(self.embed[...], tokens, axis=0).astype(dtype)
+        x = constrain(x, "batch", None, None)
+        place = self._place(tokens, cache, start)
+        graphdef, stacked = nnx.split(self.layers)
+        windows = jnp.array([window or UNLIMITED for window in self.config.windows], jnp.int32)
+
+        def one(x: jax.Array, layer: Any) -> tuple[jax.Array, KeyValue | None]:
+            state, window, kv = layer
+            return nnx.merge(graphdef, state)(x, window, place, kv)
+
+        one = jax.checkpoint(one, policy=REMAT[remat], prevent_cse=False)
+        kv: Any = None if cache is None else cache.layers
+        x, kv = jax.lax.scan(one, x, (stacked, windows, kv))
+        x = self.norm(x)
+        return x, None if cache is None else Cache(kv, cache.length + tokens.shape[1])
+
+    def logits(self, hidden: jax.Array, dtype: Any) -> jax.Array:
+        """float32 [..., V] of hidden [..., D]; products of `dtype`, summed in float32."""
+        weight = self.embed if self.head is None else self.head
+        scores = jnp.einsum(
+            "...d,vd->...v",
+            hidden.astype(dtype),
+            weight[...].astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return constrain(scores, "batch", *[None] * (scores.ndim - 2), "vocab")
+
+    def _place(self, tokens: jax.Array, cache: Cache | None, start: jax.Array | None) -> Placement:
+        B, T = tokens.shape
+        start = jnp.zeros(B, jnp.int32) if start is None else start
+        slot = jnp.int32(0) if cache is None else cache.length
+        slots = slot + jnp.arange(T)
+        length = T if cache is None else cache.layers.keys.shape[2]
+        turned = rotations(self.config.rope, self.config.head_dim, slots - start[:, None])
+        return Placement(turned, *placement_mask(slots, start, length), slot)
