@@ -56,9 +56,9 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     _check_rows(config, mesh)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, config.model.chat_template)
     learned, heldout = _load_data(config, tokenizer, model, console)
-    steps = config.steps or math.ceil(len(learned) * config.epochs / config.batch.size)
+    steps = _steps(config, learned)
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.optimizer, steps)
         shapes = abstract_params(model)
@@ -104,6 +104,10 @@ def _initial_state(
     return initial
 
 
+def _steps(config: Config, learned: Examples) -> int:
+    return config.steps or math.ceil(len(learned) * config.epochs / config.batch.size)
+
+
 def _check_rows(config: Config, mesh: Mesh) -> None:
     rows = config.batch.size // config.batch.num_microbatches
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -112,3 +116,79 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
             f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
             f"{ways} devices along data and fsdp; change batch.size or batch.num_microbatches"
         )
+
+
+def _load_data(
+    config: Config, tokenizer: Any, model: ModelConfig, console: Console
+) -> tuple[Examples, Examples | None]:
+    data = config.data
+    learned, heldout, reports = build_datasets(
+        tokenizer=tokenizer, vocab_size=model.vocab_size, seed=config.seed, **data.model_dump()
+    )
+    for report in reports:
+        console.print(str(report), highlight=False, markup=False)
+    return learned, heldout
+
+
+def _parts(
+    config: Config,
+    model: ModelConfig,
+    tokenizer: Any,
+    mesh: Mesh,
+    optimizer: Any,
+    shardings: TrainState,
+    learned: Examples,
+    heldout: Examples | None,
+) -> Parts:
+    """The loop's calls, bound to this run."""
+    section, rows = config.model, config.batch.size // config.batch.num_microbatches
+    dtype, remat = section.compute_dtype, section.remat
+
+    def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return sft_loss(model, params, batch, dtype=dtype, remat=remat)
+
+    def batches(examples: Examples, size: int) -> Batches:
+        return Batches(
+            examples,
+            batch_size=size,
+            max_length=config.data.max_length,
+            pad_id=pad_id(tokenizer),
+            seed=config.seed,
+        )
+
+    training = batches(learned, config.batch.size)
+    pieces = (config.batch.num_microbatches, rows)
+
+    def batch(step: int) -> tuple[Batch, int]:
+        arrays = training.batch(step)
+        cut = {key: value.reshape(*pieces, *value.shape[1:]) for key, value in arrays.items()}
+        return jax.device_put(cut, microbatch_sharding(mesh)), training.num_tokens(step)
+
+    eval_step = jit_eval_step(loss, mesh, shardings.params)
+
+    def evaluate(params: Any) -> float | None:
+        if heldout is None:
+            return None
+        total = weight = 0.0
+        for arrays in batches(heldout, rows).eval_batches():
+            sums = eval_step(params, jax.device_put(arrays, batch_sharding(mesh)))
+            total, weight = total + float(sums[0]), weight + float(sums[1])
+        return total / weight
+
+    prompts = config.evaluation.prompts
+    texts = [chat_prompt(tokenizer, prompt) for prompt in prompts]
+    sampling = Sampling(config.evaluation.max_new_tokens)
+
+    def sample(params: Any) -> list[tuple[str, str]]:
+        if not prompts:
+            return []
+        made = complete(model, params, tokenizer, texts, sampling, dtype)
+        return list(zip(prompts, made, strict=True))
+
+    return Parts(
+        batch=batch,
+        train_step=jit_train_step(loss, optimizer, mesh, shardings),
+        evaluate=evaluate,
+        sample=sample,
+        learning_rate=make_schedule(config.optimizer, _steps(config, learned)),
+    )

@@ -59,13 +59,15 @@ def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
     faults = []
 
     def one(path: Any, shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
-        spec = partition_spec(names)
-        for size, name, split in zip(shape.shape, names, spec, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in split or ())
+        for size, name in zip(shape.shape, names, strict=True):
+            split = RULES.get(name, ()) if name else ()
+            ways = math.prod(mesh.shape[axis] for axis in split)
             if size % ways:
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
-                faults.append(f"{where} has {size} along {name}, not divisible by {ways} ({split})")
-        return NamedSharding(mesh, spec)
+                faults.append(
+                    f"{where} has {size} along {name}, not divisible by {ways} ({', '.join(split)})"
+                )
+        return NamedSharding(mesh, partition_spec(names))
 
     shardings = jax.tree_util.tree_map_with_path(one, shapes, axes)
     if faults:

@@ -1,0 +1,201 @@
+"""Whole runs of a tiny model: learning, meshes, stopping and going on, export."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from train.config import load_config
+from train.errors import UserError
+from train.generate import Sampling
+from train.run import Run, read_records
+from train.sft import sft
+from train.trained import complete_prompts, export_run
+
+Write = Callable[..., Path]
+
+
+def _train(file: Path, *overrides: str, resume: bool = False) -> Run:
+    config = load_config(file, overrides)
+    sft(config, resume=resume, console=Console(quiet=True))
+    return Run(Path(config.run))
+
+
+def _losses(run: Run, key: str = "loss") -> list[float]:
+    return [r[key] for r in read_records(run.metrics_file) if key in r]
+
+
+def _weights(run: Run, tmp_path: Path) -> dict[str, np.ndarray]:
+    out = export_run(run.folder, tmp_path / f"{run.folder.name}-float32", "float32")
+    return load_file(out / "model.safetensors")
+
+
+def _assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name].view(np.uint32), b[name].view(np.uint32), name)
+
+
+def test_it_learns_and_records(write_config: Write) -> None:
+    run = _train(write_config(steps=12, evaluation={"every": 6, "prompts": ["3+9="]}))
+    heldout = _losses(run, "heldout_loss")
+    assert len(heldout) == 3
+    assert heldout[-1] < 0.9 * heldout[0]
+    assert _losses(run, "masked_fraction") == pytest.approx([0.2] * 12, abs=0.01)
+    assert run.config().steps == 12
+    assert [r["step"] for r in read_records(run.samples_file)] == [0, 12]
+
+
+def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
+    run = _train(write_config(steps=2), "optimizer.mask.kind=none")
+    assert _losses(run, "masked_fraction") == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_every_mesh_gives_the_same_losses(
+    write_config: Write, mesh: tuple[int, int, int], compute_dtype: str
+) -> None:
+    data, fsdp, tensor = mesh
+    dtype = f"model.compute_dtype={compute_dtype}"
+    spread = _train(
+        write_config(steps=3),
+        dtype,
+        f"mesh={{data: {data}, fsdp: {fsdp}, tensor: {tensor}}}",
+    )
+    again = write_config(steps=3, run=str(spread.folder) + "-alone")
+    with pytest.MonkeyPatch.context() as patch:
+        one = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: one)
+        alone = _train(again, dtype)
+    tolerance = 2e-4 if compute_dtype == "float32" else 2e-2
+    np.testing.assert_allclose(_losses(spread), _losses(alone), rtol=tolerance)
+    np.testing.assert_allclose(
+        _losses(spread, "heldout_loss"), _losses(alone, "heldout_loss"), rtol=tolerance
+    )
+
+
+def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
+    file = write_config(batch={"size": 16, "num_microbatches": 2})
+    whole = _train(file)
+
+    def stop(step: int) -> Callable[[int], float]:
+        """A schedule of no meaning that raises SIGTERM when the loop asks for a step's rate."""
+
+        def rate(done: int) -> float:
+            if done == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return 0.0
+
+        return rate
+
+    override = f"run={whole.folder}-stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.sft.make_schedule", lambda *_: stop(3))
+        stopped = _train(file, override)
+    assert len(_losses(stopped)) == 3
+    _train(file, override, resume=True)
+    assert _losses(stopped) == _losses(whole)
+    assert _losses(stopped, "heldout_loss") == _losses(whole, "heldout_loss")
+    _assert_same_bits(_weights(stopped, tmp_path), _weights(whole, tmp_path))
+
+
+def test_a_killed_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
+    file = write_config(steps=40, checkpoint={"every": 3, "keep": 2})
+    whole = _train(file)
+    killed = Run(Path(f"{whole.folder}-killed"))
+    command = [sys.executable, "-m", "train", "sft", "--config", str(file), f"run={killed.folder}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    for _ in range(600):
+        if len(list(read_records(killed.metrics_file))) >= 10 or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was to be killed on the way"
+    _train(file, f"run={killed.folder}", resume=True)
+    assert _losses(killed) == _losses(whole)
+    _assert_same_bits(_weights(killed, tmp_path), _weights(whole, tmp_path))
+
+
+def test_a_run_goes_on_on_another_mesh(write_config: Write) -> None:
+    file = write_config(steps=4)
+    first = _train(file, "mesh.fsdp=8")
+    before = _losses(first)
+    for newer in (4,):
+        folder = first.checkpoints / str(newer)
+        assert folder.is_dir()
+        folder.rename(first.folder / "set-aside")
+    _train(file, "mesh={data: 2, fsdp: 2, tensor: 2}", resume=True)
+    np.testing.assert_allclose(_losses(first), before, rtol=2e-4)
+
+
+def test_a_finished_run_is_not_begun_again(write_config: Write) -> None:
+    file = write_config(steps=2)
+    before = _train(file).metrics_file.read_text()
+    run = _train(file, resume=True)
+    assert run.metrics_file.read_text() == before
+
+
+def test_a_run_is_not_written_over(write_config: Write, tmp_path: Path) -> None:
+    file = write_config(steps=2)
+    run = _train(file)
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
+        _train(file)
+    with pytest.raises(UserError, match="started with another optimizer.mask.ratio"):
+        _train(file, "optimizer.mask.ratio=0.5", resume=True)
+    assert sorted(run.folder.rglob("*")) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not a run"):
+        _train(file, f"run={other}")
+
+
+def test_an_export_generates_what_its_run_does(write_config: Write, tmp_path: Path) -> None:
+    run = _train(write_config(steps=4, export_dtype="float32"))
+    sampling = Sampling(max_new_tokens=8)
+    prompts = ["3+9=", "a much longer question: 12+144="]
+    from_run = complete_prompts(str(run.folder), prompts, sampling)
+    assert complete_prompts(str(run.export), prompts, sampling) == from_run
+    # A prompt's completion does not depend on what stands beside it.
+    assert complete_prompts(str(run.folder), prompts[:1], sampling) == from_run[:1]
+    warm = Sampling(max_new_tokens=8, temperature=1.5, top_p=0.9, seed=1)
+    sampled = complete_prompts(str(run.folder), prompts, warm)
+    assert sampled == complete_prompts(str(run.folder), prompts, warm)
+    assert sampled != from_run
+
+
+def test_an_export_loads_in_transformers(write_config: Write) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = _train(write_config(steps=4, export_dtype="float32"))
+    model = AutoModelForCausalLM.from_pretrained(run.export, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run.export)
+    turns = [{"role": "user", "content": "3+9="}]
+    ids = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    out = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)[
+        0, ids.shape[1] :
+    ]
+    theirs = tokenizer.decode(out, skip_special_tokens=True)
+    assert complete_prompts(str(run.export), ["3+9="], Sampling(8)) == [theirs]
+
+
+def test_the_saved_config_is_whole(write_config: Write) -> None:
+    run = _train(write_config(steps=1))
+    saved = yaml.safe_load(run.config_file.read_text())
+    assert saved["optimizer"]["b2"] == 0.999
+    assert load_config(run.config_file) == run.config()

@@ -1,0 +1,102 @@
+"""The update: microbatches, meshes, and where the state lies."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gmt_jax import gmt_mask
+from train.sharding import make_mesh, param_shardings
+from train.step import TrainState, jit_train_step, microbatch_sharding, state_shardings
+
+AXES = {"a": ("embed", "ffn"), "layers": {"b": ("layers", "ffn", "embed")}}
+
+
+def _params() -> Any:
+    a, b = jax.random.split(jax.random.key(0))
+    return {"a": jax.random.normal(a, (8, 16)), "layers": {"b": jax.random.normal(b, (2, 16, 8))}}
+
+
+def _loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """A small network: tokens pick one-hot inputs [B, T, 8], targets are what to hit."""
+    hidden = jnp.tanh(jax.nn.one_hot(batch["tokens"] % 8, 8) @ params["a"])
+    out = sum(hidden @ w for w in params["layers"]["b"])
+    scores = optax.softmax_cross_entropy_with_integer_labels(out, batch["targets"] % 8)
+    return jnp.sum(scores * batch["weights"]), jnp.sum(batch["weights"])
+
+
+def _batch() -> dict[str, np.ndarray]:
+    """Eight rows with very different numbers of target tokens."""
+    rng = np.random.default_rng(0)
+    weights = (np.arange(12) < np.array([1, 12, 3, 7, 2, 12, 1, 5])[:, None]).astype(np.float32)
+    tokens, targets = rng.integers(0, 8, (2, 8, 12)).astype(np.int32)
+    return {"tokens": tokens, "targets": targets, "weights": weights}
+
+
+def _train(
+    num_microbatches: int, mesh: jax.sharding.Mesh, steps: int = 5
+) -> tuple[list[float], TrainState]:
+    optimizer = optax.chain(gmt_mask(0.3), optax.adamw(1e-2))
+    params = _params()
+    shapes = jax.eval_shape(lambda: params)
+    shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    state = jax.device_put(state, shardings)
+    step = jit_train_step(_loss, optimizer, mesh, shardings)
+    cut = {k: v.reshape(num_microbatches, -1, *v.shape[1:]) for k, v in _batch().items()}
+    losses = []
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, metrics = step(state, jax.device_put(cut, microbatch_sharding(mesh)))
+            losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def _one_device() -> jax.sharding.Mesh:
+    return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def test_the_loss_is_the_mean_over_all_target_tokens() -> None:
+    total, weight = _loss(_params(), jax.tree.map(jnp.asarray, _batch()))
+    losses, _ = _train(4, _one_device(), steps=1)
+    assert losses[0] == pytest.approx(float(total / weight), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 4, 8])
+def test_microbatches_do_not_change_the_training(num_microbatches: int) -> None:
+    whole, state = _train(1, _one_device())
+    pieces, other = _train(num_microbatches, _one_device())
+    np.testing.assert_allclose(pieces, whole, rtol=2e-5)
+    assert whole[-1] < whole[0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other.params, state.params
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)])
+def test_every_mesh_gives_the_losses_of_one_device(shape: tuple[int, int, int]) -> None:
+    alone, _ = _train(1, _one_device())
+    spread, state = _train(1, make_mesh(*shape))
+    np.testing.assert_allclose(spread, alone, rtol=2e-5)
+    adam = optax.tree.get(state.opt_state, "mu")
+    for moment, weight in zip(jax.tree.leaves(adam), jax.tree.leaves(state.params), strict=True):
+        assert moment.sharding == weight.sharding
+
+
+def test_the_second_update_compiles_nothing() -> None:
+    mesh = make_mesh(2, 2, 2)
+    optimizer = optax.chain(gmt_mask(0.3), optax.adamw(1e-2))
+    params = _params()
+    shapes = jax.eval_shape(lambda: params)
+    shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
+    state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)), shardings)
+    step = jit_train_step(_loss, optimizer, mesh, shardings)
+    batch = jax.device_put({k: v[None] for k, v in _batch().items()}, microbatch_sharding(mesh))
+    for _ in range(2):
+        state, metrics = step(state, batch)
+    assert step._cache_size() == 1
+    assert int(state.step) == 2
+    assert float(metrics["masked_fraction"]) == pytest.approx(0.3, abs=0.01)
