@@ -1,5 +1,6 @@
 """gmt_mask: Gradient-Mask Tuning as an optax transformation."""
 
+import numbers
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -8,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
+from jax.tree_util import KeyPath
 
 from gmt_jax import threshold
-from gmt_jax.threshold import Count
 
-Path = tuple[Any, ...]  # jax's key path of a leaf
-Stacked = int | Callable[[Path], int] | Any  # or a tree prefix of ints
+Stacked = int | Callable[[KeyPath], int] | Any
+"""Leading axes that index separate tensors: for all leaves, by path, or a tree prefix of ints."""
 
 
 class GmtMaskState(NamedTuple):
-    """State of `gmt_mask`; its shapes, dtypes and shardings do not change between updates."""
+    """State of `gmt_mask`; shapes and dtypes are the same from update to update."""
 
-    count: jax.Array  # int32 scalar: updates done
-    threshold: Any  # per leaf the latest T, in the dtype of |g|, shaped as the leaf's stack
-    masked_fraction: jax.Array  # float32 scalar: entries masked by the latest update, of all
+    count: jax.Array  # type: ignore[assignment]  # int32 scalar: updates done
+    threshold: Any  # a leaf: the latest T, shaped as its stack; float32, of a float64 leaf float64
+    masked_fraction: jax.Array  # float32 scalar: masked by the latest update, of all entries
 
 
 def gmt_mask(
@@ -29,42 +31,46 @@ def gmt_mask(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Zeroes the gradient entries with the smallest magnitude, tensor by tensor.
 
-    ``mask_ratio`` is the fraction that is *masked*, not the fraction that is kept. For a tensor
-    with gradient :math:`g` of :math:`n` entries,
+    For a tensor whose gradient :math:`g` has :math:`n` entries,
 
     .. math::
       m = \lfloor \text{mask\_ratio} \cdot n \rfloor, \qquad
       T = m\text{-th smallest of } |g| \text{ counting from } 0, \qquad
       \tilde g_i = g_i \text{ if } |g_i| \ge T \text{ else } 0.
 
-    Ties with the threshold are kept, so at most :math:`m` entries are masked. A ratio of 0
+    Ties with the threshold are kept, so that at most :math:`m` entries are masked. A ratio of 0
     changes no bit, a ratio of 1 zeroes everything. NaN counts as larger than infinity: below a
-    ratio of 1 it is kept, to be seen by what comes after. :math:`|g|` of a complex entry is its
-    modulus.
+    ratio of 1 it is kept, to be seen by what comes after. Of a complex entry :math:`|g|` is the
+    modulus, as ``jnp.abs`` gives it.
 
-    The search is exact and by counting alone: on a gradient sharded over a mesh it gathers and
-    sorts nothing, and each device exchanges a few integers.
+    The threshold is exact and found by counting: a gradient sharded over a mesh is neither
+    gathered nor sorted, its devices exchange a few integers.
 
-    The optimizer that follows sees the masked gradient. Under AdamW a masked weight still moves a
-    little, by its older momentum and by weight decay; under SGD it stays where it is. Clip before
-    the mask: ``optax.chain(optax.clip_by_global_norm(1.0), gmt_mask(0.2), optax.adamw(1e-5))``.
+    What follows in the chain sees the masked gradient. Under SGD a masked weight stays where it
+    is; under AdamW it still moves a little, by its older momentum and by decoupled weight decay.
+    Clip before the mask, so that the norm is the full gradient's:
+    ``optax.chain(optax.clip_by_global_norm(1.0), gmt_mask(0.2), optax.adamw(1e-5))``.
 
     Args:
-      mask_ratio: in [0, 1]. A number is read as the decimal its author wrote: 0.29 of 100 is 29.
-        Or a schedule, called with the number of updates done; or an array, also a traced one, as
-        ``optax.inject_hyperparams(gmt_mask)(mask_ratio=0.2)`` makes it. Those two are read to the
-        decimals that their dtype holds, at most six, and clipped to [0, 1].
-      stacked: how many leading axes of a leaf index separate tensors, each of which gets its own
-        threshold, as for layers stacked for ``jax.lax.scan``. One number for all leaves, a tree
-        prefix of numbers, or a function of the leaf's key path.
+      mask_ratio: the fraction that is MASKED (not the fraction that is kept), in [0, 1].
+        A number is read as the decimal that it prints as: 0.29 of 100 is 29. A schedule is called
+        with the number of updates done. An array may be traced, as ``optax.inject_hyperparams``
+        makes it; it is clipped to [0, 1] and rounded to the decimal places that its dtype tells
+        apart: 7 for float32, 3 for float16, 2 for bfloat16.
+      stacked: how many leading axes of a leaf index separate tensors, each with a threshold of
+        its own, as in layers stacked for ``jax.lax.scan``. A number for all leaves, a tree prefix
+        of numbers, or a function of a leaf's key path, as ``jax.tree_util.tree_map_with_path``
+        gives it. Under ``optax.inject_hyperparams`` name it in ``static_args``.
 
     Returns:
-      The transformation. Its state is a ``GmtMaskState``, of which each field can be read with
-      ``optax.tree.get(opt_state, "masked_fraction")``.
+      The transformation, for gradients of any float or complex dtype. Its state is a
+      ``GmtMaskState``, whose fields ``optax.tree.get(opt_state, "masked_fraction")`` reads from
+      the state of a chain.
 
     Raises:
-      ValueError: for a number outside [0, 1], or more stacked axes than a leaf has.
-      TypeError: at the update, for a leaf that is not floating-point or complex, with its path.
+      ValueError: if ``mask_ratio`` is outside [0, 1]; at the first sight of the parameters or
+        gradients, if ``stacked`` does not fit them.
+      TypeError: at the first sight of a leaf that is neither float nor complex.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,25 +79,33 @@ def gmt_mask(
       >>> optimizer = optax.chain(gmt_mask(0.4), optax.sgd(1.0))
       >>> params = jnp.zeros(5)
       >>> state = optimizer.init(params)
-      >>> updates, state = optimizer.update(jnp.array([3.0, -1.0, 2.0, -5.0, 4.0]), state, params)
-      >>> updates
-      Array([-3.,  0.,  0.,  5., -4.], dtype=float32)
+      >>> gradient = jnp.array([3.0, -1.0, 2.0, -5.0, 4.0])
+      >>> updates, state = optimizer.update(gradient, state, params)
+      >>> print(updates)
+      [-3. -0. -0.  5. -4.]
+      >>> print(optax.tree.get(state, "threshold"), optax.tree.get(state, "masked_fraction"))
+      3.0 0.4
 
     References:
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
-      <https://arxiv.org/abs/2406.15330>`_, 2024. The ≥ of the selection is the paper's; that the
-      threshold is a tensor's own is a choice of this library.
+      <https://arxiv.org/abs/2406.15330>`_, 2024. That ties are kept is the paper's; that each
+      tensor has its own threshold is this library's choice.
     """
     _check_ratio(mask_ratio)
 
     def init_fn(params: optax.Params) -> GmtMaskState:
-        def one(path: Path, leaf: Any, axes: int) -> jax.Array:
-            return threshold.stack_zeros(
-                leaf, _checked_axes(path, leaf, axes), threshold.real_dtype(leaf.dtype)
-            )
+        flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+        mesh = threshold.mesh_of([leaf for _, leaf in flat])
 
-        thresholds = jax.tree_util.tree_map_with_path(one, params, _stack_tree(stacked, params))
-        return GmtMaskState(jnp.zeros((), jnp.int32), thresholds, jnp.zeros((), jnp.float32))
+        def zeros(path: KeyPath, leaf: Any) -> jax.Array:
+            shape = leaf.shape[: _stacked_axes(stacked, path, leaf)]
+            return threshold.replicate(jnp.zeros(shape, _threshold_dtype(leaf.dtype)), mesh)
+
+        return GmtMaskState(
+            count=jnp.zeros((), jnp.int32),
+            threshold=jax.tree.unflatten(treedef, [zeros(path, leaf) for path, leaf in flat]),
+            masked_fraction=threshold.replicate(jnp.zeros((), jnp.float32), mesh),
+        )
 
     def update_fn(
         updates: optax.Updates,
@@ -100,87 +114,92 @@ def gmt_mask(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GmtMaskState]:
         del params, extra_args
-        ratio = mask_ratio(state.count) if callable(mask_ratio) else mask_ratio
         flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
-        axes = jax.tree.leaves(_stack_tree(stacked, updates))
-        for (path, leaf), number in zip(flat, axes, strict=True):
-            _check_leaf(path, leaf)
-            _checked_axes(path, leaf, number)
-        masked, thresholds, fraction = _mask_leaves([leaf for _, leaf in flat], ratio, axes)
-        return treedef.unflatten(masked), GmtMaskState(
-            optax.safe_increment(state.count), treedef.unflatten(thresholds), fraction
+        axes = tuple(_stacked_axes(stacked, path, leaf) for path, leaf in flat)
+        leaves = [jnp.asarray(leaf) for _, leaf in flat]
+        ratio = mask_ratio(state.count) if callable(mask_ratio) else mask_ratio
+        _check_ratio(ratio)
+        thresholds, fraction = state.threshold, state.masked_fraction
+        if leaves:
+            ranks = _ranks(ratio, threshold.tensor_sizes(leaves, axes))
+            bits, below = threshold.select(leaves, ranks, axes)
+            fraction = below / max(sum(leaf.size for leaf in leaves), 1)
+            found = map(_threshold, bits, leaves, jax.tree.leaves(state.threshold))
+            thresholds = jax.tree.unflatten(treedef, list(found))
+            leaves = list(map(_mask, leaves, bits))
+        return jax.tree.unflatten(treedef, leaves), GmtMaskState(
+            optax.safe_increment(state.count), thresholds, fraction
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _mask_leaves(
-    leaves: list[jax.Array], ratio: Any, axes: list[int]
-) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
-    """Masked leaves, their thresholds, and the masked fraction of all entries."""
-    full = [at for at, leaf in enumerate(leaves) if leaf.size]
-    ranks = [_rank(ratio, threshold.tensor_size(leaves[at].shape, axes[at])) for at in full]
-    found = threshold.select([leaves[at] for at in full], ranks, tuple(axes[at] for at in full))
-    masked = list(leaves)
-    thresholds = [
-        threshold.stack_zeros(leaf, number, threshold.real_dtype(leaf.dtype))
-        for leaf, number in zip(leaves, axes, strict=True)
-    ]
-    below = jnp.zeros((), jnp.float32)
-    for at, selected in zip(full, found, strict=True):
-        leaf = leaves[at]
-        inner = tuple(range(axes[at], leaf.ndim))
-        drop = threshold.magnitude_bits(leaf) < jnp.expand_dims(selected.bits, inner)
-        masked[at] = jnp.where(drop, jnp.zeros((), leaf.dtype), leaf)
-        thresholds[at] = threshold.magnitude(selected.bits, threshold.real_dtype(leaf.dtype))
-        below += jnp.sum(threshold.as_float(selected.below))
-    entries = sum(leaf.size for leaf in leaves)
-    return masked, thresholds, below / max(entries, 1)
+@jax.jit
+def _mask(leaf: jax.Array, bits: jax.Array) -> jax.Array:
+    """The leaf, with zero where |g| has lower bits than its tensor's threshold."""
+    wide = jnp.expand_dims(bits, tuple(range(bits.ndim, leaf.ndim)))
+    masked = threshold.magnitude_bits(leaf) < wide
+    if jnp.iscomplexobj(leaf):
+        return jnp.where(masked, jnp.zeros((), leaf.dtype), leaf)
+    # On the bits, because a backend may choose between bfloat16s by way of float32, which changes
+    # the payload of a NaN.
+    word = lax.bitcast_convert_type(leaf, f"uint{jnp.finfo(leaf.dtype).bits}")
+    return lax.bitcast_convert_type(jnp.where(masked, jnp.zeros((), word.dtype), word), leaf.dtype)
+
+
+def _threshold(bits: jax.Array, leaf: jax.Array, previous: jax.Array) -> jax.Array:
+    """T as a number, in the dtype that the state has for it."""
+    return threshold.magnitude(bits, leaf.dtype).astype(previous.dtype)
+
+
+def _threshold_dtype(dtype: Any) -> Any:
+    """float64 for float64 and complex128 where 64 bits are enabled, else float32."""
+    return jax.dtypes.canonicalize_dtype(
+        np.float64 if jnp.finfo(dtype).dtype == np.float64 else np.float32
+    )
 
 
 def _check_ratio(ratio: Any) -> None:
-    if callable(ratio) or isinstance(ratio, jax.core.Tracer):
+    """Refuses what is no ratio. An array's value is not looked at: it may be traced."""
+    if callable(ratio):
         return
-    if jnp.ndim(ratio) != 0 or isinstance(ratio, bool) or not 0 <= ratio <= 1:
+    if isinstance(ratio, (jax.Array, np.ndarray)):
+        valid = ratio.ndim == 0
+    else:
+        number = isinstance(ratio, numbers.Real) and type(ratio) is not bool
+        valid = number and 0 <= float(ratio) <= 1
+    if not valid:
         raise ValueError(
-            f"mask_ratio is the fraction of gradient entries to mask, a number in [0, 1]; "
+            "mask_ratio is the fraction of gradient entries to mask, one number in [0, 1]; "
             f"got {ratio!r}"
         )
 
 
-def _rank(ratio: Any, size: int) -> Count:
-    """m = ⌊ratio · size⌋, with the ratio read as a decimal."""
-    if isinstance(ratio, (int, float, np.floating, np.integer)):
-        return threshold.count_of(int(Fraction(str(ratio)) * size))
-    ratio = jnp.asarray(ratio)
-    # A float32 0.29 is not 0.29, but rounds to it at the six decimals that float32 holds.
-    decimals = min(jnp.finfo(ratio.dtype).precision, 6) if ratio.dtype.kind != "i" else 0
-    units = jnp.round(jnp.clip(ratio, 0, 1).astype(jnp.float32) * 10**decimals)
-    return threshold.share_of(units.astype(jnp.int32) * 10 ** (6 - decimals), size)
+def _ranks(ratio: Any, sizes: list[int]) -> threshold.Wide:
+    """m = ⌊ratio · size⌋ of every size, with the ratio read as a decimal."""
+    if isinstance(ratio, (jax.Array, np.ndarray)):
+        return threshold.share(jnp.asarray(ratio), sizes)
+    return threshold.wide([int(Fraction(str(ratio)) * size) for size in sizes])
 
 
-def _stack_tree(stacked: Stacked, tree: Any) -> Any:
-    """The number of stacked axes of every leaf, as a tree like the given one."""
-    if callable(stacked):
-        return jax.tree_util.tree_map_with_path(lambda path, _: stacked(path), tree)
-    return jax.tree.map(lambda axes, part: jax.tree.map(lambda _: axes, part), stacked, tree)
-
-
-def _check_leaf(path: Path, leaf: Any) -> None:
+def _stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
+    """How many leading axes of a leaf index tensors. Refuses a leaf that cannot be masked."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/") or "the gradient"
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise TypeError(
-            f"gmt_mask takes floating-point or complex gradients, but {_name(path)} is "
-            f"{leaf.dtype}; leave it out with optax.masked or optax.partition"
+            f"gmt_mask needs float or complex gradients, but {name} is {leaf.dtype}; "
+            "leave it out with optax.masked or optax.partition"
         )
-
-
-def _checked_axes(path: Path, leaf: Any, axes: int) -> int:
-    if not 0 <= axes <= len(leaf.shape):
+    if callable(stacked):
+        axes = stacked(path)
+    else:
+        # By path, and not by mapping over both trees, because parts of the gradient may be
+        # missing: optax.masked and optax.partition put other nodes in their place.
+        prefix = dict(jax.tree_util.tree_leaves_with_path(stacked))
+        axes = next((prefix[path[:n]] for n in range(len(path) + 1) if path[:n] in prefix), None)
+    if not isinstance(axes, (int, np.integer)) or not 0 <= axes <= len(leaf.shape):
         raise ValueError(
-            f"stacked says {axes} leading axes for {_name(path)}, which has shape {leaf.shape}"
+            f"stacked is the number of leading axes that index tensors, but gives {axes!r} for "
+            f"{name}, which has shape {tuple(leaf.shape)}"
         )
-    return axes
-
-
-def _name(path: Path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "the gradient"
+    return int(axes)

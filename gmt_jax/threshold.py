@@ -1,12 +1,13 @@
 """Exact order statistics of |g|, by counting on the bits of the floats.
 
-The bits of |g|, read as an unsigned integer, are in the order of |g|. The m-th smallest |g| is
-the largest T of which no more than m entries lie below: its bits are found from the top down,
-`BITS` a pass, by counting how many entries lie below each of 2**BITS - 1 candidates. A count is a
-sum, so on a sharded gradient a pass moves a few integers between devices and nothing else.
+The bits of |g|, read as an unsigned integer, are in the order of |g|. The m-th smallest |g|,
+counted from 0, is the largest T with no more than m entries below it; it is found by counting the
+entries below a few candidates at a time, until the bracket around T holds one integer. A count is
+a sum: of a gradient sharded over a mesh, a pass moves a few integers between the devices and
+nothing else.
 
-Counts are pairs (millions, rest): they are right far past 2**32 entries without 64-bit integers,
-and a ratio of six decimals has an exact share of them.
+The tensors of all leaves are searched in one loop. Their brackets lie one after the other in
+arrays of R rows: a row a tensor, and of a stacked leaf as many rows as it holds tensors.
 """
 
 import math
@@ -18,224 +19,260 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Bits of the threshold found in a pass, by 2**BITS - 1 counts.
-BITS = 3
-MILLION = 1_000_000
-
-
-class Count(NamedTuple):
-    """The integer millions * 10**6 + rest, with 0 <= rest < 10**6; both parts int32."""
-
-    millions: jax.Array
-    rest: jax.Array
+# Candidates a pass. Each pass divides the brackets by one more than this: float32 takes 11 passes.
+CANDIDATES = 7
 
 
-def count_of(number: int) -> Count:
-    """A Python integer as a Count."""
-    millions, rest = divmod(number, MILLION)
-    return Count(jnp.int32(millions), jnp.int32(rest))
+class Wide(NamedTuple):
+    """The integers high · 2**32 + low, for 64-bit integers are off in jax by default."""
+
+    high: Any  # uint32
+    low: Any  # uint32, of the same shape
 
 
-def at_most(a: Count, b: Count) -> jax.Array:
+def wide(numbers: Sequence[int]) -> Wide:
+    """Python integers, one after the other."""
+    return Wide(
+        np.array([n >> 32 for n in numbers], np.uint32),
+        np.array([n % 2**32 for n in numbers], np.uint32),
+    )
+
+
+def add(a: Wide, b: Wide) -> Wide:
+    """a + b."""
+    low = a.low + b.low
+    return Wide(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
+
+
+def at_most(a: Wide, b: Wide) -> jax.Array:
     """a <= b."""
-    return (a.millions < b.millions) | ((a.millions == b.millions) & (a.rest <= b.rest))
+    return (a.high < b.high) | ((a.high == b.high) & (a.low <= b.low))
 
 
-def share_of(millionths: jax.Array, number: int) -> Count:
-    """⌊millionths / 10**6 · number⌋, exactly, for 0 <= millionths <= 10**6 and number < 2·10**12.
+def as_float(a: Wide) -> jax.Array:
+    """a, rounded to float32."""
+    return jnp.float32(2**32) * a.high.astype(jnp.float32) + a.low.astype(jnp.float32)
 
-    With number = q·10**6 + r, the share is millionths·q + ⌊millionths·r / 10**6⌋; splitting
-    millionths into thousands keeps every product within 31 bits.
+
+def share(ratio: jax.Array, sizes: Sequence[int]) -> Wide:
+    """⌊ratio · size⌋ of every size, in integers, with the ratio read as a decimal.
+
+    A float32 0.29 is not 0.29, but no other decimal of seven places is as near. So the ratio is
+    clipped to [0, 1] and rounded to as many places as its dtype tells apart there: 7 for float32
+    and wider, 3 for float16, 2 for bfloat16.
     """
-    q, r = divmod(number, MILLION)
-    if q >= 2 * MILLION:
-        raise ValueError(f"a tensor of {number} entries is too large to count")
-    high, low = jnp.divmod(millionths.astype(jnp.int32), 1000)
-    small = (high * r + (low * r) // 1000) // 1000
-    top, bottom = jnp.divmod(high * q, 1000)
-    more, rest = jnp.divmod(low * q, MILLION)
-    carry, rest = jnp.divmod(bottom * 1000 + rest + small, MILLION)
-    return Count(top + more + carry, rest)
+    floating = jnp.issubdtype(ratio.dtype, jnp.floating)
+    mantissa = min(jnp.finfo(ratio.dtype).nmant, 23) if floating else 23
+    scale = 10 ** int(math.log10(2 ** (mantissa + 1)))
+    units = jnp.round(jnp.clip(ratio.astype(jnp.float32), 0, 1) * scale).astype(jnp.uint32)
+    # Long multiplication and division at once, seven bits of the sizes at a time: the remainder
+    # is below 10**7 < 2**24, so that every intermediate fits 32 bits.
+    quotient = Wide(*(jnp.zeros(len(sizes), jnp.uint32) for _ in range(2)))
+    remainder = jnp.zeros(len(sizes), jnp.uint32)
+    for shift in range(56, -1, -7):
+        digits = np.array([n >> shift & 127 for n in sizes], np.uint32)
+        digit, remainder = jnp.divmod(remainder * 128 + units * digits, jnp.uint32(scale))
+        quotient = Wide(quotient.high << 7 | quotient.low >> 25, quotient.low << 7)
+        quotient = add(quotient, Wide(jnp.zeros_like(digit), digit))
+    return quotient
 
 
-def as_float(count: Count) -> jax.Array:
-    """The count, rounded to float32."""
-    return count.millions.astype(jnp.float32) * MILLION + count.rest.astype(jnp.float32)
+def magnitude_dtype(dtype: Any) -> Any:
+    """The dtype whose bits are compared: that of |g|, but float32 for the floats of 8 bits.
+
+    Those disagree on which bits are NaN; float32 holds them all exactly.
+    """
+    real = jnp.finfo(dtype).dtype
+    return real if real.itemsize > 1 else jnp.dtype(jnp.float32)
+
+
+def unsigned_dtype(dtype: Any) -> Any:
+    """The unsigned integer as wide as |g|."""
+    return jnp.dtype(f"uint{8 * magnitude_dtype(dtype).itemsize}")
 
 
 def magnitude_bits(g: jax.Array) -> jax.Array:
-    """The bits of |g| as unsigned integers; they order as |g| does, NaN above infinity."""
+    """The bits of |g| as unsigned integers: they order as |g| does, with NaN above infinity."""
     if jnp.iscomplexobj(g):
         g = jnp.abs(g)
-    bits = lax.bitcast_convert_type(g, _unsigned(g.dtype))
-    # Clearing the sign, unlike abs and a comparison of floats, treats subnormals as any number.
-    return bits & jnp.asarray(2 ** (g.dtype.itemsize * 8 - 1) - 1, bits.dtype)
+    bits = lax.bitcast_convert_type(g.astype(magnitude_dtype(g.dtype)), unsigned_dtype(g.dtype))
+    # Clearing the sign bit treats subnormals as any number; comparisons of floats may flush them.
+    return bits & jnp.array(jnp.iinfo(bits.dtype).max >> 1, bits.dtype)
 
 
-def real_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of |g|."""
-    return jnp.finfo(dtype).dtype
+def magnitude(bits: jax.Array, dtype: Any) -> jax.Array:
+    """The |g| with these bits, of a gradient of this dtype; infinity where all is masked."""
+    value = lax.bitcast_convert_type(bits, magnitude_dtype(dtype))
+    all_ones = jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
+    return jnp.where(bits == all_ones, jnp.array(jnp.inf, value.dtype), value)
 
 
-def _unsigned(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.dtype(f"uint{dtype.itemsize * 8}")
+def mesh_of(leaves: Sequence[Any]) -> Mesh | AbstractMesh | None:
+    """The mesh of more than one device on which the first such leaf lies, as far as it is known.
+
+    Inside jit, and without jax.set_mesh, the mesh of an array of Auto axes may be unknown.
+    """
+    for leaf in leaves:
+        typed = isinstance(leaf, (jax.core.Tracer, np.ndarray))
+        sharding = jax.typeof(leaf).sharding if typed else leaf.sharding
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
 
 
-def _above_infinity(dtype: jnp.dtype) -> int:
-    """Bits above those of every number and infinity, and not above those of any NaN."""
-    infinity = np.asarray(np.inf, dtype)
-    if not np.isinf(infinity):  # A dtype without infinity: NaN comes right after the numbers.
-        infinity = np.asarray(jnp.finfo(dtype).max, dtype)
-    return int(infinity.view(_unsigned(dtype))) + 1
+def replicate(tree: Any, mesh: Mesh | AbstractMesh | None) -> Any:
+    """The arrays whole on every device: else XLA shards the brackets as it does the leaves."""
+    kinds = set(mesh.axis_types) if mesh is not None else set()
+    if not kinds or AxisType.Manual in kinds:
+        return tree
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if AxisType.Explicit in kinds:
+        return jax.sharding.reshard(tree, everywhere)
+    return lax.with_sharding_constraint(tree, everywhere)
 
 
-def magnitude(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The number of which these are the bits; infinity for bits that are above NaN's."""
-    value = lax.bitcast_convert_type(bits, dtype)
-    return jnp.where(bits == jnp.iinfo(bits.dtype).max, jnp.asarray(jnp.inf, dtype), value)
-
-
-def stack_zeros(leaf: jax.Array | jax.ShapeDtypeStruct, stacked: int, dtype: Any) -> jax.Array:
-    """Zeros shaped as a leaf's leading axes and, on an Explicit mesh, sharded as they are."""
-    sharding = getattr(jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf, "sharding", None)
-    shape = leaf.shape[:stacked]
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
-        return jnp.zeros(shape, dtype)
-    spec = PartitionSpec(*tuple(sharding.spec)[:stacked])
-    return jnp.zeros(shape, dtype, device=NamedSharding(sharding.mesh, spec))
+def tensor_sizes(leaves: Sequence[jax.Array], stacked: Sequence[int]) -> list[int]:
+    """The number of entries of one tensor of each leaf."""
+    return [math.prod(leaf.shape[k:]) for leaf, k in zip(leaves, stacked, strict=True)]
 
 
 class Selected(NamedTuple):
-    """What was found for one leaf; every field has the shape of its stack."""
+    """What `select` found."""
 
-    bits: jax.Array  # unsigned: bits of the m-th smallest |g|; all ones where m is all of them
-    below: Count  # entries whose bits are lower
-
-
-def tensor_size(shape: Sequence[int], stacked: int) -> int:
-    """Entries of one of the tensors that are stacked along the leading axes."""
-    return math.prod(shape[stacked:])
+    bits: list[jax.Array]  # a leaf: T as magnitude bits, shaped as its stack; all ones: mask all
+    below: jax.Array  # float32 scalar: entries with |g| < T, over all leaves
 
 
 @partial(jax.jit, static_argnames="stacked")
-def select(
-    leaves: Sequence[jax.Array], ranks: Sequence[Count], stacked: tuple[int, ...]
-) -> list[Selected]:
-    """The m-th smallest |g|, counting from 0, of every leaf at once.
+def select(leaves: Sequence[jax.Array], ranks: Wide, stacked: tuple[int, ...]) -> Selected:
+    """The m-th smallest |g|, counted from 0, of every tensor of every leaf.
+
+    All NaNs are one value, the largest. Where m is the size of a tensor, all of it lies below.
 
     Args:
-      leaves: float or complex arrays, none of them empty, on any mesh.
-      ranks: m of each leaf, at most the size of one of its tensors.
+      leaves: at least one float or complex array, each on any mesh.
+      ranks: m for the tensors of each leaf, [leaves].
       stacked: how many leading axes of each leaf index separate tensors.
     """
-    start = [
-        _Search(leaf, rank, axes) for leaf, rank, axes in zip(leaves, ranks, stacked, strict=True)
-    ]
-    passes = max((search.passes for search in start), default=0)
+    mesh = mesh_of(leaves)
+    rows = [math.prod(leaf.shape[:k]) for leaf, k in zip(leaves, stacked, strict=True)]
+    leaf_of_row = np.repeat(np.arange(len(leaves)), rows)
+    sizes = jax.tree.map(lambda part: part[leaf_of_row], wide(tensor_sizes(leaves, stacked)))
+    ranks = jax.tree.map(lambda part: part[leaf_of_row], ranks)
+    ranks = replicate(ranks, mesh)
+    unsigned = [unsigned_dtype(leaf.dtype) for leaf in leaves]
+    widest = max(unsigned, key=lambda dtype: dtype.itemsize)
 
-    def one_pass(number: jax.Array, found: list[Selected]) -> list[Selected]:
-        return [search.narrow(number, f) for search, f in zip(start, found, strict=True)]
+    def per_leaf(numbers: list[int]) -> np.ndarray:
+        return np.array(numbers, widest)[leaf_of_row]
 
-    found = lax.fori_loop(0, passes, one_pass, [search.begin() for search in start])
-    return [search.finish(f) for search, f in zip(start, found, strict=True)]
+    everything = at_most(sizes, ranks)
+    all_ones = per_leaf([jnp.iinfo(dtype).max for dtype in unsigned])
+    above_nan = per_leaf([_infinity_bits(leaf.dtype) + 2 for leaf in leaves])
+    low = jnp.where(everything, all_ones, jnp.zeros_like(all_ones))
+    high = jnp.where(everything, all_ones, above_nan)
+    below = jnp.where(everything, as_float(sizes), jnp.float32(0))
 
-
-class _Search:
-    """The search in one leaf."""
-
-    def __init__(self, leaf: jax.Array, rank: Count, stacked: int) -> None:
-        self.leaf, self.rank, self.stacked = leaf, rank, stacked
-        self.dtype = real_dtype(leaf.dtype)
-        self.unsigned = _unsigned(self.dtype)
-        self.top = self.dtype.itemsize * 8 - 1 - BITS  # the lowest bit found by the first pass
-        self.passes = -(-self.top // BITS) + 1
-        self.size = tensor_size(leaf.shape, stacked)
-
-    def begin(self) -> Selected:
-        zero = stack_zeros(self.leaf, self.stacked, jnp.int32)
-        return Selected(zero.astype(self.unsigned), Count(zero, zero))
-
-    def narrow(self, number: jax.Array, found: Selected) -> Selected:
-        """One pass: of the candidates above what was found, the highest with at most m below."""
-        # The barrier ties the leaf to the pass. Else XLA computes the bits once, before the loop,
-        # and keeps them: a second copy of the gradient.
-        leaf, low = lax.optimization_barrier((self.leaf, found.bits))
-        shift = jnp.maximum(self.top - BITS * number, 0).astype(self.unsigned)
-        limit = jnp.asarray(_above_infinity(self.dtype), self.unsigned)
-        steps = [jnp.asarray(j, self.unsigned) << shift for j in range(1, 2**BITS)]
-        candidates = [jnp.minimum(low + step, limit) for step in steps]
-        for candidate, below in zip(
-            candidates, _count_below(leaf, candidates, self.stacked), strict=True
-        ):
-            better = at_most(below, self.rank)
-            found = jax.tree.map(
-                lambda new, old, better=better: jnp.where(better, new, old),
-                Selected(candidate, below),
-                found,
-            )
-        return found
-
-    def finish(self, found: Selected) -> Selected:
-        """Where m is the tensor's size, everything lies below."""
-        whole = at_most(count_of(self.size), self.rank)
-        everything = Selected(
-            jnp.asarray(jnp.iinfo(self.unsigned).max, self.unsigned), count_of(self.size)
+    def narrow(bracket: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        # The barrier ties the leaves to the pass. Else XLA computes their bits once, before the
+        # loop, and keeps them: a second copy of the gradient.
+        (low, high, below), tied = lax.optimization_barrier((bracket, list(leaves)))
+        width, j = high - low, jnp.arange(1, CANDIDATES + 1, dtype=widest)[:, None]
+        whole, part = jnp.divmod(width, jnp.array(CANDIDATES + 1, widest))
+        candidates = low + whole * j + part * j // (CANDIDATES + 1)
+        counts = _count_rows(tied, candidates, stacked, mesh)
+        fits = at_most(counts, ranks)
+        bracket = (
+            jnp.max(jnp.where(fits, candidates, low), 0),
+            jnp.min(jnp.where(fits, high, candidates), 0),
+            jnp.max(jnp.where(fits, as_float(counts), below), 0),
         )
-        return jax.tree.map(lambda a, b: jnp.where(whole, a, b), everything, found)
+        return replicate(bracket, mesh)
+
+    low, _, below = lax.while_loop(
+        lambda bracket: jnp.any(bracket[1] - bracket[0] > 1),
+        narrow,
+        replicate((low, high, below), mesh),
+    )
+    bits = [
+        replicate(part, mesh).reshape(leaf.shape[:k]).astype(dtype)
+        for part, leaf, k, dtype in zip(_split(low, rows), leaves, stacked, unsigned, strict=True)
+    ]
+    return Selected(bits, jnp.sum(below))
 
 
-def _count_below(leaf: jax.Array, candidates: list[jax.Array], stacked: int) -> list[Count]:
-    """For each candidate, shaped as the stack, how many entries' bits lie below it."""
-    bits = magnitude_bits(leaf)
-    wide = [jnp.expand_dims(c, tuple(range(stacked, leaf.ndim))) for c in candidates]
-    hits = [(bits < c).astype(jnp.int32) for c in wide]
-    axes = tuple(range(stacked, leaf.ndim))
-    parts = _parts_axis(leaf.shape, stacked)
-    if parts is None:
-        return [Count(*jnp.divmod(total, MILLION)) for total in _sums(hits, axes)]
-    sums = _sums(hits, tuple(axis for axis in axes if axis != parts))
-    return [_add_up(partial_counts) for partial_counts in sums]
+def _split(array: jax.Array, rows: Sequence[int]) -> list[jax.Array]:
+    """[..., R] → [..., rows of the leaf], a leaf."""
+    ends = np.cumsum(rows).tolist()
+    return [array[..., end - count : end] for end, count in zip(ends, rows, strict=True)]
 
 
-def _parts_axis(shape: Sequence[int], stacked: int) -> int | None:
-    """The axis along which a tensor is counted in parts, each below 2**31; None: it needs none."""
-    size = tensor_size(shape, stacked)
-    if size < 2**31:
-        return None
-    fit = [axis for axis in range(stacked, len(shape)) if size // shape[axis] < 2**31]
-    if not fit or min(shape[axis] for axis in fit) > 2**21:
-        raise ValueError(f"a tensor of shape {tuple(shape[stacked:])} is too large to count")
-    return min(fit, key=lambda axis: shape[axis])
+def _infinity_bits(dtype: Any) -> int:
+    return int(np.array(np.inf, magnitude_dtype(dtype)).view(unsigned_dtype(dtype)))
 
 
-def _add_up(parts: jax.Array) -> Count:
-    """The sum of counts [..., P] below 2**31 each, P up to 2**21."""
-    millions, rest = jnp.divmod(parts, MILLION)
-    thousands, ones = jnp.divmod(rest, 1000)
-    carry, ones = jnp.divmod(jnp.sum(ones, -1), 1000)
-    thousands = jnp.sum(thousands, -1) + carry
-    more, thousands = jnp.divmod(thousands, 1000)
-    return Count(jnp.sum(millions, -1) + more, thousands * 1000 + ones)
+def _count_rows(
+    leaves: Sequence[jax.Array],
+    candidates: jax.Array,
+    stacked: tuple[int, ...],
+    mesh: Mesh | AbstractMesh | None,
+) -> Wide:
+    """How many entries lie below each of the candidates, [CANDIDATES, R]."""
+    counts = []
+    rows = [math.prod(leaf.shape[:k]) for leaf, k in zip(leaves, stacked, strict=True)]
+    for leaf, k, part in zip(leaves, stacked, _split(candidates, rows), strict=True):
+        own = replicate(part, mesh).reshape(-1, *leaf.shape[:k]).astype(unsigned_dtype(leaf.dtype))
+        count = replicate(_count_below(magnitude_bits(leaf), own, k), mesh)
+        counts.append(jax.tree.map(lambda c: c.reshape(CANDIDATES, -1), count))
+    return replicate(jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *counts), mesh)
+
+
+def _count_below(bits: jax.Array, candidates: jax.Array, stacked: int) -> Wide:
+    """The entries of each tensor that lie below its candidates, [CANDIDATES, *stack]."""
+    axes, later = _counted_at_once(bits.shape, stacked)
+    below = [
+        (bits < jnp.expand_dims(c, tuple(range(stacked, bits.ndim)))).astype(jnp.uint32)
+        for c in candidates
+    ]
+    counts = jnp.stack(_sums(below, axes))
+    # The axes that are left come after the candidates and the stack.
+    left = tuple(range(1 + stacked, 1 + stacked + len(later)))
+    return _add_up(Wide(jnp.zeros_like(counts), counts), left)
+
+
+def _counted_at_once(shape: Sequence[int], stacked: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a tensor along which a count stays below 2**32, and the other ones."""
+    axes: list[int] = []
+    for axis in reversed(range(stacked, len(shape))):
+        if math.prod(shape[a] for a in [*axes, axis]) < 2**32:
+            axes.append(axis)
+    later = [axis for axis in range(stacked, len(shape)) if axis not in axes]
+    return tuple(sorted(axes)), tuple(later)
+
+
+def _add_up(counts: Wide, axes: tuple[int, ...]) -> Wide:
+    if not axes:
+        return counts
+    zeros = (np.uint32(0), np.uint32(0))
+    return Wide(
+        *lax.reduce(tuple(counts), zeros, lambda a, b: tuple(add(Wide(*a), Wide(*b))), axes)
+    )
 
 
 def _sums(arrays: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
-    """Sums of several arrays along the same axes, in the form the backend is fast at.
+    """Sums of uint32 arrays of one shape, in the form that the backend is fast at.
 
-    XLA's CPU backend vectorises one reduction of many operands, but not many reductions; the
-    others fuse many reductions into one.
+    XLA's CPU backend vectorises one reduction of many operands but not many reductions; the other
+    backends fuse many reductions into one.
     """
-    if not axes:
-        return arrays
 
     def together(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        zeros = (jnp.int32(0),) * len(arrays)
-        return tuple(
-            lax.reduce(arrays, zeros, lambda a, b: tuple(map(lax.add, a, b)), dimensions=axes)
-        )
+        zeros = (np.uint32(0),) * len(arrays)
+        return tuple(lax.reduce(arrays, zeros, lambda a, b: tuple(map(lax.add, a, b)), axes))
 
     def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(jnp.sum(array, axes) for array in arrays)
+        return tuple(jnp.sum(array, axes, dtype=jnp.uint32) for array in arrays)
 
     return list(lax.platform_dependent(*arrays, cpu=together, default=apart))

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -19,12 +18,12 @@ import gmt_jax.mask
 from gmt_jax import gmt_mask
 
 RATIOS = [0.0, 0.2, 0.29, 0.5, 0.999, 1.0]
-DTYPES = ["float32", "bfloat16", "float16", "complex64", "float8_e4m3fn", "float8_e5m2"]
+DTYPES = ["float32", "bfloat16", "float16", "complex64", "float8_e4m3fn"]
 SHAPES = [(), (1,), (7,), (100,), (3, 5), (64, 65), (4, 3, 2, 1), (0,), (2, 0)]
 
 
 def bits_of(array: Any) -> np.ndarray:
-    array = np.asarray(array)
+    array = np.atleast_1d(np.asarray(array))
     if array.dtype.kind == "c":
         array = array.view(array.real.dtype)
     return array.view(f"uint{array.dtype.itemsize * 8}")
@@ -38,12 +37,10 @@ def reference(g: np.ndarray, ratio: float) -> np.ndarray:
     if g.dtype.kind == "c":
         size = np.asarray(jnp.abs(g)).astype(np.float64)
     else:
-        size = np.abs(g.astype(np.float64))
-    size = np.where(np.isnan(size), np.inf, size) + 0.0
-    order = np.stack([size, np.isnan(g)], -1).reshape(-1, 2)  # NaN comes after infinity
-    order = order[np.lexsort((order[:, 1], order[:, 0]))]
-    low, nan = order[m]
-    drop = (size < low) | ((size == low) & ~np.isnan(g) & bool(nan))
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            size = np.abs(g.astype(np.float64))
+    low = np.sort(size, axis=None)[m]  # NumPy sorts NaN after infinity
+    drop = ~np.isnan(size) if np.isnan(low) else size < low
     return np.where(drop, np.zeros((), g.dtype), g)
 
 
@@ -167,7 +164,7 @@ def test_an_integer_leaf_is_told_by_its_path() -> None:
 
 
 def test_too_many_stacked_axes_are_told_by_path() -> None:
-    with pytest.raises(ValueError, match=r"2 leading axes for w, which has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"gives 2 for w, which has shape \(3,\)"):
         gmt_mask(0.2, stacked=2).init({"w": jnp.ones(3)})
 
 
@@ -201,4 +198,3 @@ def test_the_import_brings_jax_and_optax_alone() -> None:
 def test_the_reference_can_tell_a_difference() -> None:
     g = sample((100,), "float32")
     assert not np.array_equal(bits_of(reference(g, 0.2)), bits_of(reference(g, 0.21)))
-    assert ml_dtypes.finfo("bfloat16").bits == 16

@@ -1,6 +1,7 @@
-"""Counts past 32 bits, and how they are added up."""
+"""The search, its counts past 32 bits, and ratios read as decimals."""
 
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,53 +10,104 @@ import pytest
 
 from gmt_jax import threshold
 
-
-def number(count: threshold.Count) -> int:
-    return int(count.millions) * threshold.MILLION + int(count.rest)
+SIZES = [0, 1, 99, 10**6, 2**24 + 1, 2**31, 2**32 + 1, 18_800_000_000, 10**12 + 7, 2**50 + 3]
 
 
-@pytest.mark.parametrize("n", [0, 1, 999_999, 10**6, 2**31, 2**32 + 1, 18_800_000_000, 10**12])
-@pytest.mark.parametrize("millionths", [0, 1, 200_000, 290_000, 333_333, 999_999, 1_000_000])
-def test_a_share_is_exact(n: int, millionths: int) -> None:
-    share = threshold.share_of(jnp.int32(millionths), n)
-    assert number(share) == int(Fraction(millionths, 10**6) * n)
-    assert 0 <= int(share.rest) < threshold.MILLION
+def integers(wide: threshold.Wide) -> list[int]:
+    return [(int(high) << 32) + int(low) for high, low in zip(*map(np.ravel, wide), strict=True)]
+
+
+@pytest.mark.parametrize(
+    "ratio", ["0", "1e-07", "0.1", "0.2", "0.29", "0.333333", "0.7", "0.999", "0.9999999", "1"]
+)
+def test_a_share_is_exact_for_a_float32_of_seven_places(ratio: str) -> None:
+    shares = jax.jit(lambda r: threshold.share(r, SIZES))(jnp.float32(ratio))
+    assert integers(shares) == [int(Fraction(ratio) * size) for size in SIZES]
+
+
+@pytest.mark.parametrize(("dtype", "places"), [("float16", 3), ("bfloat16", 2), ("float32", 4)])
+def test_a_share_is_exact_for_every_decimal_that_the_dtype_tells_apart(
+    dtype: str, places: int
+) -> None:
+    share = jax.jit(jax.vmap(lambda r: threshold.share(r, [10**places, 2**33])))
+    high, low = share(jnp.asarray(np.arange(10**places + 1) / 10**places, dtype))
+    expected = [[k, k * 2**33 // 10**places] for k in range(10**places + 1)]
+    np.testing.assert_array_equal(
+        (np.array(high, np.int64) << 32) + np.array(low, np.int64), expected
+    )
+
+
+@pytest.mark.parametrize("ratio", [-0.5, 1.5, float("inf")])
+def test_an_array_out_of_range_is_clipped(ratio: float) -> None:
+    assert integers(threshold.share(jnp.float32(ratio), [10])) == [10 if ratio > 0 else 0]
+
+
+def test_wide_integers_compare_and_add_as_integers() -> None:
+    numbers = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 3 * 2**32 - 1, 2**50 + 5]
+    pairs = [(a, b) for a in numbers for b in numbers]
+    a, b = (threshold.wide(side) for side in zip(*pairs, strict=True))
+    assert np.asarray(threshold.at_most(a, b)).tolist() == [x <= y for x, y in pairs]
+    assert integers(threshold.add(a, b)) == [x + y for x, y in pairs]
+    np.testing.assert_allclose(threshold.as_float(threshold.wide(numbers)), numbers, rtol=1e-7)
 
 
 def test_partial_counts_add_up_past_32_bits() -> None:
-    parts = np.random.default_rng(0).integers(0, 2**31, 70_000).astype(np.int32)
-    total = threshold._add_up(jnp.asarray(parts))
-    assert number(total) == int(parts.astype(np.int64).sum()) > 2**32
-    many = threshold._add_up(jnp.full(2**21, 999_999, jnp.int32))
-    assert number(many) == 2**21 * 999_999
+    parts = np.random.default_rng(0).integers(0, 2**32, (3, 70_000), np.uint32)
+    total = threshold._add_up(threshold.Wide(jnp.zeros_like(parts), jnp.asarray(parts)), (1,))
+    assert integers(total) == parts.sum(1, dtype=np.int64).tolist()
+    assert min(integers(total)) > 2**32
 
 
-def test_counts_compare_as_integers() -> None:
-    numbers = [0, 999_999, 10**6, 10**6 + 1, 2**32, 2**32 + 10**6]
-    for a in numbers:
-        for b in numbers:
-            both = threshold.count_of(a), threshold.count_of(b)
-            assert bool(threshold.at_most(*both)) == (a <= b)
-
-
-@pytest.mark.parametrize("shape", [(80, 28672, 8192), (2**16, 2**16), (2, 2**31)])
-def test_a_leaf_past_32_bits_is_counted_in_parts(shape: tuple[int, ...]) -> None:
-    """Compiled, not run: no partial count may reach 2**31."""
-    axis = threshold._parts_axis(shape, 0)
-    assert axis is not None
-    assert int(np.prod(shape, dtype=object)) // shape[axis] < 2**31
+@pytest.mark.parametrize(
+    ("shape", "stacked", "at_once", "later"),
+    [
+        ((80, 28672, 8192), 1, (1, 2), ()),
+        ((80, 28672, 8192), 0, (1, 2), (0,)),
+        ((2**16, 2**16), 0, (1,), (0,)),
+        ((2**16 - 1, 2**16), 0, (0, 1), ()),
+        ((2**33,), 0, (), (0,)),
+        ((), 0, (), ()),
+        ((3, 0), 0, (0, 1), ()),
+    ],
+)
+def test_a_count_is_split_where_it_could_pass_32_bits(
+    shape: tuple[int, ...], stacked: int, at_once: Any, later: Any
+) -> None:
+    assert threshold._counted_at_once(shape, stacked) == (at_once, later)
     leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    rank = threshold.count_of(int(np.prod(shape, dtype=object)) // 5)
-    found = jax.eval_shape(lambda g: threshold.select([g], [rank], (0,)), leaf)
-    assert found[0].bits.shape == ()
+    ranks = threshold.wide([2**33])
+    found = jax.eval_shape(lambda g: threshold.select([g], ranks, (stacked,)), leaf)
+    assert found.bits[0].shape == shape[:stacked]
 
 
-def test_a_leaf_counted_in_parts_is_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("later", [(0,), (1,), (0, 1, 2)])
+def test_a_leaf_counted_in_parts_is_counted_right(
+    monkeypatch: pytest.MonkeyPatch, later: tuple[int, ...]
+) -> None:
     g = np.random.default_rng(0).standard_normal((6, 50, 40)).astype(np.float32)
-    monkeypatch.setattr(threshold, "_parts_axis", lambda shape, stacked: 1)
+    axes = tuple(axis for axis in range(3) if axis not in later)
+    monkeypatch.setattr(threshold, "_counted_at_once", lambda shape, stacked: (axes, later))
     # Not the jitted function, whose cache knows nothing of the patch.
-    found = threshold.select.__wrapped__([jnp.asarray(g)], [threshold.count_of(3000)], (0,))
-    assert (
-        float(threshold.magnitude(found[0].bits, jnp.float32)) == np.sort(np.abs(g.ravel()))[3000]
-    )
-    assert number(found[0].below) == 3000
+    found = threshold.select.__wrapped__([jnp.asarray(g)], threshold.wide([3000]), (0,))
+    assert float(threshold.magnitude(found.bits[0], g.dtype)) == np.sort(np.abs(g), None)[3000]
+    assert float(found.below) == 3000
+
+
+@pytest.mark.parametrize(
+    ("dtype", "passes"), [("bfloat16", 5), ("float16", 5), ("float32", 11), ("float8_e5m2", 11)]
+)
+def test_the_passes_are_few_and_their_number_is_known(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, passes: int
+) -> None:
+    done = []
+    count_rows = threshold._count_rows
+
+    def counted(*args: Any) -> threshold.Wide:
+        jax.debug.callback(lambda: done.append(1))
+        return count_rows(*args)
+
+    monkeypatch.setattr(threshold, "_count_rows", counted)
+    g = jnp.asarray(np.random.default_rng(0).standard_normal(1000), dtype)
+    jax.block_until_ready(threshold.select.__wrapped__([g], threshold.wide([500]), (0,)))
+    jax.effects_barrier()
+    assert len(done) == passes

@@ -1,0 +1,122 @@
+"""The mask on eight devices: the same bits, and only small things travel."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gmt_jax import gmt_mask
+
+SPECS = [
+    P(),
+    P("x"),
+    P(None, "x"),
+    P("x", "y"),
+    P("y", None, "x"),
+    P(None, ("x", "y")),
+    P(("x", "y")),
+]
+AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
+MOVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter")
+
+
+def travels(text: str, kinds: tuple[str, ...]) -> list[tuple[str, int]]:
+    """The operations of these kinds in a compiled program, with the entries of what they yield."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf" = (.*?) ({'|'.join(kinds)})(-start)?\(", line)
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = [math.prod(int(d) for d in shape.split(",") if d) for shape in shapes]
+            found.append((match[2], max(sizes)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def gradient() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((8, 48, 64)).astype(np.float32)
+    return np.where(rng.random(values.shape) < 0.3, np.round(values, 1), values)
+
+
+@pytest.mark.parametrize("stacked", [0, 1])
+@pytest.mark.parametrize("axis_type", AXIS_TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_every_sharding_gives_the_bits_of_one_device(
+    gradient: np.ndarray, spec: P, axis_type: AxisType, stacked: int
+) -> None:
+    transformation = gmt_mask(0.29, stacked=stacked)
+    alone, _ = transformation.update(jnp.asarray(gradient), transformation.init(gradient))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    spread = jax.device_put(gradient, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        state = jax.jit(transformation.init)(spread)
+        for _ in range(2):  # The second update takes the state of the first.
+            out, new = jax.jit(transformation.update)(spread, state)
+            same = jax.tree.map(lambda a, b: jax.typeof(a) == jax.typeof(b), new, state)
+            assert all(jax.tree.leaves(same))
+            state = new
+        eager, _ = transformation.update(spread, transformation.init(spread))
+    for array in (out, eager):
+        assert array.sharding.is_equivalent_to(spread.sharding, 3)
+        np.testing.assert_array_equal(np.asarray(array).view("u4"), np.asarray(alone).view("u4"))
+
+
+def test_an_uneven_sharding_gives_the_bits_of_one_device(gradient: np.ndarray) -> None:
+    """Thirteen rows over eight devices: the compiler pads."""
+    rows = jnp.asarray(gradient.reshape(-1, 64)[:13])
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    transformation = gmt_mask(0.29)
+    state = transformation.init(rows)
+
+    @jax.jit
+    def update(g: jax.Array) -> jax.Array:
+        g = jax.lax.with_sharding_constraint(g, NamedSharding(mesh, P("x")))
+        return transformation.update(g, state)[0]
+
+    alone, _ = transformation.update(rows, state)
+    np.testing.assert_array_equal(np.asarray(update(rows)), np.asarray(alone))
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES, ids=lambda kind: kind.name)
+def test_the_compiled_update_sorts_and_gathers_no_gradient(axis_type: AxisType) -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    tree: Any = {
+        "layers": jax.ShapeDtypeStruct(
+            (4, 512, 256), "float32", sharding=NamedSharding(mesh, P(None, "x", "y"))
+        ),
+        "embed": jax.ShapeDtypeStruct(
+            (1024, 256), "bfloat16", sharding=NamedSharding(mesh, P("y", "x"))
+        ),
+    }
+    optimizer = optax.chain(gmt_mask(0.2, stacked={"layers": 1, "embed": 0}), optax.adamw(1e-3))
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(optimizer.init, tree)
+        text = jax.jit(optimizer.update).lower(tree, state, tree).compile().as_text()
+    moved = travels(text, MOVES)
+    assert moved, "counts are to travel"
+    assert max(size for _, size in moved) <= 256
+    assert not travels(text, ("sort", "custom-call"))
+
+
+def test_the_reader_of_programs_sees_a_sort_and_a_gather() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    shape = jax.ShapeDtypeStruct((4096,), "float32", sharding=NamedSharding(mesh, P("x")))
+    text = jax.jit(jnp.sort).lower(shape).compile().as_text()
+    assert travels(text, ("sort",))
+    assert max(size for _, size in travels(text, MOVES)) >= 4096
+
+
+def test_the_search_keeps_no_copy_of_the_gradient() -> None:
+    shape = jax.ShapeDtypeStruct((1024, 1024), "float32")
+    transformation = gmt_mask(0.2)
+    state = jax.eval_shape(transformation.init, shape)
+    compiled = jax.jit(transformation.update).lower(shape, state).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.01 * 4 * 1024 * 1024
