@@ -94,8 +94,10 @@ class Decoder(nnx.Module):
         Args:
           start: the slot [B] at which each row's text begins; what is before it is padding.
         """
-        x = jnp.take(self.embed[...], tokens, axis=0).astype(dtype)
-        x = constrain(x, "batch", None, None)
+        # Looked up in whole rows, so that the result is split by rows of the batch from the start;
+        # and in float32, in which the gradient of a frequent token must be summed.
+        table = constrain(self.embed[...], "vocab", None)
+        x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", None, None)
         place = self._place(tokens, cache, start)
         graphdef, stacked = nnx.split(self.layers)
         windows = jnp.array([window or UNLIMITED for window in self.config.windows], jnp.int32)

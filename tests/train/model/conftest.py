@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from train.model import ModelConfig, init_params, save_params
+from train.model import ModelConfig, abstract_params, save_params
 
 BASE: dict[str, Any] = {
     "vocab_size": 96,
@@ -75,17 +77,15 @@ def family() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def random_params() -> Callable[..., Any]:
-    """Parameters of which none is as it begins: biases and norms matter too."""
+    """Parameters of which none is zero: biases and norms matter too."""
 
-    def make(config: ModelConfig, seed: int = 0) -> Any:
-        params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-        noisy = [
-            leaf + 0.1 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        return jax.tree.unflatten(tree, noisy)
+    def make(config: ModelConfig, scale: float = 1.0) -> Any:
+        draw = np.random.default_rng(0).normal
+
+        def one(shape: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.asarray(scale * draw(0.0, 0.2, shape.shape), jnp.float32)
+
+        return jax.tree.map(one, abstract_params(config))
 
     return make
 

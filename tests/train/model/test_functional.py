@@ -1,0 +1,134 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.model import (
+    ModelConfig,
+    abstract_params,
+    forward,
+    hidden_states,
+    init_params,
+    is_stacked,
+    logical_axes,
+    logits,
+)
+from train.sharding import RULES, batch_sharding, make_mesh, param_shardings
+
+ROWS = np.random.default_rng(0).integers(0, 96, (8, 16), np.int32)
+
+
+@pytest.fixture(scope="module")
+def config(family: Callable[..., dict[str, Any]]) -> ModelConfig:
+    """A config with windows on some layers, biases, and norms of queries and keys."""
+    return ModelConfig.from_hf(family("qwen3-layers"))
+
+
+@pytest.fixture(scope="module")
+def params(config: ModelConfig, random_params: Any) -> Any:
+    return random_params(config)
+
+
+FORWARD = jax.jit(forward, static_argnums=0, static_argnames=("dtype", "remat"))
+
+
+def loss(params: Any, config: ModelConfig, tokens: Any, dtype: str, remat: str) -> jax.Array:
+    scores = forward(config, params, tokens, dtype=dtype, remat=remat)
+    return -jnp.mean(jax.nn.log_softmax(scores)[..., 0])
+
+
+GRAD = jax.jit(jax.grad(loss), static_argnames=("config", "dtype", "remat"))
+
+
+@pytest.fixture(scope="module")
+def compiled(config: ModelConfig) -> dict[str, Any]:
+    """The compiled gradient for each kind of rematerialisation."""
+    shapes = abstract_params(config)
+    return {
+        remat: GRAD.lower(shapes, config, ROWS, "float32", remat).compile()
+        for remat in ("none", "dots", "full")
+    }
+
+
+def test_abstract_params_and_axes_fit_the_real_parameters(hf: dict[str, Any]) -> None:
+    config = ModelConfig.from_hf(hf)
+    shapes, axes = abstract_params(config), logical_axes(config)
+    real = jax.eval_shape(partial(init_params, config), jax.random.key(0))
+    assert jax.tree.structure(real) == jax.tree.structure(shapes)
+
+    def check(path: Any, shape: Any, real: Any, names: tuple[str | None, ...]) -> None:
+        assert (real.shape, real.dtype) == (shape.shape, jnp.float32)
+        assert len(names) == len(shape.shape)
+        assert set(names) <= {*RULES, "layers", None}
+        assert is_stacked(path) == ("layers" in names)
+
+    jax.tree_util.tree_map_with_path(check, shapes, real, axes)
+
+
+def test_initial_weights_are_small_norms_one_and_biases_zero(config: ModelConfig) -> None:
+    params = init_params(config, jax.random.key(0))
+    layers = params["layers"]
+    assert 0.018 < float(jnp.std(layers["mlp"]["up"]["weight"])) < 0.022
+    assert jnp.all(layers["attention"]["q"]["bias"] == 0)
+    assert jnp.all(params["norm"]["weight"] == 1)
+    other = init_params(config, jax.random.key(1))
+    assert not jnp.array_equal(params["embed"], other["embed"])
+
+
+def test_a_token_changes_nothing_before_it(config: ModelConfig, params: Any) -> None:
+    a = FORWARD(config, params, ROWS)
+    b = FORWARD(config, params, np.where(np.arange(16) == 9, (ROWS + 1) % 96, ROWS))
+    np.testing.assert_array_equal(a[:, :9], b[:, :9])
+    assert not np.allclose(a[:, 9:], b[:, 9:])
+
+
+def test_logits_of_pieces_are_the_pieces_of_logits(config: ModelConfig, params: Any) -> None:
+    hidden = jax.jit(hidden_states, static_argnums=0)(config, params, ROWS)
+    whole = FORWARD(config, params, ROWS)
+    assert whole.dtype == jnp.float32
+    for piece in (np.s_[:, 3:5], np.s_[:, -1]):
+        np.testing.assert_allclose(logits(config, params, hidden[piece]), whole[piece], atol=1e-5)
+
+
+def test_rematerialisation_changes_no_gradient(compiled: dict[str, Any], params: Any) -> None:
+    plain, *others = (step(params, ROWS) for step in compiled.values())
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
+
+
+def test_the_more_is_recomputed_the_less_is_kept(compiled: dict[str, Any]) -> None:
+    kept = {k: step.memory_analysis().temp_size_in_bytes for k, step in compiled.items()}
+    assert kept["full"] < kept["dots"] < kept["none"]
+
+
+def test_bfloat16_is_near_and_its_gradient_is_float32(config: ModelConfig, params: Any) -> None:
+    whole, near = (FORWARD(config, params, ROWS, dtype=d) for d in ("float32", "bfloat16"))
+    assert near.dtype == jnp.float32
+    assert 0 < float(jnp.max(jnp.abs(near - whole))) < 0.1 * float(jnp.max(jnp.abs(whole)))
+    grads = jax.eval_shape(
+        partial(GRAD, config=config, dtype="bfloat16", remat="full"), params, tokens=ROWS
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_a_mesh_changes_no_gradient(
+    shape: tuple[int, int, int],
+    config: ModelConfig,
+    params: Any,
+    compiled: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    alone = compiled["none"](params, ROWS)
+    mesh = make_mesh(*shape)
+    shardings = param_shardings(mesh, abstract_params(config), logical_axes(config))
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(ROWS, batch_sharding(mesh))
+        split = GRAD(jax.device_put(params, shardings), config, rows, "float32", "none")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone, split)
+    # The partitioner says so where an activation would be made whole on every device.
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
