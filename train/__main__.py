@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[..., None], text: str, example: str):  # type: ignore[no-untyped-def]
+    def command(name: str, do: Callable[..., None], text: str, example: str):  # type: ignore[no-untyped-def]
         made = commands.add_parser(
             name,
             help=text,
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.set_defaults(run=run)
+        made.set_defaults(do=do)
         return made
 
     made = command(
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 2 after a fault that the user can mend."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        args.do(args)
     except UserError as error:
         print(f"gmt-train: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -69,11 +69,10 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def abstract_state(shapes: TrainState, shardings: TrainState) -> TrainState:
+def abstract(shapes: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with shardings, for a restore."""
-    out: TrainState = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings,
     )
-    return out

@@ -24,7 +24,7 @@ class ModelSection(Section):
     """Where the pre-trained model comes from and how it computes."""
 
     path: str
-    """A folder in Hugging Face format, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct."""
+    """A folder in Hugging Face format, or a hub name: HuggingFaceTB/SmolLM2-135M-Instruct."""
     revision: str | None = None
     """The commit or tag of a hub name."""
     chat_template: str | None = None
@@ -197,7 +197,7 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a subclass of SafeLoader)
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where

@@ -22,7 +22,14 @@ COMPANIONS = (
 )
 
 
-def export(config: ModelConfig, params: Any, base: Path, out: Path, dtype: str) -> None:
+def export(
+    config: ModelConfig,
+    params: Any,
+    base: Path,
+    out: Path,
+    dtype: str,
+    chat_template: str | None = None,
+) -> None:
     """Writes weights, config, tokenizer and chat template to `out`.
 
     The folder is made beside its place and moved there when it is whole. An earlier export is
@@ -31,6 +38,7 @@ def export(config: ModelConfig, params: Any, base: Path, out: Path, dtype: str) 
     Args:
       base: the folder of the model that was tuned; its tokenizer is taken over as it is.
       dtype: of the stored weights, float32 or bfloat16.
+      chat_template: the file of the template that was trained with, where it is not the base's.
     """
     check_place(out)
     partial = out.with_name(out.name + ".partial")
@@ -41,6 +49,8 @@ def export(config: ModelConfig, params: Any, base: Path, out: Path, dtype: str) 
         for name in COMPANIONS:
             if (base / name).is_file():
                 shutil.copyfile(base / name, partial / name)
+        if chat_template is not None:
+            shutil.copyfile(chat_template, partial / "chat_template.jinja")
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)

@@ -129,17 +129,11 @@ def complete(
     config: ModelConfig,
     params: Any,
     tokenizer: Any,
-    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     dtype: str = "float32",
 ) -> list[str]:
-    """The completions of texts, which are already rendered with the chat template if wanted."""
-    stop_ids = sorted({tokenizer.eos_token_id} - {None}) or [-1]
-    # A rendered template brings its own beginning token; plain text gets the tokenizer's.
-    prompts = []
-    for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        begin = tokenizer.build_inputs_with_special_tokens([])[:1]
-        prompts.append(ids if ids[:1] == begin else [*begin, *ids])
-    new = generate(config, params, prompts, sampling, stop_ids, dtype)
+    """The text that follows each prompt, up to the tokenizer's end token."""
+    end = tokenizer.eos_token_id
+    new = generate(config, params, prompts, sampling, [] if end is None else [end], dtype)
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]

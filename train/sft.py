@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from train.checkpoint import Checkpoints, abstract_state
+from train.checkpoint import Checkpoints, abstract
 from train.config import Config
-from train.data import Batches, Examples, build_datasets
+from train.data import Batches, Examples, build_examples
 from train.errors import UserError
 from train.export import export
 from train.generate import Sampling, complete
@@ -39,7 +39,7 @@ from train.step import (
     microbatch_sharding,
     state_shardings,
 )
-from train.tokenizer import chat_prompt, load_tokenizer, pad_id
+from train.tokenizer import load_tokenizer, pad_id, prompt_ids
 
 
 def sft(config: Config, *, resume: bool, console: Console) -> None:
@@ -66,13 +66,15 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
             mesh, optimizer, shapes, param_shardings(mesh, shapes, logical_axes(model))
         )
         initial = _initial_state(model, base, optimizer, shardings)
+        # Weights that cannot be read are told before the run's folder is there.
+        state = None if run.checkpoints.is_dir() else initial()
         run.start(config)
         checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep)
         try:
-            if checkpoints.latest_step is None:
+            if checkpoints.latest_step is not None:
+                state = checkpoints.restore(_abstract_state(optimizer, shapes, shardings))
+            elif state is None:
                 state = initial()
-            else:
-                state = checkpoints.restore(abstract_state(jax.eval_shape(initial), shardings))
             done = int(state.step)
             run.forget_after(done)
             parts = _parts(config, model, tokenizer, mesh, optimizer, shardings, learned, heldout)
@@ -87,8 +89,15 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
             console.print(f"stopped and saved at step {int(state.step)}; go on with --resume")
             return
         if config.export_dtype:
-            export(model, state.params, base, run.export, config.export_dtype)
+            template = config.model.chat_template
+            export(model, state.params, base, run.export, config.export_dtype, template)
     print_report(run, console)
+
+
+def _abstract_state(optimizer: Any, shapes: Any, shardings: TrainState) -> TrainState:
+    opt_state = jax.eval_shape(optimizer.init, shapes)
+    step = jax.ShapeDtypeStruct((), np.int32)
+    return abstract(TrainState(step, shapes, opt_state), shardings)
 
 
 def _initial_state(
@@ -121,13 +130,12 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
 def _load_data(
     config: Config, tokenizer: Any, model: ModelConfig, console: Console
 ) -> tuple[Examples, Examples | None]:
-    data = config.data
-    learned, heldout, reports = build_datasets(
-        tokenizer=tokenizer, vocab_size=model.vocab_size, seed=config.seed, **data.model_dump()
-    )
-    for report in reports:
-        console.print(str(report), highlight=False, markup=False)
-    return learned, heldout
+    """Examples to learn from and held-out ones, with what became of the records printed."""
+    learned, heldout = build_examples(config.data, tokenizer, model.vocab_size, config.seed)
+    for part in (learned, heldout):
+        if part is not None:
+            console.print(str(part[1]), highlight=False, markup=False)
+    return learned[0], None if heldout is None else heldout[0]
 
 
 def _parts(
@@ -170,19 +178,19 @@ def _parts(
         if heldout is None:
             return None
         total = weight = 0.0
-        for arrays in batches(heldout, rows).eval_batches():
+        for arrays in batches(heldout, rows).in_order():
             sums = eval_step(params, jax.device_put(arrays, batch_sharding(mesh)))
             total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / weight
 
     prompts = config.evaluation.prompts
-    texts = [chat_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     sampling = Sampling(config.evaluation.max_new_tokens)
 
     def sample(params: Any) -> list[tuple[str, str]]:
         if not prompts:
             return []
-        made = complete(model, params, tokenizer, texts, sampling, dtype)
+        made = complete(model, params, tokenizer, ids, sampling, dtype)
         return list(zip(prompts, made, strict=True))
 
     return Parts(

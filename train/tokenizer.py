@@ -40,11 +40,24 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def chat_prompt(tokenizer: Any, prompt: str) -> str:
-    """The prompt as a user turn that the assistant is about to answer, where there is a template."""
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Plain text, with the beginning token where the tokenizer itself adds one, never twice."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    begin = tokenizer.bos_token_id
+    if begin is None or tokenizer("").input_ids[:1] != [begin] or ids[:1] == [begin]:
+        return ids
+    return [begin, *ids]
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """The prompt as a user turn that the assistant is about to answer.
+
+    Without a chat template it is plain text. With one, the template alone says how text begins.
+    """
     if not tokenizer.chat_template:
-        return prompt
+        return text_ids(tokenizer, prompt)
     text: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
-    return text
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, abstract
+from train.config import Config
 from train.export import export
 from train.generate import Sampling, complete
 from train.model import (
@@ -19,7 +18,7 @@ from train.model import (
 )
 from train.run import Run
 from train.sharding import make_mesh, param_shardings
-from train.tokenizer import chat_prompt, load_tokenizer
+from train.tokenizer import load_tokenizer, prompt_ids, text_ids
 
 
 def _shardings(model: ModelConfig) -> tuple[Any, Any]:
@@ -28,20 +27,14 @@ def _shardings(model: ModelConfig) -> tuple[Any, Any]:
     return shapes, param_shardings(make_mesh(), shapes, logical_axes(model))
 
 
-def _load_run(run: Run) -> tuple[Path, ModelConfig, Any]:
+def _load_run(run: Run, config: Config) -> tuple[Path, ModelConfig, Any]:
     """The base model's folder, the model's config and the run's newest weights."""
-    config = run.config()
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     shapes, shardings = _shardings(model)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
     checkpoints = Checkpoints(run.checkpoints)
     try:
-        return base, model, checkpoints.restore_params(abstract)
+        return base, model, checkpoints.restore_params(abstract(shapes, shardings))
     finally:
         checkpoints.close()
 
@@ -49,9 +42,10 @@ def _load_run(run: Run) -> tuple[Path, ModelConfig, Any]:
 def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     """Writes a run's newest weights as a Hugging Face folder; returns where."""
     run = Run.open(folder)
-    base, model, params = _load_run(run)
+    config = run.config()
+    base, model, params = _load_run(run, config)
     out = out or run.export
-    export(model, params, base, out, dtype)
+    export(model, params, base, out, dtype, config.model.chat_template)
     return out
 
 
@@ -59,13 +53,16 @@ def complete_prompts(
     source: str, prompts: Sequence[str], sampling: Sampling, *, raw: bool = False
 ) -> list[str]:
     """Completions by a run, an export or any model folder or hub name."""
-    run = Run(Path(source))
+    run, template = Run(Path(source)), None
     if run.config_file.is_file():
-        base, model, params = _load_run(run)
+        config = run.config()
+        base, model, params = _load_run(run, config)
+        template = config.model.chat_template
     else:
         base = resolve_model(source)
         model = load_model_config(base)
         params = load_params(base, model, _shardings(model)[1])
-    tokenizer = load_tokenizer(base)
-    texts = prompts if raw else [chat_prompt(tokenizer, prompt) for prompt in prompts]
-    return complete(model, params, tokenizer, texts, sampling)
+    tokenizer = load_tokenizer(base, template)
+    to_ids = text_ids if raw else prompt_ids
+    ids = [to_ids(tokenizer, prompt) for prompt in prompts]
+    return complete(model, params, tokenizer, ids, sampling)

@@ -55,7 +55,6 @@ def _copy(model: Path, to: Path) -> Path:
         ("model.path=./nowhere", "nowhere"),
         ("mesh.tensor=3", "does not match the 8 devices"),
         ("batch={size: 6, num_microbatches: 1}", "not divisible by the 8 devices"),
-        ("mesh={data: 1, fsdp: 1, tensor: 8}", "not divisible by 8"),
     ],
 )
 def test_bad_settings(
