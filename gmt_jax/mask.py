@@ -14,8 +14,8 @@ from jax.tree_util import KeyPath
 
 from gmt_jax import threshold
 
+# An int for all leaves, a function of a leaf's path, a tree prefix of ints, or None for 0.
 Stacked = int | Callable[[KeyPath], int] | Any
-"""Leading axes that index separate tensors: for all leaves, by path, or a tree prefix of ints."""
 
 
 class GmtMaskState(NamedTuple):
@@ -27,7 +27,7 @@ class GmtMaskState(NamedTuple):
 
 
 def gmt_mask(
-    mask_ratio: float | jax.Array | optax.Schedule, *, stacked: Stacked = 0
+    mask_ratio: float | jax.Array | optax.Schedule, *, stacked: Stacked = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Zeroes the gradient entries with the smallest magnitude, tensor by tensor.
 
@@ -58,9 +58,9 @@ def gmt_mask(
         makes it; it is clipped to [0, 1] and rounded to the decimal places that its dtype tells
         apart: 7 for float32, 3 for float16, 2 for bfloat16.
       stacked: how many leading axes of a leaf index separate tensors, each with a threshold of
-        its own, as in layers stacked for ``jax.lax.scan``. A number for all leaves, a tree prefix
-        of numbers, or a function of a leaf's key path, as ``jax.tree_util.tree_map_with_path``
-        gives it. Under ``optax.inject_hyperparams`` name it in ``static_args``.
+        its own, as in layers stacked for ``jax.lax.scan``. An int for all leaves, a tree prefix
+        of ints, or a function of a leaf's key path, as ``jax.tree_util.tree_map_with_path`` gives
+        it; by default 0. Under ``optax.inject_hyperparams`` name it in ``static_args``.
 
     Returns:
       The transformation, for gradients of any float or complex dtype. Its state is a
@@ -190,7 +190,10 @@ def _stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
             f"gmt_mask needs float or complex gradients, but {name} is {leaf.dtype}; "
             "leave it out with optax.masked or optax.partition"
         )
-    if callable(stacked):
+    axes: Any
+    if stacked is None:
+        axes = 0
+    elif callable(stacked):
         axes = stacked(path)
     else:
         # By path, and not by mapping over both trees, because parts of the gradient may be
@@ -200,6 +203,7 @@ def _stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
     if not isinstance(axes, (int, np.integer)) or not 0 <= axes <= len(leaf.shape):
         raise ValueError(
             f"stacked is the number of leading axes that index tensors, but gives {axes!r} for "
-            f"{name}, which has shape {tuple(leaf.shape)}"
+            f"{name}, which has shape {tuple(leaf.shape)} (under optax.inject_hyperparams, name "
+            "it in static_args)"
         )
     return int(axes)

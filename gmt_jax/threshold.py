@@ -124,11 +124,10 @@ def mesh_of(leaves: Sequence[Any]) -> Mesh | AbstractMesh | None:
 
 def replicate(tree: Any, mesh: Mesh | AbstractMesh | None) -> Any:
     """The arrays whole on every device: else XLA shards the brackets as it does the leaves."""
-    kinds = set(mesh.axis_types) if mesh is not None else set()
-    if not kinds or AxisType.Manual in kinds:
+    if mesh is None or AxisType.Manual in mesh.axis_types:
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
-    if AxisType.Explicit in kinds:
+    if AxisType.Explicit in mesh.axis_types:
         return jax.sharding.reshard(tree, everywhere)
     return lax.with_sharding_constraint(tree, everywhere)
 

@@ -1,6 +1,7 @@
 """gmt_mask against sorting, entry for entry and bit for bit."""
 
 import doctest
+import math
 import subprocess
 import sys
 from fractions import Fraction
@@ -58,22 +59,28 @@ def sample(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
         return values.astype(jnp.dtype(dtype))
 
 
-def masked(g: Any, ratio: float, *, jit: bool = True, **options: Any) -> Any:
+def masked(g: Any, ratio: Any, **options: Any) -> Any:
     transformation = gmt_mask(ratio, **options)
-    state = transformation.init(g)
-    update = jax.jit(transformation.update) if jit else transformation.update
-    return update(g, state)[0]
+    return transformation.update(g, transformation.init(g))[0]
 
 
-@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+@jax.jit
+def _traced(g: Any, ratio: jax.Array) -> Any:
+    return masked(g, ratio)
+
+
+@pytest.mark.parametrize("how", ["a number", "traced"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_it_equals_sorting(ratio: float, dtype: str, jit: bool) -> None:
+def test_it_equals_sorting(dtype: str, how: str) -> None:
     tree = {str(shape): sample(shape, dtype, seed) for seed, shape in enumerate(SHAPES)}
-    out = masked(jax.tree.map(jnp.asarray, tree), ratio, jit=jit)
-    for name, g in tree.items():
-        assert out[name].dtype == g.dtype
-        np.testing.assert_array_equal(bits_of(out[name]), bits_of(reference(g, ratio)), name)
+    arrays = jax.tree.map(jnp.asarray, tree)
+    for ratio in RATIOS:
+        out = masked(arrays, ratio) if how == "a number" else _traced(arrays, jnp.float32(ratio))
+        for name, g in tree.items():
+            assert out[name].dtype == g.dtype
+            np.testing.assert_array_equal(
+                bits_of(out[name]), bits_of(reference(g, ratio)), f"{ratio} of {name}"
+            )
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.999])
@@ -87,38 +94,47 @@ def test_it_equals_sorting_on_millions(ratio: float) -> None:
 def test_it_equals_sorting_in_float64() -> None:
     with jax.enable_x64(True):
         g = np.random.default_rng(0).standard_normal(999) * 1e-310
-        out = masked(jnp.asarray(g), 0.29)
-        assert out.dtype == np.float64
-        np.testing.assert_array_equal(bits_of(out), bits_of(reference(g, 0.29)))
+        tree = {"wide": jnp.asarray(g), "narrow": jnp.asarray(g * 1e308, jnp.float32)}
+        transformation = gmt_mask(0.29)
+        state = transformation.init(tree)
+        for out, new in (
+            transformation.update(tree, state),
+            jax.jit(transformation.update)(tree, state),
+        ):
+            assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+            assert new.threshold["wide"] == np.sort(np.abs(g))[int(0.29 * 999)]
+            for name, array in tree.items():
+                assert out[name].dtype == array.dtype
+                expected = reference(np.asarray(array), 0.29)
+                np.testing.assert_array_equal(bits_of(out[name]), bits_of(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    words=st.lists(st.integers(0, 2**16 - 1), min_size=12, max_size=12),
-    dtype=st.sampled_from(["float16", "bfloat16"]),
+    data=st.data(),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32", "float8_e5m2"]),
+    shape=st.sampled_from([(), (5,), (3, 4)]),
     thousandths=st.integers(0, 1000),
 )
-def test_it_equals_sorting_on_any_bits(words: list[int], dtype: str, thousandths: int) -> None:
-    g = np.array(words, np.uint16).view(jnp.dtype(dtype))
-    ratio = thousandths / 1000
-    np.testing.assert_array_equal(
-        bits_of(_mask_traced(jnp.asarray(g), jnp.float32(ratio))), bits_of(reference(g, ratio))
-    )
+def test_it_equals_sorting_on_any_bits(
+    data: st.DataObject, dtype: str, shape: tuple[int, ...], thousandths: int
+) -> None:
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    words = data.draw(st.binary(min_size=size, max_size=size))
+    g = np.frombuffer(words, jnp.dtype(dtype)).reshape(shape)
+    out = _traced(jnp.asarray(g), jnp.float32(thousandths / 1000))
+    np.testing.assert_array_equal(bits_of(out), bits_of(reference(g, thousandths / 1000)))
 
 
-@jax.jit
-def _mask_traced(g: jax.Array, ratio: jax.Array) -> jax.Array:
-    transformation = gmt_mask(ratio)
-    return transformation.update(g, transformation.init(g))[0]
-
-
-@pytest.mark.parametrize("thousandths", range(0, 1001, 29))
 @pytest.mark.parametrize("n", [100, 1000, 1003])
-def test_a_traced_ratio_is_read_as_the_decimal_it_was_written_as(n: int, thousandths: int) -> None:
-    ratio = thousandths / 1000
+def test_any_kind_of_ratio_is_read_as_the_decimal_it_was_written_as(n: int) -> None:
     g = jnp.arange(1.0, n + 1)
-    kept = int(jnp.count_nonzero(_mask_traced(g, jnp.float32(ratio))))
-    assert n - kept == int(Fraction(str(ratio)) * n)
+    for thousandths in range(0, 1001, 29):
+        ratio = thousandths / 1000
+        expected = int(Fraction(thousandths, 1000) * n)
+        kinds = [ratio, np.float32(ratio), np.float64(ratio)]
+        outs = [_traced(g, jnp.float32(ratio))] + [masked(g, kind) for kind in kinds]
+        assert [n - int(jnp.count_nonzero(out)) for out in outs] == [expected] * 4
 
 
 def test_each_stacked_tensor_has_its_own_threshold() -> None:
@@ -195,6 +211,34 @@ def test_the_import_brings_jax_and_optax_alone() -> None:
     assert brought <= allowed
 
 
-def test_the_reference_can_tell_a_difference() -> None:
+def test_the_reference_tells_nearby_ratios_apart() -> None:
     g = sample((100,), "float32")
     assert not np.array_equal(bits_of(reference(g, 0.2)), bits_of(reference(g, 0.21)))
+
+
+def test_a_complex_entry_counts_by_its_modulus() -> None:
+    g = jnp.array([3 + 4j, 4.5, -4.9j, 1 + 1j], jnp.complex64)
+    np.testing.assert_array_equal(masked(g, 0.75), [3 + 4j, 0, 0, 0])
+
+
+def test_everything_is_masked_below_an_infinite_threshold() -> None:
+    transformation = gmt_mask(1)
+    g = jnp.array([1.0, jnp.nan, jnp.inf], jnp.bfloat16)
+    out, state = transformation.update(g, transformation.init(g))
+    np.testing.assert_array_equal(out, jnp.zeros(3))
+    assert (float(state.threshold), float(state.masked_fraction)) == (np.inf, 1.0)
+
+
+def test_the_state_keeps_its_dtypes_when_gradients_have_other_ones_than_parameters() -> None:
+    transformation = gmt_mask(0.5)
+    state = transformation.init(jnp.zeros(4, jnp.float32))
+    out, new = transformation.update(jnp.arange(4.0, dtype=jnp.bfloat16), state)
+    assert out.dtype == jnp.bfloat16
+    assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+
+
+def test_a_tree_without_leaves_passes() -> None:
+    transformation = gmt_mask(0.5)
+    out, state = transformation.update({"a": None}, transformation.init({"a": None}))
+    assert out == {"a": None}
+    assert int(state.count) == 1
