@@ -17,7 +17,7 @@ Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) ->
 class TrainState(NamedTuple):
     """All that an update changes. What is random is a function of the seed and the step."""
 
-    step: jax.Array  # int32 scalar, updates done
+    step: Any  # int32 scalar, updates done
     params: Any  # float32 master weights
     opt_state: Any
 
