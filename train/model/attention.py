@@ -59,9 +59,7 @@ class Attention(nnx.Module):
             cache = KeyValue(k, v)
             k, v = k.astype(x.dtype), v.astype(x.dtype)
         mask = place.seen & (place.distance < window)
-        # Scores and softmax are float32 in there, and each kv head serves its group unrepeated.
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        mixed = constrain(mixed.reshape(*x.shape[:2], -1), "batch", None, "heads")
+        mixed = constrain(attend(q, k, v, mask), "batch", None, "heads")
         return self.out(mixed), cache
 
     def _heads(self, linear: Linear, norm: RMSNorm | None, x: jax.Array) -> jax.Array:
@@ -69,6 +67,26 @@ class Attention(nnx.Module):
         y = constrain(linear(x), "batch", None, "heads")
         y = y.reshape(*x.shape[:2], -1, self.head_dim)
         return y if norm is None else norm(y)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax attention with float32 scores; each kv head serves its group without a copy.
+
+    Args:
+      q: [B, T, H, head_dim].
+      k, v: [B, S, K, head_dim].
+      mask: [B, T, S], True where a token sees a slot.
+
+    Returns:
+      [B, T, H * head_dim]; of no meaning, but finite, for a token that sees nothing.
+    """
+    B, T, H, head_dim = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, H // K, head_dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, H * head_dim)
 
 
 def placement_mask(slots: jax.Array, start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
