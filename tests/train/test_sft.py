@@ -152,7 +152,7 @@ def test_a_run_is_not_written_over(write_config: Write, tmp_path: Path) -> None:
     before = sorted(run.folder.rglob("*"))
     with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
         _train(file)
-    with pytest.raises(UserError, match="started with another optimizer.mask.ratio"):
+    with pytest.raises(UserError, match=r"started with another optimizer\.mask\.ratio"):
         _train(file, "optimizer.mask.ratio=0.5", resume=True)
     assert sorted(run.folder.rglob("*")) == before
     other = tmp_path / "other"

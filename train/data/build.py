@@ -1,140 +1,130 @@
 """From the config's data section to the examples that are trained on and held out."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from train.config import DataSection
-from train.data.batches import Examples
-from train.data.render import Example, render
-from train.data.sources import load_records
+from train.data.batches import DataReport, Examples, Overlong, prepare
+from train.data.sources import Records, is_hub_name, load_records
 from train.data.stdlib import NAME as STDLIB
 from train.data.stdlib import load_stdlib
 from train.errors import UserError
 
-Rows = list[dict[str, Any]]
+_Side = tuple[Records, list[int]]  # Records, and the numbers of those that are used.
 
 
-@dataclass
-class Report:
-    """What became of a source's records."""
-
-    name: str
-    kept: int = 0
-    dropped: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    learned: int = 0
-
-    def __str__(self) -> str:
-        share = self.learned / max(self.tokens, 1)
-        text = f"{self.name}: {self.kept:,} examples, {self.tokens:,} tokens, {share:.0%} learned"
-        for count, what in ((self.dropped, "dropped"), (self.truncated, "cut")):
-            if count:
-                text += f"; {count:,} over-long {what}"
-        return text
-
-
-def build_examples(
-    data: DataSection, tokenizer: Any, vocab_size: int, seed: int
-) -> tuple[tuple[Examples, Report], tuple[Examples, Report] | None]:
-    """Examples to train on, and held-out ones unless their share is 0, each with its report.
-
-    Raises:
-      UserError: with its place, for a record that cannot be used; for a side left empty.
-    """
-    learned, heldout = _sides(data, seed)
-    train = _examples("train", learned, data, tokenizer, vocab_size, data.limit, seed)
-    if heldout is None:
-        return train, None
-    return train, _examples("held out", heldout, data, tokenizer, vocab_size, data.eval_limit, seed)
-
-
-def _sides(data: DataSection, seed: int) -> tuple[Rows, Rows | None]:
-    """The records to train on, and those held out: named ones, or a share split off."""
-    named = data.eval is not None or data.eval_split is not None
-    learned: Rows
-    if data.train == STDLIB:
-        # The held-out modules are the same for every seed, and never trained on.
-        learned, rest = load_stdlib(data.eval_fraction)
-    else:
-        every = load_records(data.train, data.split, data.revision, data.columns)
-        share = 0.0 if named else data.eval_fraction
-        held = [_unit(f"{seed}/{number}") < share for number in range(len(every))]
-        learned = [every[number] for number, out in enumerate(held) if not out]
-        rest = [every[number] for number, out in enumerate(held) if out]
-    if named:
-        source, split = data.eval or data.train, data.eval_split or data.split
-        if source == STDLIB:
-            return learned, load_stdlib(data.eval_fraction)[1]
-        other = load_records(source, split, data.revision, data.columns)
-        return learned, [other[number] for number in range(len(other))]
-    return learned, rest if data.eval_fraction else None
-
-
-def _unit(text: str) -> float:
-    """A number in [0, 1) from a text, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
-
-
-def _examples(
-    name: str,
-    records: Rows,
-    data: DataSection,
+def build_datasets(
+    *,
     tokenizer: Any,
     vocab_size: int,
-    limit: int | None,
     seed: int,
-) -> tuple[Examples, Report]:
-    report = Report(name)
-    if limit is not None:  # A sample, not the beginning, which may be of one kind.
-        records = sorted(records, key=lambda record: _unit(f"{seed}/{record['where']}"))
-    kept = list(islice(_rendered(records, data, tokenizer, vocab_size, report), limit))
-    if not kept:
-        raise UserError(
-            f"data: nothing is left for {name} ({report.dropped} over-long examples dropped); "
-            "raise data.max_length or data.eval_fraction, or name other data"
-        )
-    report.kept = len(kept)
-    report.tokens = sum(len(example.tokens) for example in kept)
-    report.learned = sum(int(example.learned.sum()) for example in kept)
-    examples = Examples(
-        np.concatenate([example.tokens for example in kept]),
-        np.concatenate([example.learned for example in kept]),
-        np.cumsum([len(example.tokens) for example in kept]),
+    train: str,
+    eval: str | None,
+    split: str,
+    eval_split: str | None,
+    revision: str | None,
+    columns: Mapping[str, str],
+    eval_fraction: float,
+    max_length: int,
+    overlong: Overlong,
+    limit: int | None,
+    eval_limit: int | None,
+) -> tuple[Examples, Examples | None, list[DataReport]]:
+    """Tokenised examples to train on and, unless eval_fraction is 0, held-out ones.
+
+    Held-out data is what `eval` or `eval_split` names. Otherwise it is split off: of the standard
+    library by module, of other data by a seeded hash of the record, so that equal records are on
+    the same side. The other arguments are those of the config's data section.
+
+    Raises:
+      UserError: where data cannot be loaded or used, or a side has none.
+    """
+    learned, held_out = _sides(
+        train, eval, split, eval_split, revision, columns, eval_fraction, seed
     )
-    return examples, report
+    sides = [("training data", learned, limit), ("held-out data", held_out, eval_limit)]
+    made = [
+        prepare(
+            side[0],
+            tokenizer,
+            name=name,
+            max_length=max_length,
+            overlong=overlong,
+            vocab_size=vocab_size,
+            order=side[1] if most is None else _shuffled(side[1], seed),
+            limit=most,
+        )
+        for name, side, most in sides
+        if side is not None
+    ]
+    reports = [report for _, report in made]
+    return made[0][0], made[1][0] if held_out else None, reports
 
 
-def _rendered(
-    records: Rows, data: DataSection, tokenizer: Any, vocab_size: int, report: Report
-) -> Iterator[Example]:
-    """The records' examples that fit, counting the ones that do not."""
-    for record in records:
-        example = render(record, record["where"], tokenizer)
-        if example.tokens.max() >= vocab_size:
-            raise UserError(
-                f"{record['where']}: has the token {example.tokens.max()}, but the model's "
-                f"vocabulary ends at {vocab_size - 1}; the tokenizer is another model's"
-            )
-        length = len(example.tokens)
-        if length > data.max_length:
-            cut = example._replace(
-                tokens=example.tokens[: data.max_length],
-                learned=example.learned[: data.max_length],
-            )
-            if data.overlong == "error":
-                raise UserError(
-                    f"{record['where']}: {length} tokens, over data.max_length={data.max_length}; "
-                    "raise it, or set data.overlong to drop or truncate"
-                )
-            if data.overlong == "drop" or not cut.learned[1:].any():
-                report.dropped += 1
-                continue
-            report.truncated += 1
-            example = cut
-        yield example
+def _sides(
+    train: str,
+    eval: str | None,
+    split: str,
+    eval_split: str | None,
+    revision: str | None,
+    columns: Mapping[str, str],
+    eval_fraction: float,
+    seed: int,
+) -> tuple[_Side, _Side | None]:
+    """Records to train on and held-out ones."""
+    source, named = eval or train, eval_split or split
+    if eval_split is not None and (source == STDLIB or not is_hub_name(source)):
+        raise UserError(f"data.eval_split: {source} has no splits; name held-out data in data.eval")
+    if eval is not None and (source, named) == (train, split):
+        raise UserError(
+            f"data.eval: {source} is trained on; name other data, or leave it out to split some off"
+        )
+    apart = eval is not None or eval_split is not None
+    if not apart and train != STDLIB:
+        return _split_off(load_records(train, split, revision, columns), eval_fraction, seed)
+    stdlib: tuple[Records, Records] = ([], [])
+    if STDLIB in (train, source):
+        stdlib = load_stdlib(eval_fraction if source == STDLIB else 0)
+    # A revision is one repository's.
+    at = revision if source == train else None
+    learned = stdlib[0] if train == STDLIB else load_records(train, split, revision, columns)
+    held_out = stdlib[1] if source == STDLIB else load_records(source, named, at, columns)
+    without = not apart and eval_fraction == 0
+    return _all(learned, "train on"), None if without else _all(held_out, "hold out")
+
+
+def _all(records: Records, use: str) -> _Side:
+    if len(records) == 0:
+        raise UserError(f"data: nothing is left to {use}; change data.eval_fraction")
+    return records, list(range(len(records)))
+
+
+def _split_off(records: Records, fraction: float, seed: int) -> tuple[_Side, _Side | None]:
+    """The share of the records whose hashes are the smallest, and the others."""
+    if fraction == 0:
+        return _all(records, "train on"), None
+    hashes = np.array([_hash(records[at], seed) for at in range(len(records))], np.uint64)
+    count = max(1, round(fraction * len(records)))
+    inside = hashes <= np.sort(hashes)[count - 1]
+    learned, held_out = np.flatnonzero(~inside).tolist(), np.flatnonzero(inside).tolist()
+    if not learned:
+        raise UserError(
+            f"data: nothing is left to train on of {len(records)} records; "
+            "lower data.eval_fraction, or name data.eval"
+        )
+    return (records, learned), (records, held_out)
+
+
+def _hash(record: Mapping[str, Any], seed: int) -> int:
+    content = {key: value for key, value in record.items() if key != "where"}
+    text = json.dumps([seed, content], sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _shuffled(numbers: list[int], seed: int) -> list[int]:
+    bits = np.random.PCG64(np.random.SeedSequence([seed, len(numbers)]))
+    order = np.argsort(bits.random_raw(len(numbers)), kind="stable")
+    return [numbers[at] for at in order]

@@ -53,13 +53,14 @@ def load_records(
         raise UserError(
             f"data.columns: {unknown[0]!r} is no field of a record; fields are {', '.join(FIELDS)}"
         )
-    rows = _hub(source, split, revision) if _is_hub_name(source) else _files(source)
+    rows = _hub(source, split, revision) if is_hub_name(source) else _files(source)
     if len(rows) == 0:
         raise UserError(f"{source}: holds no records; name {_KINDS}")
     return _Renamed(rows, columns) if columns else rows
 
 
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str) -> bool:
+    """Whether a source is to be looked for on the hub rather than among files."""
     if Path(source).exists() or source.lower().endswith(_SUFFIXES + _OTHER_FILES):
         return False
     return re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*){0,2}", source) is not None

@@ -7,6 +7,8 @@ the docstring, so that the loss is on code.
 
 import ast
 import hashlib
+import os
+import re
 import sysconfig
 import textwrap
 import warnings
@@ -21,18 +23,18 @@ NAME = "python-stdlib"
 
 # Tests, vendored packages and programs: little of it is code that a library's reader would write.
 _SKIPPED = frozenset(
-    (
+    [
         "__pycache__",
         "dist-packages",
-        "idle_test",
         "idlelib",
+        "idle_test",
         "lib2to3",
         "pydoc_data",
         "site-packages",
         "test",
         "tests",
         "turtledemo",
-    )
+    ]
 )
 _MAX_BODY_LINES = 40
 _MAX_DOCSTRING_LINES = 12
@@ -78,13 +80,17 @@ def load_stdlib(eval_fraction: float) -> tuple[list[dict[str, Any]], list[dict[s
 
 
 def _sources(root: Path) -> list[Path]:
-    paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    kept = (path for path in paths if _SKIPPED.isdisjoint(path.parts))
-    return [root / path for path in sorted(kept, key=lambda path: path.parts)]
+    paths = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if name not in _SKIPPED]  # Not walked into.
+        paths += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(paths, key=lambda path: path.parts)
 
 
 def _is_held_out(module: str, fraction: float) -> bool:
-    digest = hashlib.sha256(module.lstrip("_").encode()).digest()
+    # Packages move between io, _io and _pyio; they are one another's near copies.
+    name = re.sub("^_(py)?", "", module)
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
