@@ -159,8 +159,7 @@ def select(leaves: Sequence[jax.Array], ranks: Wide, stacked: tuple[int, ...]) -
     rows = [math.prod(leaf.shape[:k]) for leaf, k in zip(leaves, stacked, strict=True)]
     leaf_of_row = np.repeat(np.arange(len(leaves)), rows)
     sizes = jax.tree.map(lambda part: part[leaf_of_row], wide(tensor_sizes(leaves, stacked)))
-    ranks = jax.tree.map(lambda part: part[leaf_of_row], ranks)
-    ranks = replicate(ranks, mesh)
+    ranks = replicate(jax.tree.map(lambda part: part[leaf_of_row], ranks), mesh)
     unsigned = [unsigned_dtype(leaf.dtype) for leaf in leaves]
     widest = max(unsigned, key=lambda dtype: dtype.itemsize)
 
@@ -221,10 +220,11 @@ def _count_rows(
     """How many entries lie below each of the candidates, [CANDIDATES, R]."""
     counts = []
     rows = [math.prod(leaf.shape[:k]) for leaf, k in zip(leaves, stacked, strict=True)]
-    for leaf, k, part in zip(leaves, stacked, _split(candidates, rows), strict=True):
-        own = replicate(part, mesh).reshape(-1, *leaf.shape[:k]).astype(unsigned_dtype(leaf.dtype))
-        count = replicate(_count_below(magnitude_bits(leaf), own, k), mesh)
-        counts.append(jax.tree.map(lambda c: c.reshape(CANDIDATES, -1), count))
+    for leaf, k, n, part in zip(leaves, stacked, rows, _split(candidates, rows), strict=True):
+        own = replicate(part, mesh).reshape(CANDIDATES, *leaf.shape[:k])
+        bits = magnitude_bits(leaf)
+        count = replicate(_count_below(bits, own.astype(bits.dtype), k), mesh)
+        counts.append(jax.tree.map(lambda c, n=n: c.reshape(CANDIDATES, n), count))
     return replicate(jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *counts), mesh)
 
 

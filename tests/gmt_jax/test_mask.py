@@ -148,6 +148,13 @@ def test_each_stacked_tensor_has_its_own_threshold() -> None:
     assert not np.array_equal(bits_of(together), bits_of(apart))
 
 
+def test_a_stack_may_be_empty_and_a_tensor_one_entry() -> None:
+    tree = {"empty": jnp.ones((0, 5)), "no entries": jnp.ones((2, 0)), "w": jnp.ones((2, 3))}
+    out = masked(tree, 0.5, stacked={"empty": 1, "no entries": 1, "w": 2})
+    np.testing.assert_array_equal(out["w"], tree["w"])
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, tree)
+
+
 def test_the_state_tells_threshold_and_fraction() -> None:
     g = {"a": jnp.arange(10.0), "b": -jnp.arange(20.0).reshape(2, 10)}
     transformation = optax.chain(gmt_mask(0.25), optax.sgd(1.0))
