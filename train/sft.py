@@ -39,7 +39,7 @@ from train.step import (
     microbatch_sharding,
     state_shardings,
 )
-from train.tokenizer import load_tokenizer, pad_id, prompt_ids
+from train.tokenizer import load_tokenizer, prompt_ids
 
 
 def sft(config: Config, *, resume: bool, console: Console) -> None:
@@ -164,7 +164,7 @@ def _parts(
             examples,
             batch_size=size,
             max_length=config.data.max_length,
-            pad_id=pad_id(tokenizer),
+            pad_id=0,  # Any id will do: padding comes after the text and is never a target.
             seed=config.seed,
         )
 

@@ -32,14 +32,6 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     return tokenizer
 
 
-def pad_id(tokenizer: Any) -> int:
-    """What fills rows up; any id will do, since padding is never a target."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """Plain text, with the beginning token where the tokenizer itself adds one, never twice."""
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids

@@ -61,8 +61,16 @@ def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
     assert _losses(run, "masked_fraction") == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "compute_dtype"),
+    [
+        ((8, 1, 1), "float32"),
+        ((1, 8, 1), "float32"),
+        ((2, 2, 2), "float32"),
+        ((2, 2, 2), "bfloat16"),
+    ],
+    ids=str,
+)
 def test_every_mesh_gives_the_same_losses(
     write_config: Write, mesh: tuple[int, int, int], compute_dtype: str
 ) -> None:
@@ -111,15 +119,17 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
 
 
 def test_a_killed_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
-    file = write_config(steps=40, checkpoint={"every": 3, "keep": 2})
+    file = write_config(
+        steps=150, evaluation={"every": 150}, checkpoint={"every": 5, "keep": 2}, log_every=5
+    )
     whole = _train(file)
     killed = Run(Path(f"{whole.folder}-killed"))
     command = [sys.executable, "-m", "train", "sft", "--config", str(file), f"run={killed.folder}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    for _ in range(600):
-        if len(list(read_records(killed.metrics_file))) >= 10 or process.poll() is not None:
+    for _ in range(3000):
+        if len(list(read_records(killed.metrics_file))) >= 5 or process.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL, "it was to be killed on the way"
     _train(file, f"run={killed.folder}", resume=True)
@@ -131,10 +141,7 @@ def test_a_run_goes_on_on_another_mesh(write_config: Write) -> None:
     file = write_config(steps=4)
     first = _train(file, "mesh.fsdp=8")
     before = _losses(first)
-    for newer in (4,):
-        folder = first.checkpoints / str(newer)
-        assert folder.is_dir()
-        folder.rename(first.folder / "set-aside")
+    (first.checkpoints / "4").rename(first.folder / "set-aside")
     _train(file, "mesh={data: 2, fsdp: 2, tensor: 2}", resume=True)
     np.testing.assert_allclose(_losses(first), before, rtol=2e-4)
 
