@@ -138,7 +138,7 @@ def _load_data(
         **config.data.model_dump(),
     )
     for report in reports:
-        console.print(str(report), highlight=False, markup=False)
+        console.print(str(report), highlight=False, markup=False, soft_wrap=True)
     return learned, heldout
 
 
