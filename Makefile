@@ -45,5 +45,13 @@ check: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The wheel, alone in an empty environment: it brings jax and optax, and nothing of the program's.
+wheel: $(VENV)/test
+	rm -rf build dist .venv-wheel
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/python -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
+	.venv-wheel/bin/python -P tests/check_wheel.py
+
 clean:
 	rm -rf .venv* build dist *.egg-info

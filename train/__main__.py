@@ -1,6 +1,7 @@
 """The command line: python -m train COMMAND, also installed as gmt-train."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 2 after a fault that the user can mend."""
     args = _parser().parse_args(argv)
+    # transformers serves configs and tokenizers here: that it finds no PyTorch is no news.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         args.do(args)
     except UserError as error:

@@ -73,12 +73,12 @@ def train(
                 record |= window.close(step, cadence.steps)
                 run.log(record)
                 display.show(record)
-            if save:
-                checkpoints.save(state)
             if step % cadence.evaluate_every == 0 or step == cadence.steps:
                 _evaluate(state, parts, run, display, step)
             if step == cadence.steps:
                 _sample(state, parts, run, step)
+            if save:  # Last: where there is a checkpoint, its records are whole.
+                checkpoints.save(state)
             if save or step % cadence.evaluate_every == 0:
                 window = _Window(clock, step)  # Speed is that of training alone.
     return state

@@ -60,6 +60,13 @@ class Run:
                 f"{self.folder} exists and is not a run; choose another folder with run=FOLDER"
             )
 
+    def is_finished(self, config: Config) -> bool:
+        """Whether the last checkpoint and the export that the config asks for are there."""
+        whole = config.export_dtype is None or self.export.is_dir()
+        return (
+            config.steps is not None and whole and (self.checkpoints / str(config.steps)).is_dir()
+        )
+
     def start(self, config: Config) -> None:
         """Makes the folder and saves the resolved config in it."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,9 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     """
     run = Run(Path(config.run))
     run.check(config, resume)
+    if run.is_finished(config):
+        print_report(run, console)
+        return
     mesh = make_mesh(**config.mesh.model_dump())
     _check_rows(config, mesh)
     base = resolve_model(config.model.path, config.model.revision)

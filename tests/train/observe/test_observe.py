@@ -1,0 +1,78 @@
+"""What the user sees: a live line on a terminal, plain lines elsewhere, a table at the end."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from train.observe.progress import Display
+from train.observe.report import report
+from train.run import Run
+
+RECORD = {
+    "step": 3,
+    "loss": 1.5,
+    "tokens_per_s": 1234.5,
+    "masked_fraction": 0.2,
+    "learning_rate": 1e-5,
+    "seconds_left": 3725.0,
+}
+
+
+def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(10, 0, Console()) as display:
+        display.show(RECORD)
+        display.show({"step": 3, "heldout_loss": 1.25})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 3/10  loss 1.5000  tokens/s 1,234  masked 20.00%  lr 1.00e-05  1:02:05 left",
+        "step 3/10  held-out 1.2500",
+    ]
+
+
+def test_a_live_line_on_a_terminal() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=140)
+    with Display(10, 0, console) as display:
+        display.show(RECORD)
+        display.show({"step": 3, "heldout_loss": 1.25})
+    last = screen.getvalue().splitlines()[-1]
+    for shown in ("3/10", "loss 1.5000", "held-out 1.2500", "tokens/s 1,234", "masked 20.00%"):
+        assert shown in last
+
+
+def _report(run: Run) -> str:
+    screen = io.StringIO()
+    Console(file=screen, width=100).print(report(run))
+    return screen.getvalue()
+
+
+def test_the_report_compares_before_and_after(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.log({"step": 0, "heldout_loss": 2.0})
+    for step, speed in ((1, 10.0), (2, 30.0), (3, 20.0)):
+        run.log(RECORD | {"step": step, "tokens_per_s": speed})
+    run.log({"step": 3, "heldout_loss": 1.5})
+    for step, text in ((0, "old words"), (3, "new words")):
+        run.log_sample({"step": step, "prompt": "say", "completion": text})
+    text = _report(run)
+    assert "2.0000 → 1.5000  (-25.0%)" in text
+    assert "20.00% of all entries" in text
+    assert "20 (median)" in text
+    assert text.index("before") < text.index("old words") < text.index("after")
+    assert text.index("after") < text.index("new words")
+
+
+def test_the_report_of_a_run_without_evaluation_has_no_such_line(tmp_path: Path) -> None:
+    assert "held-out" not in _report(Run(tmp_path))
+
+
+def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.log(RECORD)
+    with run.metrics_file.open("a") as out:
+        out.write('{"step": 4, "lo')
+    run.forget_after(3)
+    assert run.metrics_file.read_text().count("\n") == 1
+    run.forget_after(2)
+    assert run.metrics_file.read_text() == ""
