@@ -43,7 +43,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _import_gguf(args: argparse.Namespace) -> None:
-    from train.import_gguf import import_gguf, smollm2_gguf
+    from train.gguf import import_gguf, smollm2_gguf
 
     import_gguf(args.gguf or smollm2_gguf(), args.out, args.dtype)
     print(f"wrote {args.out}")

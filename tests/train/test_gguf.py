@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, pre_tokenizers
 
 from train.errors import UserError
-from train.import_gguf import import_gguf, smollm2_gguf
+from train.gguf import import_gguf, smollm2_gguf
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
