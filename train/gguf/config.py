@@ -54,7 +54,6 @@ KNOWN_KEYS = frozenset(
     }
 )
 
-
 ROPE_FACTORS = "rope_freqs.weight"
 
 

@@ -27,7 +27,6 @@ DTYPES: dict[str, tuple[npt.DTypeLike, str]] = {
     "float16": (np.float16, "F16"),
 }
 
-
 MARKER = "gguf_import.json"
 
 

@@ -36,7 +36,7 @@ def test_a_live_line_on_a_terminal() -> None:
     with Display(10, 0, console) as display:
         display.show(RECORD)
         display.show({"step": 3, "heldout_loss": 1.25})
-    last = screen.getvalue().splitlines()[-1]
+    last = next(line for line in reversed(screen.getvalue().splitlines()) if "held-out" in line)
     for shown in ("3/10", "loss 1.5000", "held-out 1.2500", "tokens/s 1,234", "masked 20.00%"):
         assert shown in last
 

@@ -1,0 +1,73 @@
+"""The loss on target tokens, against a plain computation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.model import ModelConfig, forward, init_params
+from train.objective import sft
+
+CONFIG = ModelConfig.from_hf(
+    {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    }
+)
+
+
+def _batch() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, 64, (2, 3, 32)).astype(np.int32)
+    weights = (rng.random((3, 32)) < 0.4).astype(np.float32)
+    return jax.tree.map(jnp.asarray, {"tokens": tokens, "targets": targets, "weights": weights})
+
+
+def _loss(params: Any) -> tuple[jax.Array, jax.Array]:
+    return sft.sft_loss(CONFIG, params, _batch(), dtype="float32", remat="none")
+
+
+def test_it_is_the_negative_log_probability_of_the_targets() -> None:
+    params, batch = init_params(CONFIG, jax.random.key(0)), _batch()
+    scores = np.asarray(forward(CONFIG, params, batch["tokens"]), np.float64)
+    logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    picked = np.take_along_axis(logprobs, np.asarray(batch["targets"])[..., None], -1)[..., 0]
+    loss, weight = _loss(params)
+    weights = np.asarray(batch["weights"])
+    assert float(loss) == pytest.approx(-(picked * weights).sum(), rel=1e-5)
+    assert float(weight) == weights.sum()
+
+
+def test_pieces_give_the_loss_and_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = init_params(CONFIG, jax.random.key(0))
+    grad = jax.value_and_grad(lambda p: _loss(p)[0])
+    loss, whole = grad(params)
+    monkeypatch.setattr(sft, "CHUNK", 8)
+    pieces_loss, pieces = grad(params)
+    assert float(pieces_loss) == pytest.approx(float(loss), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), pieces, whole)
+
+
+def test_the_logits_of_all_positions_are_never_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
+
+    def program() -> str:
+        return jax.jit(jax.grad(lambda p: _loss(p)[0])).lower(params).as_text()
+
+    assert "3x32x64xf32" in program()
+    monkeypatch.setattr(sft, "CHUNK", 8)
+    assert "3x32x64xf32" not in program()
+    assert "3x8x64xf32" in program()

@@ -1,0 +1,82 @@
+"""The learning rate, what is decayed, and the order clip → mask → AdamW."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.config import MaskSection, OptimizerSection
+from train.optimizer import make_optimizer, make_schedule
+
+
+def _rates(steps: int, **settings: Any) -> np.ndarray:
+    schedule = make_schedule(OptimizerSection(learning_rate=1.0, **settings), steps)
+    return np.array([schedule(step) for step in range(steps)])
+
+
+def test_the_warm_up_rises_to_the_peak_and_spends_no_update_at_zero() -> None:
+    rates = _rates(10, warmup_steps=4)
+    np.testing.assert_allclose(rates[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    assert np.all(np.diff(rates[4:]) < 0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_decay_ends_where_it_is_told_to(schedule: str) -> None:
+    rates = _rates(1000, schedule=schedule, final_fraction=0.1)
+    assert rates[0] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1, abs=2e-3)
+    assert rates[500] == pytest.approx(0.55, abs=1e-3)
+
+
+def test_a_constant_rate_stays() -> None:
+    np.testing.assert_array_equal(_rates(5, schedule="constant"), np.ones(5, np.float32))
+
+
+@pytest.fixture(name="params")
+def _params() -> Any:
+    key = jax.random.key(0)
+    return {
+        "layers": {"w": jax.random.normal(key, (2, 8, 10)), "norm": jnp.ones((2, 8))},
+        "head": jax.random.normal(key, (10, 8)),
+    }
+
+
+def test_weight_decay_is_on_matrices_alone(params: Any) -> None:
+    config = OptimizerSection(weight_decay=0.5, schedule="constant", learning_rate=1.0)
+    optimizer = make_optimizer(config, 10)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    assert not jnp.any(updates["layers"]["norm"])
+    np.testing.assert_allclose(updates["layers"]["w"], -0.5 * params["layers"]["w"], rtol=1e-5)
+    np.testing.assert_allclose(updates["head"], -0.5 * params["head"], rtol=1e-5)
+
+
+def test_each_layer_of_a_stack_has_its_own_threshold(params: Any) -> None:
+    grads = jax.tree.map(jnp.copy, params)
+    grads["layers"]["w"] = grads["layers"]["w"] * jnp.array([1e-3, 1.0])[:, None, None]
+    optimizer = make_optimizer(OptimizerSection(mask=MaskSection(ratio=0.3)), 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    masked = jnp.sum(updates["layers"]["w"] == 0, axis=(1, 2))
+    np.testing.assert_array_equal(masked, [24, 24])
+
+
+def test_the_norm_is_clipped_before_the_mask(params: Any) -> None:
+    """Clipped after it, the norm would be that of the masked gradient, and moments larger."""
+    config = OptimizerSection(clip_norm=1e-3, b1=0.0, mask=MaskSection(ratio=0.5))
+    optimizer = make_optimizer(config, 10)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    seen = optax.tree.get(state, "mu")
+    assert float(optax.tree.norm(seen)) < 1e-3
+    # What was kept is what a clip of the whole gradient leaves of it.
+    kept = jax.tree.map(lambda g, m: jnp.where(m != 0, g, 0.0), params, seen)
+    expected = optax.tree.scale(1e-3 / optax.tree.norm(params), kept)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen, expected)
+
+
+def test_without_a_mask_nothing_is_masked(params: Any) -> None:
+    optimizer = make_optimizer(OptimizerSection(mask=MaskSection(kind="none")), 10)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves(updates))
