@@ -89,7 +89,7 @@ def write_config(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[
             "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.01, "warmup_steps": 2},
             "evaluation": {"every": 3, "max_new_tokens": 4},
             "checkpoint": {"every": 2, "keep": 4},
-            "log_every": 1,
+            "log_every": 1,  # Steps in flight on 8 devices of 2 cores can starve each other.
         }
         for key, value in sections.items():
             if isinstance(value, dict):
