@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 FORMATS = {
     "loss": "{:.4f}",
@@ -26,35 +28,39 @@ class Display:
 
     def __init__(self, steps: int, done: int, console: Console) -> None:
         self._steps = steps
-        self._shown: dict[str, Any] = {}
         self._console = console
-        self._progress = Progress(
+        self._shown: dict[str, Any] = {}
+        columns = (
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[left]}"),
         )
-        self._task = self._progress.add_task("train", total=steps, completed=done, said="")
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("train", total=steps, completed=done, left="")
+        self._live = Live(self._bar, console=console, refresh_per_second=4)
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def show(self, record: dict[str, Any]) -> None:
-        """Shows a record: in the bar on a terminal, as a line elsewhere."""
-        if self._console.is_terminal:
-            self._shown |= record
-            self._progress.update(self._task, completed=record["step"], said=describe(self._shown))
-        else:
-            left = record.get("seconds_left")
-            tail = "" if left is None else f"  {_minutes(left)} left"
-            print(f"step {record['step']}/{self._steps}  {describe(record)}{tail}", flush=True)
+        """Shows a record: under the bar on a terminal, as a line elsewhere."""
+        left = record.get("seconds_left")
+        said = "" if left is None else f"{_minutes(left)} left"
+        if not self._console.is_terminal:
+            line = f"step {record['step']}/{self._steps}  {describe(record)}  {said}"
+            print(line.rstrip(), flush=True)
+            return
+        self._shown |= record
+        self._bar.update(self._task, completed=record["step"])
+        if said:
+            self._bar.update(self._task, left=said)
+        self._live.update(Group(self._bar, Text(describe(self._shown))), refresh=True)
 
 
 def describe(record: dict[str, Any]) -> str:

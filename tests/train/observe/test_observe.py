@@ -30,15 +30,17 @@ def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_live_line_on_a_terminal() -> None:
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_live_display_on_a_terminal(width: int) -> None:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=140)
+    console = Console(file=screen, force_terminal=True, color_system=None, width=width)
     with Display(10, 0, console) as display:
         display.show(RECORD)
         display.show({"step": 3, "heldout_loss": 1.25})
-    last = next(line for line in reversed(screen.getvalue().splitlines()) if "held-out" in line)
-    for shown in ("3/10", "loss 1.5000", "held-out 1.2500", "tokens/s 1,234", "masked 20.00%"):
-        assert shown in last
+    last = screen.getvalue().rpartition("step")[2]
+    shown = ["3/10", "1:02:05 left", "loss 1.5000", "held-out 1.2500", "tokens/s 1,234"]
+    for part in [*shown, "masked 20.00%", "lr 1.00e-05"]:
+        assert part in last
 
 
 def _report(run: Run) -> str:
