@@ -15,15 +15,21 @@ class Checkpoints:
 
     Weights and optimizer state are stored side by side, so that an export or a completion reads
     the weights alone.
+
+    Args:
+      folder: where they lie.
+      keep: how many a run keeps; None only reads, and leaves alone what a live run is writing.
     """
 
-    def __init__(self, folder: Path, keep: int = 1) -> None:
+    def __init__(self, folder: Path, keep: int | None = None) -> None:
+        if keep is None and not folder.is_dir():
+            raise UserError(f"{folder} is not there: the run saved nothing yet")
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=policy,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep is not None,
         )
         self._folder = folder
 

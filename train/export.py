@@ -1,6 +1,7 @@
 """Writes a tuned model as a Hugging Face folder that transformers loads."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +29,45 @@ def export(
     base: Path,
     out: Path,
     dtype: str,
+    *,
     chat_template: str | None = None,
+    replace: bool = False,
 ) -> None:
     """Writes weights, config, tokenizer and chat template to `out`.
 
-    The folder is made beside its place and moved there when it is whole. An earlier export is
-    replaced; a folder that holds anything else is not touched.
+    The folder is made beside its place and moved there when it is whole.
 
     Args:
       base: the folder of the model that was tuned; its tokenizer is taken over as it is.
       dtype: of the stored weights, float32 or bfloat16.
       chat_template: the file of the template that was trained with, where it is not the base's.
+      replace: whether what lies at `out` may be removed, as a run's own earlier export may.
     """
-    check_place(out)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not replace:
+        check_place(out)
+    partial = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        partial.chmod(0o755)
         save_params(params, config, partial, dtype)
         for name in COMPANIONS:
             if (base / name).is_file():
                 shutil.copyfile(base / name, partial / name)
         if chat_template is not None:
             shutil.copyfile(chat_template, partial / "chat_template.jinja")
-        if out.exists():
-            shutil.rmtree(out)
+        if replace:
+            shutil.rmtree(out, ignore_errors=True)
         partial.replace(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{out}: {error.strerror}; nothing was written") from None
+    except BaseException as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{out}: {error.strerror}; nothing was written") from None
+        raise
 
 
 def check_place(out: Path) -> None:
-    """Refuses a place that holds something other than a model's folder."""
-    if not out.exists():
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
-        raise UserError(f"{out} exists and is not a model's folder; choose another with --out")
+    """Refuses a place where something lies: it may be a model that is there only once."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty; choose another folder with --out, or remove it")

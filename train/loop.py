@@ -60,7 +60,8 @@ def train(
         _sample(state, parts, run, 0)
     with _stop_request() as stopping:
         window = _Window(clock, step)
-        while step < cadence.steps and not stopping():
+        last = step >= cadence.steps
+        while not last:
             batch, tokens = parts.batch(step)
             state, metrics = parts.train_step(state, batch)
             step += 1

@@ -94,7 +94,8 @@ class Run:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    # In ASCII a line that a crash cut off still decodes, and no other character ends a line.
+    return json.dumps(record) + "\n"
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:

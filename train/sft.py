@@ -79,7 +79,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
             elif state is None:
                 state = initial()
             done = int(state.step)
-            run.forget_after(done)
+            run.forget_after(done or -1)  # What comes before the first update is done again.
             parts = _parts(config, model, tokenizer, mesh, optimizer, shardings, learned, heldout)
             cadence = Cadence(
                 steps, config.log_every, config.evaluation.every, config.checkpoint.every
@@ -92,8 +92,15 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
             console.print(f"stopped and saved at step {int(state.step)}; go on with --resume")
             return
         if config.export_dtype:
-            template = config.model.chat_template
-            export(model, state.params, base, run.export, config.export_dtype, template)
+            export(
+                model,
+                state.params,
+                base,
+                run.export,
+                config.export_dtype,
+                chat_template=config.model.chat_template,
+                replace=True,
+            )
     print_report(run, console)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.sharding import RULES, replicated
+from train.sharding import RULES, batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) -> (sum, weight)
@@ -100,5 +100,6 @@ def jit_eval_step(
     loss: Loss, mesh: Mesh, params: Any
 ) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
     """The summed loss and weight of one batch [B, T], compiled for the mesh."""
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
-    return jax.jit(loss, in_shardings=(params, rows), out_shardings=replicated(mesh))
+    return jax.jit(
+        loss, in_shardings=(params, batch_sharding(mesh)), out_shardings=replicated(mesh)
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from train.checkpoint import Checkpoints, abstract
 from train.config import Config
-from train.export import export
+from train.export import check_place, export
 from train.generate import Sampling, complete
 from train.model import (
     ModelConfig,
@@ -43,10 +43,12 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     """Writes a run's newest weights as a Hugging Face folder; returns where."""
     run = Run.open(folder)
     config = run.config()
+    if out is not None:
+        check_place(out)
     base, model, params = _load_run(run, config)
-    out = out or run.export
-    export(model, params, base, out, dtype, config.model.chat_template)
-    return out
+    template, place = config.model.chat_template, out or run.export
+    export(model, params, base, place, dtype, chat_template=template, replace=out is None)
+    return place
 
 
 def complete_prompts(

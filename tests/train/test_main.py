@@ -127,15 +127,14 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "is not a run" in _fails(capsys, "export", str(tmp_path))
 
 
-def test_an_export_does_not_write_over_something_else(
-    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_export_does_not_write_over_a_model(
+    write_config: Write, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(steps=1)
     assert main(["sft", "--config", str(config)]) == 0
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("")
+    _copy(tiny_model, tmp_path / "mine")
     said = _fails(capsys, "export", str(tmp_path / "run"), "--out", str(tmp_path / "mine"))
-    assert "is not a model's folder" in said
+    assert "mine is not empty" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "mine", "run"]
 
 

@@ -109,9 +109,10 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
 
     override = f"run={whole.folder}-stopped"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.sft.make_schedule", lambda *_: stop(3))
+        patch.setattr("train.sft.make_schedule", lambda *_: stop(2))
         stopped = _train(file, override)
-    assert len(_losses(stopped)) == 3
+    assert len(_losses(stopped)) == 3  # Asked while update 2 was logged: one more, and saved.
+    assert (stopped.checkpoints / "3").is_dir()
     _train(file, override, resume=True)
     assert _losses(stopped) == _losses(whole)
     assert _losses(stopped, "heldout_loss") == _losses(whole, "heldout_loss")
@@ -142,6 +143,24 @@ def test_a_run_goes_on_on_another_mesh(write_config: Write) -> None:
     (first.checkpoints / "4").rename(first.folder / "set-aside")
     _train(file, "mesh={data: 2, fsdp: 2, tensor: 2}", resume=True)
     np.testing.assert_allclose(_losses(first), before, rtol=2e-4)
+
+
+def test_a_run_that_saved_nothing_begins_again_with_clean_records(write_config: Write) -> None:
+    file = write_config(steps=4, checkpoint={"every": 4})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.loop._numbers", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _train(file)
+    run = _train(file, resume=True)
+    assert [r["step"] for r in read_records(run.metrics_file)] == [0, 1, 2, 3, 3, 4, 4]
+
+
+def test_reading_a_live_run_leaves_its_save_alone(write_config: Write, tmp_path: Path) -> None:
+    run = _train(write_config(steps=2))
+    saving = run.checkpoints / "4.orbax-checkpoint-tmp"
+    saving.mkdir()
+    export_run(run.folder, tmp_path / "out", "float32")
+    assert saving.is_dir()
 
 
 def test_a_finished_run_is_not_begun_again(write_config: Write) -> None:

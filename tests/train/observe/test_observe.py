@@ -8,7 +8,7 @@ from rich.console import Console
 
 from train.observe.progress import Display
 from train.observe.report import report
-from train.run import Run
+from train.run import Run, read_records
 
 RECORD = {
     "step": 3,
@@ -78,3 +78,13 @@ def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert run.metrics_file.read_text().count("\n") == 1
     run.forget_after(2)
     assert run.metrics_file.read_text() == ""
+
+
+def test_records_survive_any_text(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    texts = ["line\u2028separator", "naïve 東京 🙂", "next\x85line"]
+    for text in texts:
+        run.log_sample({"step": 1, "prompt": "p", "completion": text})
+    raw = run.samples_file.read_bytes()
+    run.samples_file.write_bytes(raw[:-9])  # A crash cuts the last line anywhere.
+    assert [r["completion"] for r in read_records(run.samples_file)] == texts[:2]
