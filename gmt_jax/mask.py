@@ -3,6 +3,7 @@
 import numbers
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,11 @@ import optax
 from jax import lax
 from jax.tree_util import KeyPath
 
-from gmt_jax import threshold
+from gmt_jax.bits import magnitude, magnitude_bits
+from gmt_jax.replicate import mesh_of, replicate
+from gmt_jax.rows import Layout, key_dtypes
+from gmt_jax.threshold import select
+from gmt_jax.wide import Wide, share, wide
 
 # An int for all leaves, a function of a leaf's path, a tree prefix of ints, or None for 0.
 Stacked = int | Callable[[KeyPath], int] | Any
@@ -22,14 +27,19 @@ class GmtMaskState(NamedTuple):
     """State of `gmt_mask`; shapes and dtypes are the same from update to update."""
 
     count: jax.Array  # type: ignore[assignment]  # int32 scalar: updates done
-    threshold: Any  # a leaf: the latest T, shaped as its stack; float32, of a float64 leaf float64
+    # The latest T, float32, or float64 for float64: a leaf, shaped as its stack; or one for all.
+    threshold: Any
     masked_fraction: jax.Array  # float32 scalar: masked by the latest update, of all entries
 
 
 def gmt_mask(
-    mask_ratio: float | jax.Array | optax.Schedule, *, stacked: Stacked = None
+    mask_ratio: float | jax.Array | optax.Schedule,
+    *,
+    scope: str = "tensor",
+    tolerance: float | jax.Array = 0.0,
+    stacked: Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Zeroes the gradient entries with the smallest magnitude, tensor by tensor.
+    r"""Zeroes the gradient entries with the smallest magnitude.
 
     For a tensor whose gradient :math:`g` has :math:`n` entries,
 
@@ -44,7 +54,7 @@ def gmt_mask(
     modulus, as ``jnp.abs`` gives it.
 
     The threshold is exact and found by counting: a gradient sharded over a mesh is neither
-    gathered nor sorted, its devices exchange a few integers.
+    gathered nor sorted, its devices exchange a few integers and a small sample.
 
     What follows in the chain sees the masked gradient. Under SGD a masked weight stays where it
     is; under AdamW it still moves a little, by its older momentum and by decoupled weight decay.
@@ -57,6 +67,13 @@ def gmt_mask(
         with the number of updates done. An array may be traced, as ``optax.inject_hyperparams``
         makes it; it is clipped to [0, 1] and rounded to the decimal places that its dtype tells
         apart: 7 for float32, 3 for float16, 2 for bfloat16.
+      scope: ``"tensor"``: each tensor has a threshold of its own. ``"global"``: one for the whole
+        tree, with :math:`n` and :math:`m` those of all its entries together, in any dtypes.
+      tolerance: how far, as a fraction of :math:`n`, the number of masked entries may fall short
+        of :math:`m`, in [0, 1]. With 0, the default, the mask is exact. With 0.001 the search
+        reads the gradient two or three times instead of about six, and :math:`T` is a number
+        between entries rather than one of them. It may be an array, as from
+        ``optax.inject_hyperparams``: at 0 the mask is exact then too.
       stacked: how many leading axes of a leaf index separate tensors, each with a threshold of
         its own, as in layers stacked for ``jax.lax.scan``. An int for all leaves, a tree prefix
         of ints, or a function of a leaf's key path, as ``jax.tree_util.tree_map_with_path`` gives
@@ -68,7 +85,8 @@ def gmt_mask(
       the state of a chain.
 
     Raises:
-      ValueError: if ``mask_ratio`` is outside [0, 1]; at the first sight of the parameters or
+      ValueError: if ``mask_ratio`` or ``tolerance`` is outside [0, 1], if ``scope`` is unknown, or
+        global for tensors that are to be told apart; at the first sight of the parameters or
         gradients, if ``stacked`` does not fit them.
       TypeError: at the first sight of a leaf that is neither float nor complex.
 
@@ -91,20 +109,35 @@ def gmt_mask(
       <https://arxiv.org/abs/2406.15330>`_, 2024. That ties are kept is the paper's; that each
       tensor has its own threshold is this library's choice.
     """
-    _check_ratio(mask_ratio)
+    if not callable(mask_ratio):
+        _check_fraction(_MASK_RATIO, mask_ratio)
+    if scope not in ("tensor", "global"):
+        raise ValueError(f"scope is 'tensor' or 'global', got {scope!r}")
+    if scope == "global" and stacked is not None:
+        raise ValueError("scope='global' has one threshold for all tensors: leave out stacked")
+    _check_fraction("tolerance is the fraction of entries that may stay unmasked", tolerance)
+
+    def layout_of(flat: list[tuple[KeyPath, Any]]) -> Layout:
+        return Layout(
+            tuple(tuple(leaf.shape) for _, leaf in flat),
+            tuple(_stacked_axes(stacked, path, leaf) for path, leaf in flat),
+            scope == "global",
+        )
 
     def init_fn(params: optax.Params) -> GmtMaskState:
         flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-        mesh = threshold.mesh_of([leaf for _, leaf in flat])
-
-        def zeros(path: KeyPath, leaf: Any) -> jax.Array:
-            shape = leaf.shape[: _stacked_axes(stacked, path, leaf)]
-            return threshold.replicate(jnp.zeros(shape, _threshold_dtype(leaf.dtype)), mesh)
-
+        layout, mesh = layout_of(flat), mesh_of([leaf for _, leaf in flat])
+        dtypes = [_threshold_dtype(leaf.dtype) for _, leaf in flat]
+        if layout.shared:
+            thresholds = jnp.zeros((), jnp.result_type(jnp.float32, *dtypes))
+        else:
+            stacks = zip(layout.shapes, layout.stacked, dtypes, strict=True)
+            zeros = [jnp.zeros(shape[:k], dtype) for shape, k, dtype in stacks]
+            thresholds = jax.tree.unflatten(treedef, zeros)
         return GmtMaskState(
             count=jnp.zeros((), jnp.int32),
-            threshold=jax.tree.unflatten(treedef, [zeros(path, leaf) for path, leaf in flat]),
-            masked_fraction=threshold.replicate(jnp.zeros((), jnp.float32), mesh),
+            threshold=replicate(thresholds, mesh),
+            masked_fraction=replicate(jnp.zeros((), jnp.float32), mesh),
         )
 
     def update_fn(
@@ -115,18 +148,24 @@ def gmt_mask(
     ) -> tuple[optax.Updates, GmtMaskState]:
         del params, extra_args
         flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
-        axes = tuple(_stacked_axes(stacked, path, leaf) for path, leaf in flat)
-        leaves = [jnp.asarray(leaf) for _, leaf in flat]
+        layout, leaves = layout_of(flat), [jnp.asarray(leaf) for _, leaf in flat]
         ratio = mask_ratio(state.count) if callable(mask_ratio) else mask_ratio
-        _check_ratio(ratio)
+        _check_fraction(_MASK_RATIO, ratio)
         thresholds, fraction = state.threshold, state.masked_fraction
         if leaves:
-            ranks = _ranks(ratio, threshold.tensor_sizes(leaves, axes))
-            bits, below = threshold.select(leaves, ranks, axes)
+            keys = key_dtypes([leaf.dtype for leaf in leaves], layout)
+            exact = not isinstance(tolerance, jax.Array) and tolerance == 0
+            slack = None if exact else _parts(tolerance, layout.sizes)
+            bits, below, _ = select(leaves, _parts(ratio, layout.sizes), layout, slack)
             fraction = below / max(sum(leaf.size for leaf in leaves), 1)
-            found = map(_threshold, bits, leaves, jax.tree.leaves(state.threshold))
-            thresholds = jax.tree.unflatten(treedef, list(found))
-            leaves = list(map(_mask, leaves, bits))
+            found = [magnitude(part, key) for part, key in zip(bits, keys, strict=True)]
+            if layout.shared:
+                thresholds = found[0].astype(thresholds.dtype)
+            else:
+                held, treedef_of = jax.tree.flatten(thresholds)
+                found = [new.astype(old.dtype) for new, old in zip(found, held, strict=True)]
+                thresholds = jax.tree.unflatten(treedef_of, found)
+            leaves = list(map(_mask, leaves, bits, keys))
         return jax.tree.unflatten(treedef, leaves), GmtMaskState(
             optax.safe_increment(state.count), thresholds, fraction
         )
@@ -134,22 +173,16 @@ def gmt_mask(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-@jax.jit
-def _mask(leaf: jax.Array, bits: jax.Array) -> jax.Array:
-    """The leaf, with zero where |g| has lower bits than its tensor's threshold."""
-    wide = jnp.expand_dims(bits, tuple(range(bits.ndim, leaf.ndim)))
-    masked = threshold.magnitude_bits(leaf) < wide
+@partial(jax.jit, static_argnames="key")
+def _mask(leaf: jax.Array, bits: jax.Array, key: Any) -> jax.Array:
+    """The leaf, with zero where |g|, as a float of dtype `key`, has lower bits than T."""
+    masked = magnitude_bits(leaf, key) < jnp.expand_dims(bits, tuple(range(bits.ndim, leaf.ndim)))
     if jnp.iscomplexobj(leaf):
         return jnp.where(masked, jnp.zeros((), leaf.dtype), leaf)
     # On the bits, because a backend may choose between bfloat16s by way of float32, which changes
     # the payload of a NaN.
     word = lax.bitcast_convert_type(leaf, f"uint{jnp.finfo(leaf.dtype).bits}")
     return lax.bitcast_convert_type(jnp.where(masked, jnp.zeros((), word.dtype), word), leaf.dtype)
-
-
-def _threshold(bits: jax.Array, leaf: jax.Array, previous: jax.Array) -> jax.Array:
-    """T as a number, in the dtype that the state has for it."""
-    return threshold.magnitude(bits, leaf.dtype).astype(previous.dtype)
 
 
 def _threshold_dtype(dtype: Any) -> Any:
@@ -159,27 +192,25 @@ def _threshold_dtype(dtype: Any) -> Any:
     )
 
 
-def _check_ratio(ratio: Any) -> None:
-    """Refuses what is no ratio. An array's value is not looked at: it may be traced."""
-    if callable(ratio):
-        return
-    if isinstance(ratio, (jax.Array, np.ndarray)):
-        valid = ratio.ndim == 0
+_MASK_RATIO = "mask_ratio is the fraction of gradient entries to mask"
+
+
+def _check_fraction(meaning: str, value: Any) -> None:
+    """Refuses what is no fraction. An array's value is not looked at: it may be traced."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        valid = value.ndim == 0
     else:
-        number = isinstance(ratio, numbers.Real) and type(ratio) is not bool
-        valid = number and 0 <= float(ratio) <= 1
+        number = isinstance(value, numbers.Real) and type(value) is not bool
+        valid = number and 0 <= float(value) <= 1
     if not valid:
-        raise ValueError(
-            "mask_ratio is the fraction of gradient entries to mask, one number in [0, 1]; "
-            f"got {ratio!r}"
-        )
+        raise ValueError(f"{meaning}, one number in [0, 1]; got {value!r}")
 
 
-def _ranks(ratio: Any, sizes: list[int]) -> threshold.Wide:
-    """m = ⌊ratio · size⌋ of every size, with the ratio read as a decimal."""
+def _parts(ratio: Any, sizes: list[int]) -> Wide:
+    """⌊ratio · size⌋ of every size, with the ratio read as a decimal."""
     if isinstance(ratio, (jax.Array, np.ndarray)):
-        return threshold.share(jnp.asarray(ratio), sizes)
-    return threshold.wide([int(Fraction(str(ratio)) * size) for size in sizes])
+        return share(jnp.asarray(ratio), sizes)
+    return wide([int(Fraction(str(ratio)) * size) for size in sizes])
 
 
 def _stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:

@@ -106,7 +106,7 @@ def test_the_compiled_update_sorts_and_gathers_no_gradient(
         text = jax.jit(optimizer.update).lower(tree, state, tree).compile().as_text()
     moved = travels(text, MOVES)
     assert moved, "counts are to travel"
-    assert max(size for _, size in moved) <= 256
+    assert max(size for _, size in moved) <= 4 * 256, "no more than a sample of 256 a tensor"
     assert not travels(text, ("sort", "custom-call"))
 
 

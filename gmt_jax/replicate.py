@@ -1,0 +1,42 @@
+"""Small arrays that lie whole on every device of a mesh."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+AnyMesh = Mesh | AbstractMesh
+
+
+def mesh_of(leaves: Sequence[Any]) -> AnyMesh | None:
+    """The mesh of more than one device on which the first such leaf lies, as far as it is known.
+
+    Inside jit, and without jax.set_mesh, the mesh of an array of Auto axes may be unknown.
+    """
+    for leaf in leaves:
+        traced = isinstance(leaf, jax.core.Tracer)
+        sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def is_explicit(mesh: AnyMesh | None) -> bool:
+    """Whether arrays on the mesh carry their sharding in their type."""
+    return (
+        mesh is not None
+        and AxisType.Explicit in mesh.axis_types
+        and AxisType.Manual not in mesh.axis_types
+    )
+
+
+def replicate(tree: Any, mesh: AnyMesh | None) -> Any:
+    """The arrays whole on every device: else XLA shards the brackets as it does the leaves."""
+    if mesh is None or AxisType.Manual in mesh.axis_types:
+        return tree
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if is_explicit(mesh):
+        return jax.sharding.reshard(tree, everywhere)
+    return lax.with_sharding_constraint(tree, everywhere)
