@@ -20,13 +20,15 @@ import time
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-# The compiler is to look for neither a TPU nor the machine that would hold one, and to lock none.
+# The compiler is to look for neither a TPU nor the machine that would hold one, to lock none,
+# and to compile each time anew.
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 
 import jax
