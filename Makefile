@@ -15,6 +15,10 @@ QUICKSTART ?=
 
 # An accelerator's build of jax, where one is found.
 JAX := $(if $(wildcard /dev/nvidia0),jax[cuda13],$(if $(wildcard /dev/accel0 /dev/vfio/0),jax[tpu],jax))
+# Where none is found, none is looked for: the compiler for TPU that the tests use would say so.
+ifeq ($(JAX),jax)
+export JAX_PLATFORMS ?= cpu
+endif
 
 .PHONY: quickstart test check wheel clean
 

@@ -1,0 +1,195 @@
+"""What the mask adds to an AdamW update on TPU pods, from programs compiled without a TPU.
+
+    pip install "jax[tpu]"
+    python benchmarks/pod.py --topology v5e:4x4 --model llama-2-7b
+
+Compiles the optimizer's update alone, gradients to new parameters and moments, for every topology
+and model named (by default all), split over all chips as the program splits it, with float32
+master weights. Bytes are those of one device's main memory; the outputs take the place of donated
+arguments. A collective's bytes are those of all its operands. Cycles are the compiler's own
+estimate of its kernels, without the network: those that run once, and those of one pass of the
+search.
+"""
+
+import argparse
+import math
+import os
+import platform
+import re
+import time
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+# The compiler is to look for neither a TPU nor the machine that would hold one, to lock none,
+# and to compile each time anew.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}
+
+import jax
+import optax
+from jax.experimental import topologies
+
+from gmt_jax import gmt_mask
+from train.model import ModelConfig, abstract_params, is_stacked, logical_axes
+from train.sharding import make_mesh, param_shardings
+from train.step import state_shardings
+
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:8x8x8")
+# vocabulary, hidden, intermediate, layers, heads, kv heads
+MODELS = {
+    "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
+    "llama-2-13b": (32000, 5120, 13824, 40, 40, 40),
+    "llama-3-8b": (128256, 4096, 14336, 32, 32, 8),
+    "llama-3-70b": (128256, 8192, 28672, 80, 64, 8),
+}
+OPTIMIZERS = {
+    "adamw": optax.adamw(1e-5),
+    "with gmt": optax.chain(gmt_mask(0.2, stacked=is_stacked), optax.adamw(1e-5)),
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
+
+
+class Program(NamedTuple):
+    """What the compiler says of one program, on one device."""
+
+    arguments: int  # bytes
+    outputs: int  # bytes, nearly all in the place of donated arguments
+    temporary: int  # bytes
+    seconds: float  # to compile
+    cycles: int  # of what runs once
+    cycles_a_pass: int  # of the search
+    collectives: dict[str, tuple[int, int]]  # kind: how many, bytes of the largest
+
+
+def model_config(name: str) -> ModelConfig:
+    """The architecture of a model; the rest of its config.json does not matter here."""
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    keys += ("num_attention_heads", "num_key_value_heads")
+    sizes = dict(zip(keys, MODELS[name], strict=True))
+    return ModelConfig.from_hf({"model_type": "llama", "rms_norm_eps": 1e-5, **sizes})
+
+
+def compile_update(topology: str, model: str, optimizer: Any) -> Program:
+    """The update of one model for one topology, with parameters and state donated."""
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = make_mesh(devices=chips)
+    config = model_config(model)
+    shapes = abstract_params(config)
+    shardings = param_shardings(mesh, shapes, logical_axes(config))
+    split = state_shardings(mesh, optimizer, shapes, shardings)
+
+    def update(params: Any, opt_state: Any, grads: Any) -> Any:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(
+            update,
+            in_shardings=(shardings, split.opt_state, shardings),
+            out_shardings=(shardings, split.opt_state),
+            donate_argnums=(0, 1),
+        )
+        lowered = jitted.lower(shapes, jax.eval_shape(optimizer.init, shapes), shapes)
+        start = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return Program(
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.temp_size_in_bytes,
+        seconds,
+        *estimated_cycles(text),
+        collectives(text),
+    )
+
+
+def estimated_cycles(text: str) -> tuple[int, int]:
+    """Of the kernels that run once, and of those in one round of every loop."""
+    parts: dict[str, str] = dict(
+        re.findall(r"^((?:ENTRY )?%[\w.-]+) \(.*?\{$(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    )
+    entry = next(body for name, body in parts.items() if name.startswith("ENTRY "))
+    loops = re.findall(r" while\(.*?body=(%[\w.-]+)", entry)
+
+    def total(body: str) -> int:
+        return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
+
+    return total(entry), sum(total(parts[loop]) for loop in loops)
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Of every kind, how many there are and the bytes of the largest, all its operands summed."""
+    found: dict[str, tuple[int, int]] = {}
+    pattern = rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\("
+    for yields, kind in re.findall(pattern, text):
+        sizes = [
+            BYTES[dtype] * math.prod(map(int, filter(None, shape.split(","))))
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", yields)
+        ]
+        count, largest = found.get(kind, (0, 0))
+        found[kind] = count + 1, max(largest, sum(sizes))
+    return found
+
+
+def cells(program: Program) -> list[str]:
+    """The program's part of a row of the table."""
+    sizes = (program.arguments, program.outputs, program.temporary)
+    said = [f"{n} {kind}, {size:,} B" for kind, (n, size) in program.collectives.items()]
+    return [
+        *(f"{size / 1e6:,.2f}" for size in sizes),
+        f"{program.seconds:.1f}",
+        *(f"{cycles / 1e6:.3f}" for cycles in (program.cycles, program.cycles_a_pass)),
+        "; ".join(said) or "none",
+    ]
+
+
+def difference(plain: Program, masked: Program) -> Program:
+    """What the mask adds; the collectives are all its own."""
+    numbers = (b - a for a, b in zip(plain[:-1], masked[:-1], strict=True))
+    return Program(*numbers, collectives=masked.collectives)
+
+
+def print_pair(topology: str, model: str) -> None:
+    """Three rows of the table: the update without and with the mask, and what it adds."""
+    try:
+        programs = {name: compile_update(topology, model, o) for name, o in OPTIMIZERS.items()}
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"| {topology} | {model} | does not fit |" + " |" * 7, flush=True)
+        return
+    programs["difference"] = difference(*programs.values())
+    for name, program in programs.items():
+        print(f"| {topology} | {model} | {name} | {' | '.join(cells(program))} |", flush=True)
+
+
+def main() -> None:
+    """Prints a table: three rows for each topology and model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, metavar="NAME")
+    parser.add_argument("--model", nargs="+", default=[*MODELS], choices=[*MODELS])
+    chosen = parser.parse_args()
+    print(
+        f"jax {jax.__version__}, libtpu {version('libtpu')}, compiled on {os.cpu_count()} cores, "
+        f"{platform.machine()}, {platform.system()}\n"
+    )
+    print(
+        "| topology | model | update | arguments, MB | outputs, MB | temporary, MB | compile, s "
+        "| Mcycles | Mcycles a pass | collectives |"
+    )
+    print("|---" * 10 + "|")
+    for topology in chosen.topology:
+        for model in chosen.model:
+            print_pair(topology, model)
+
+
+if __name__ == "__main__":
+    main()

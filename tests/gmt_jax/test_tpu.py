@@ -1,0 +1,141 @@
+"""The update compiled for TPU on a machine without one: counts travel, and nothing is copied."""
+
+import math
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gmt_jax import gmt_mask
+
+pytest.importorskip("libtpu", reason="libtpu, the compiler for TPU, exists for Linux on x86-64")
+
+FEW_BYTES = 4096
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with pytest.MonkeyPatch.context() as patch:
+        # The compiler is to look for no TPU, and to lock none: other processes compile as well.
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    # What is compiled without the device cannot be read back from the cache of programs.
+    cached_from = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    yield jax.make_mesh((len(chips),), ("x",), axis_types=(AxisType.Auto,), devices=chips)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", cached_from)
+
+
+def gradients(mesh: Mesh, leaves: int) -> Any:
+    """Stacked leaves of 134 MB a device, split along one axis or the other, and a small one."""
+    specs = [P(None, "x"), P(None, None, "x")]
+    tree = {
+        f"layers {n}": jax.ShapeDtypeStruct(
+            (8, 4096, 4096), "float32", sharding=NamedSharding(mesh, specs[n % 2])
+        )
+        for n in range(leaves - 1)
+    }
+    small = jax.ShapeDtypeStruct((4096,), "bfloat16", sharding=NamedSharding(mesh, P("x")))
+    return {"norm": small, **tree}
+
+
+@cache
+def compiled_update(mesh: Mesh, leaves: int, masked: bool) -> Any:
+    """AdamW as a training step has it: parameters and moments are donated."""
+    mask = [gmt_mask(0.2, stacked=lambda path: int(path[-1].key != "norm"))] if masked else []
+    optimizer = optax.chain(*mask, optax.adamw(1e-3))
+    tree = gradients(mesh, leaves)
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(optimizer.init, tree)
+        return jax.jit(update, donate_argnums=(0, 1)).lower(tree, state, tree).compile()
+
+
+def computations(text: str) -> dict[str, str]:
+    """A compiled program's computations, by name."""
+    pattern = r"^(?:ENTRY )?(%[\w.-]+) \(.*?\{$(.*?)^\}"
+    return dict(re.findall(pattern, text, re.MULTILINE | re.DOTALL))
+
+
+def yields(text: str, *kinds: str) -> list[tuple[str, int]]:
+    """The operations of these kinds, with the bytes that each yields."""
+    found = re.findall(rf" = (.*?) ({'|'.join(kinds)})(?:-start)?\(", text)
+    return [
+        (
+            kind,
+            sum(
+                BYTES[dtype] * math.prod(map(int, filter(None, shape.split(","))))
+                for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+            ),
+        )
+        for result, kind in found
+    ]
+
+
+def collectives_of_loops(text: str) -> list[int]:
+    """How many collectives one round of each loop has, in all that it calls."""
+    parts = computations(text)
+    counts = []
+    for body in re.findall(r" while\(.*?body=(%[\w.-]+)", text):
+        reached = [body]
+        for name in reached:
+            called = set(re.findall(r"%[\w.-]+", parts[name])) & set(parts)
+            reached += called - set(reached)
+        counts.append(sum(len(yields(parts[name], *COLLECTIVES)) for name in reached))
+    return counts
+
+
+def test_no_more_than_counts_travel_and_nothing_is_sorted(mesh: Mesh) -> None:
+    text = compiled_update(mesh, 6, True).as_text()
+    moved = yields(text, *COLLECTIVES)
+    assert moved, "counts are to travel"
+    assert max(size for _, size in moved) <= FEW_BYTES
+    assert all(size <= FEW_BYTES for _, size in yields(text, "sort"))
+
+
+@pytest.mark.parametrize("leaves", [2, 6])
+def test_a_pass_is_one_collective_for_the_whole_tree(mesh: Mesh, leaves: int) -> None:
+    assert sum(collectives_of_loops(compiled_update(mesh, leaves, True).as_text())) == 1
+
+
+def test_the_mask_adds_no_copy_of_the_gradients(mesh: Mesh) -> None:
+    plain, masked = (
+        compiled_update(mesh, 6, masked).memory_analysis().temp_size_in_bytes
+        for masked in (False, True)
+    )
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in gradients(mesh, 6).values())
+    assert masked - plain <= 0.01 * size / mesh.size
+
+
+def test_the_reader_of_programs_sees_a_sort_and_a_gather(mesh: Mesh) -> None:
+    shape = jax.ShapeDtypeStruct((8192,), "float32", sharding=NamedSharding(mesh, P("x")))
+    text = jax.jit(jnp.sort).lower(shape).compile().as_text()
+    assert max(size for _, size in yields(text, *COLLECTIVES)) > FEW_BYTES
+    assert max(size for _, size in yields(text, "sort")) > FEW_BYTES
+
+
+def test_the_reader_of_programs_counts_the_collectives_of_a_loop(mesh: Mesh) -> None:
+    shape = jax.ShapeDtypeStruct((8192,), "float32", sharding=NamedSharding(mesh, P("x")))
+
+    def summed_one_after_the_other(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 9, lambda _, s: s + jnp.sum(jnp.sin(x * jnp.sum(x * s))), 1.0)
+
+    text = jax.jit(summed_one_after_the_other).lower(shape).compile().as_text()
+    assert collectives_of_loops(text) == [2]
