@@ -157,7 +157,7 @@ def gmt_mask(
             exact = not isinstance(tolerance, jax.Array) and tolerance == 0
             slack = None if exact else _parts(tolerance, layout.sizes)
             bits, below, _ = select(leaves, _parts(ratio, layout.sizes), layout, slack)
-            fraction = below / max(sum(leaf.size for leaf in leaves), 1)
+            fraction = below / np.float32(max(layout.entries, 1))
             found = [magnitude(part, key) for part, key in zip(bits, keys, strict=True)]
             if layout.shared:
                 thresholds = found[0].astype(thresholds.dtype)

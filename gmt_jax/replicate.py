@@ -11,16 +11,19 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def mesh_of(leaves: Sequence[Any]) -> AnyMesh | None:
-    """The mesh of more than one device on which the first such leaf lies, as far as it is known.
+    """The mesh of more than one device on which the leaves lie, as far as it is known.
 
-    Inside jit, and without jax.set_mesh, the mesh of an array of Auto axes may be unknown.
+    That of the first leaf that has one, or else of jax.set_mesh. Inside jit and without either, the
+    mesh of arrays with Auto axes is unknown.
     """
     for leaf in leaves:
         traced = isinstance(leaf, jax.core.Tracer)
         sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
             return sharding.mesh
-    return None
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    around = jax.sharding.get_abstract_mesh()
+    return around if traced and around.size > 1 else None
 
 
 def is_explicit(mesh: AnyMesh | None) -> bool:

@@ -73,6 +73,10 @@ def key_dtypes(dtypes: Sequence[Any], layout: Layout) -> tuple[Any, ...]:
     return (jnp.result_type(*each),) * len(each) if layout.shared else tuple(each)
 
 
+def _widened(leaf: jax.Array, bits: counting.Bits, dtype: Any) -> jax.Array:
+    return bits(leaf).astype(dtype)
+
+
 @dataclass(frozen=True)
 class Rows:
     """How leaves are read as rows."""
@@ -102,10 +106,10 @@ class Rows:
         if done is not None and self.mesh is None:
             # Over a mesh a count ends in a sum over the devices: they must not part at a branch.
             active = [~jnp.all(part) for part in self.layout.split(done)]
+        leaves_with = zip(leaves, self._bits, self.layout.stacked, strict=True)
+        parts = zip(leaves_with, self.split(candidates), active, strict=True)
         counts = []
-        for leaf, bits, k, part, wanted in zip(
-            leaves, self._bits, self.layout.stacked, self.split(candidates), active, strict=True
-        ):
+        for (leaf, bits, k), part, wanted in parts:
             counts.append(self._whole(counting.count_below(leaf, bits, part, k, wanted)))
         return self._whole(self._join_counts(counts))
 
@@ -113,13 +117,14 @@ class Rows:
         self, leaves: Sequence[jax.Array], low: jax.Array, high: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The smallest, largest and sum of the entries in [low, high), from `low`, each [R]."""
-        parts = zip(self.split(low), self.split(high), strict=True)
+        bounds = zip(*(self.layout.split(self._whole(bound)) for bound in (low, high)), strict=True)
+        leaves_with = zip(leaves, self._bits, self.layout.stacked, bounds, strict=True)
         found = []
-        for leaf, bits, k, bounds in zip(
-            leaves, self._bits, self.layout.stacked, parts, strict=True
-        ):
-            whole = self._whole(counting.inside(leaf, bits, *bounds, k))
-            found.append([part.astype(low.dtype).reshape(-1) for part in whole])
+        for leaf, bits, k, (start, end) in leaves_with:
+            # All in one dtype, so that they can travel together.
+            wide_bits = partial(_widened, bits=bits, dtype=low.dtype)
+            whole = self._whole(counting.inside(leaf, wide_bits, start, end, k))
+            found.append([part.reshape(-1) for part in whole])
         smallest, largest, total = (jnp.concatenate(part) for part in zip(*found, strict=True))
         if self.layout.shared:
             return jnp.min(smallest)[None], jnp.max(largest)[None], jnp.sum(total)[None]
@@ -127,10 +132,11 @@ class Rows:
 
     def sample(self, leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Layout]:
         """Entries from all over each tensor, and how they are laid out themselves."""
-        layout, devices = self.layout, 1 if self.mesh is None else self.mesh.size
-        # One of 256 that a device holds, so that the memory for them is small beside theirs.
-        drawn = layout.entries // (256 * max(sum(layout.counts), 1) * devices)
-        drawn = min(max(drawn, 256), 2**16)
+        layout, tensors = self.layout, max(sum(self.layout.counts), 1)
+        # So many that they take little memory beside a device's part of the leaves: thrice their
+        # own size while they travel.
+        copies = 1 if self.mesh is None else 3 * self.mesh.size
+        drawn = min(max(layout.entries // (256 * copies * tensors), 256), 2**12)
         samples = []
         for leaf, k in zip(leaves, layout.stacked, strict=True):
             own = -(-drawn * leaf.size // max(layout.entries, 1)) if layout.shared else drawn

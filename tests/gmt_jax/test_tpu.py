@@ -89,30 +89,30 @@ def yields(text: str, *kinds: str) -> list[tuple[str, int]]:
     ]
 
 
-def collectives_of_loops(text: str) -> list[int]:
-    """How many collectives one round of each loop has, in all that it calls."""
-    parts = computations(text)
-    counts = []
-    for body in re.findall(r" while\(.*?body=(%[\w.-]+)", text):
-        reached = [body]
-        for name in reached:
-            called = set(re.findall(r"%[\w.-]+", parts[name])) & set(parts)
-            reached += called - set(reached)
-        counts.append(sum(len(yields(parts[name], *COLLECTIVES)) for name in reached))
-    return counts
+def part_of_a_device(mesh: Mesh) -> float:
+    tree = gradients(mesh, 6).values()
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in tree) / mesh.size
 
 
-def test_no_more_than_counts_travel_and_nothing_is_sorted(mesh: Mesh) -> None:
+def test_no_more_than_a_small_sample_travels_and_nothing_is_sorted(mesh: Mesh) -> None:
     text = compiled_update(mesh, 6, True).as_text()
     moved = yields(text, *COLLECTIVES)
     assert moved, "counts are to travel"
-    assert max(size for _, size in moved) <= FEW_BYTES
-    assert all(size <= FEW_BYTES for _, size in yields(text, "sort"))
+    assert max(size for _, size in moved) <= 0.005 * part_of_a_device(mesh)
+    assert not yields(text, "sort")
 
 
 @pytest.mark.parametrize("leaves", [2, 6])
-def test_a_pass_is_one_collective_for_the_whole_tree(mesh: Mesh, leaves: int) -> None:
-    assert sum(collectives_of_loops(compiled_update(mesh, leaves, True).as_text())) == 1
+def test_a_count_is_one_collective_for_the_whole_tree(mesh: Mesh, leaves: int) -> None:
+    """And the reading of thresholds off the data two: a sum and minima."""
+    parts = computations(compiled_update(mesh, leaves, True).as_text())
+    branches = [text for name, text in parts.items() if "main" not in name]
+    moved = sorted(filter(None, (yields(text, *COLLECTIVES) for text in branches)), key=len)
+    assert [[kind for kind, _ in found] for found in moved] == [
+        ["all-reduce"],
+        ["all-reduce"] * 2,
+    ]
+    assert max(size for found in moved for _, size in found) <= FEW_BYTES
 
 
 def test_the_mask_adds_no_copy_of_the_gradients(mesh: Mesh) -> None:
@@ -120,8 +120,7 @@ def test_the_mask_adds_no_copy_of_the_gradients(mesh: Mesh) -> None:
         compiled_update(mesh, 6, masked).memory_analysis().temp_size_in_bytes
         for masked in (False, True)
     )
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in gradients(mesh, 6).values())
-    assert masked - plain <= 0.01 * size / mesh.size
+    assert masked - plain <= 0.01 * part_of_a_device(mesh)
 
 
 def test_the_reader_of_programs_sees_a_sort_and_a_gather(mesh: Mesh) -> None:
@@ -129,13 +128,3 @@ def test_the_reader_of_programs_sees_a_sort_and_a_gather(mesh: Mesh) -> None:
     text = jax.jit(jnp.sort).lower(shape).compile().as_text()
     assert max(size for _, size in yields(text, *COLLECTIVES)) > FEW_BYTES
     assert max(size for _, size in yields(text, "sort")) > FEW_BYTES
-
-
-def test_the_reader_of_programs_counts_the_collectives_of_a_loop(mesh: Mesh) -> None:
-    shape = jax.ShapeDtypeStruct((8192,), "float32", sharding=NamedSharding(mesh, P("x")))
-
-    def summed_one_after_the_other(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, 9, lambda _, s: s + jnp.sum(jnp.sin(x * jnp.sum(x * s))), 1.0)
-
-    text = jax.jit(summed_one_after_the_other).lower(shape).compile().as_text()
-    assert collectives_of_loops(text) == [2]
