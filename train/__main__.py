@@ -71,6 +71,23 @@ def _delta_info(args: argparse.Namespace) -> None:
     print(delta.describe(args.file))
 
 
+def _merge_dare(args: argparse.Namespace) -> None:
+    from train import merge
+    from train.model import resolve_model
+
+    base, tuned = resolve_model(args.base), resolve_model(args.tuned)
+    merge.dare(base, tuned, args.out, args.drop_rate, args.seed)
+    print(f"wrote {args.out}")
+
+
+def _merge_interpolate(args: argparse.Namespace) -> None:
+    from train import merge
+    from train.model import resolve_model
+
+    merge.interpolate(resolve_model(args.base), resolve_model(args.tuned), args.out, args.weight)
+    print(f"wrote {args.out}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gmt-train",
@@ -174,6 +191,34 @@ def _parser() -> argparse.ArgumentParser:
         delta,
     )
     made.add_argument("file", type=Path)
+
+    merge = group("merge", "A new model from a base and a tuned one.")
+    made = command(
+        "dare",
+        _merge_dare,
+        "Drop a random part of the changes and rescale the rest (DARE).",
+        "gmt-train merge dare --base models/base --tuned models/tuned --drop-rate 0.9 "
+        "--out models/merged",
+        merge,
+    )
+    made.add_argument("--base", required=True, help="a model folder or a hub name")
+    made.add_argument("--tuned", required=True, help="the same, of the same shapes and types")
+    made.add_argument("--drop-rate", type=float, required=True, help="in [0, 1)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, required=True, help="the folder to write")
+
+    made = command(
+        "interpolate",
+        _merge_interpolate,
+        "Go a part of the way from the base to the tuned model.",
+        "gmt-train merge interpolate --base models/base --tuned models/tuned --weight 0.5 "
+        "--out models/merged",
+        merge,
+    )
+    made.add_argument("--base", required=True, help="a model folder or a hub name")
+    made.add_argument("--tuned", required=True, help="the same, of the same shapes and types")
+    made.add_argument("--weight", type=float, required=True, help="0: the base; 1: the tuned model")
+    made.add_argument("--out", type=Path, required=True, help="the folder to write")
     return parser
 
 
