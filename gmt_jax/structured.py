@@ -148,12 +148,7 @@ def lisa_choice(
 def keep_chosen(updates: Any, masks: Any) -> Any:
     """The updates, with zeros where the masks that a `Choice` gave are False."""
 
-    def one(update: jax.Array, mask: jax.Array) -> jax.Array:
-        # Of the update's own shape and sharding, as a selection asks for.
-        wide = mask & jnp.ones_like(update, bool)
-        return jnp.where(wide, update, jnp.zeros((), update.dtype))
-
-    return jax.tree.map(one, updates, masks)
+    return jax.tree.map(lambda update, mask: jnp.where(mask, update, 0), updates, masks)
 
 
 def _gradient_of(make: Callable[[Any], Choice]) -> optax.GradientTransformationExtraArgs:

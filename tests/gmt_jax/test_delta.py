@@ -151,10 +151,11 @@ def test_a_damaged_code_is_refused_or_gives_other_positions_inside() -> None:
         np.zeros(0, np.uint8),
         encode_positions(np.array([3, 700]))[:-1],
         np.full(40, 255, np.uint8),
+        np.array([255, *[0] * 255, 3], np.uint8),
         encode_positions(np.array([3, 1700])),
         encode_positions(np.array([3, 700])).astype(np.float32),
     ],
-    ids=["empty", "truncated", "noise", "outside", "not bytes"],
+    ids=["empty", "truncated", "noise", "too wide", "outside", "not bytes"],
 )
 def test_positions_that_cannot_be_are_refused_by_name(code: np.ndarray) -> None:
     base = {"w": np.zeros(1000)}
