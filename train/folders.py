@@ -43,13 +43,20 @@ def check_alike(
         f"only in {base_said}": [name for name in base if name not in other],
         f"only in {other_said}": [name for name in other if name not in base],
     }
-    for name in base:
-        if name in other and base[name] != other[name]:
-            said = f"{base[name]} in {base_said} but {other[name]} in {other_said}"
-            faults.setdefault(said, []).append(name)
+    for name in sorted(base.keys() & other.keys()):
+        here, there = base[name], other[name]
+        if here.dtype != there.dtype:
+            said = f"{here.dtype} in {base_said} but {there.dtype} in {other_said}"
+        elif here.shape != there.shape:
+            said = f"{list(here.shape)} in {base_said} but {list(there.shape)} in {other_said}"
+        else:
+            continue
+        faults.setdefault(said, []).append(name)
     found = "; ".join(f"{said}: {name_list(names)}" for said, names in faults.items() if names)
     if found:
-        raise UserError(f"the tensors do not match: {found}")
+        raise UserError(
+            f"the tensors do not match: {found}; both must be one model, stored in one type"
+        )
 
 
 def small_files(folder: Path) -> dict[str, bytes]:

@@ -26,9 +26,6 @@ class Layout(NamedTuple):
     def bytes(self) -> int:
         return self.entries * WIDTHS[self.dtype]
 
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
 
 def write_safetensors(
     path: Path,

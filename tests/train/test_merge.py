@@ -125,7 +125,10 @@ def test_numbers_out_of_range_are_refused(
     ("change", "said"),
     [
         (lambda t: t.update(new=t["model.norm.weight"]), "only in {tuned}: new"),
-        (lambda t: t.update({"model.norm.weight": np.ones(32, np.float32)}), "but F32[32] in"),
+        (
+            lambda t: t.update({"model.norm.weight": np.ones(32, np.float32)}),
+            "but F32 in {tuned}: model.norm.weight",
+        ),
     ],
 )
 def test_models_that_do_not_match_are_refused_by_name(
