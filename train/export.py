@@ -1,7 +1,9 @@
 """Writes a tuned model as a Hugging Face folder that transformers loads."""
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,27 @@ def export(
 ) -> None:
     """Writes weights, config, tokenizer and chat template to `out`.
 
-    The folder is made beside its place and moved there when it is whole.
-
     Args:
       base: the folder of the model that was tuned; its tokenizer is taken over as it is.
       dtype: of the stored weights, float32 or bfloat16.
       chat_template: the file of the template that was trained with, where it is not the base's.
       replace: whether what lies at `out` may be removed, as a run's own earlier export may.
+    """
+    with new_folder(out, replace=replace) as folder:
+        save_params(params, config, folder, dtype)
+        for name in COMPANIONS:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, folder / name)
+        if chat_template is not None:
+            shutil.copyfile(chat_template, folder / "chat_template.jinja")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, which takes its place at `out` once it is whole, or vanishes.
+
+    Args:
+      replace: whether what lies at `out` may be removed.
     """
     if not replace:
         check_place(out)
@@ -50,12 +66,7 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         partial.chmod(0o755)
-        save_params(params, config, partial, dtype)
-        for name in COMPANIONS:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, partial / name)
-        if chat_template is not None:
-            shutil.copyfile(chat_template, partial / "chat_template.jinja")
+        yield partial
         if replace:
             shutil.rmtree(out, ignore_errors=True)
         partial.replace(out)

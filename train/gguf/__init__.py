@@ -25,7 +25,7 @@ from train.gguf.folder import (
     DType,
     check_destination,
     replaced_folder,
-    write_safetensors,
+    write_tensors,
 )
 from train.gguf.reader import listed, open_gguf, read_values
 from train.gguf.tensors import Planned, plan
@@ -119,6 +119,6 @@ def _write_model(model: _Model, folder: Path, source: Path, dtype: DType) -> Non
     write_json(folder / "config.json", model.config)
     write_json(folder / "generation_config.json", hf_generation_config(model.tokenizer))
     model.tokenizer.write(folder, model.config["max_position_embeddings"])
-    write_safetensors(folder / "model.safetensors", source, model.tensors, dtype)
+    write_tensors(folder / "model.safetensors", source, model.tensors, dtype)
     files = sorted(path.name for path in folder.iterdir())
     write_json(folder / MARKER, {"source": source.name, "dtype": dtype, "files": files})

@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import math
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from train.errors import UserError
 from train.gguf.reader import listed
 from train.gguf.tensors import Planned
+from train.tensorfile import Layout, write_safetensors
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
@@ -30,29 +30,20 @@ DTYPES: dict[str, tuple[npt.DTypeLike, str]] = {
 MARKER = "gguf_import.json"
 
 
-def write_safetensors(path: Path, source: Path, tensors: Sequence[Planned], dtype: DType) -> None:
-    """Writes tensor after tensor; the library's own writer wants all of them in memory."""
+def write_tensors(path: Path, source: Path, tensors: Sequence[Planned], dtype: DType) -> None:
+    """Writes the tensors in the dtype that was asked for."""
     numpy_dtype, label = np.dtype(DTYPES[dtype][0]), DTYPES[dtype][1]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + math.prod(tensor.shape) * numpy_dtype.itemsize
-        header[tensor.name] = {
-            "dtype": label,
-            "shape": tensor.shape,
-            "data_offsets": (start, end),
-        }
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that the data starts aligned
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for tensor in tensors:
-            with np.errstate(over="ignore"):
-                weights = tensor.read().astype(numpy_dtype, order="C", copy=False)
-            if not np.isfinite(weights).all():
-                raise UserError(f"{source}: {tensor.name} overflows {dtype}; import as float32")
-            file.write(np.ascontiguousarray(weights).view(np.uint8).data)
+    by_name = {tensor.name: tensor for tensor in tensors}
+
+    def read(name: str) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            weights = by_name[name].read().astype(numpy_dtype, copy=False)
+        if not np.isfinite(weights).all():
+            raise UserError(f"{source}: {name} overflows {dtype}; import as float32")
+        return weights
+
+    layouts = {tensor.name: Layout(label, tuple(tensor.shape)) for tensor in tensors}
+    write_safetensors(path, layouts, read, {"format": "pt"})
 
 
 def check_destination(out: Path) -> None:

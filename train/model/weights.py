@@ -27,18 +27,19 @@ ROWS = 4096
 
 
 @dataclass(frozen=True)
-class _File:
-    """An open safetensors file and its path, for messages."""
+class File:
+    """An open safetensors file and its path."""
 
     path: Path
     handle: Any
 
 
-class _Store:
+class Store:
     """The tensors of all files of a model, by name."""
 
-    def __init__(self, files: list[_File]) -> None:
-        self.where: dict[str, _File] = {}
+    def __init__(self, files: list[File]) -> None:
+        self.files = files
+        self.where: dict[str, File] = {}
         self.twice: list[str] = []
         for file in files:
             for name in file.handle.keys():  # noqa: SIM118 (not a dict)
@@ -48,6 +49,11 @@ class _Store:
 
     def slices(self, name: str) -> Any:
         return self.where[name].handle.get_slice(name)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A whole tensor."""
+        found: np.ndarray = self.where[name].handle.get_tensor(name)
+        return found
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """The part of a tensor that `index` says; no other bytes of the file are read."""
@@ -73,7 +79,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
     rows = {tensor.path: tensor for tensor in TENSORS}
-    with _open(folder) as store:
+    with open_weights(folder) as store:
         _check(store, folder, config, shapes)
 
         def one(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
@@ -84,7 +90,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
     return params
 
 
-def _load(store: _Store, row: Tensor, shape: tuple[int, ...], sharding: Any) -> jax.Array:
+def _load(store: Store, row: Tensor, shape: tuple[int, ...], sharding: Any) -> jax.Array:
     """One parameter, or one stacked from its layers' tensors."""
     parts: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
@@ -109,22 +115,30 @@ def _load(store: _Store, row: Tensor, shape: tuple[int, ...], sharding: Any) -> 
 
 
 @contextlib.contextmanager
-def _open(folder: Path) -> Iterator[_Store]:
+def open_weights(folder: Path) -> Iterator[Store]:
     """The folder's safetensors files, open as long as the context."""
     with contextlib.ExitStack() as stack:
         files = []
         for path in weight_files(folder):
-            try:
-                # The header is checked against the file's size here.
-                handle = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
-            except FileNotFoundError:
-                raise UserError(f"{path}: no such file; download or copy it again") from None
-            except (safetensors.SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path}: is not a whole safetensors file ({error}); download or copy it again"
-                ) from None
-            files.append(_File(path, handle))
-        yield _Store(files)
+            handle = stack.enter_context(open_safetensors(path))
+            files.append(File(path, handle))
+        yield Store(files)
+
+
+def open_safetensors(path: Path) -> Any:
+    """A file whose header fits its size, to be used as a context.
+
+    Raises:
+      UserError: if it is missing or broken.
+    """
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; download or copy it again") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: is not a whole safetensors file ({error}); download or copy it again"
+        ) from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -161,7 +175,7 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _check(store: _Store, folder: Path, config: ModelConfig, shapes: Params) -> None:
+def _check(store: Store, folder: Path, config: ModelConfig, shapes: Params) -> None:
     """Compares all names, shapes and types with what the config asks for."""
     wanted = _wanted(config, shapes)
     faults: dict[str, list[str]] = {"missing": [], "extra": [], "in two files": store.twice}
@@ -181,7 +195,7 @@ def _check(store: _Store, folder: Path, config: ModelConfig, shapes: Params) -> 
                 faults["tied by the config but unlike the embeddings"] = [name]
         elif not name.endswith(TOLERATED):
             faults["extra"].append(name)
-    said = "; ".join(f"{what}: {_list(names)}" for what, names in faults.items() if names)
+    said = "; ".join(f"{what}: {name_list(names)}" for what, names in faults.items() if names)
     if said:
         raise UserError(f"{folder}: weights do not match config.json: {said}")
 
@@ -204,7 +218,7 @@ def _wanted(config: ModelConfig, shapes: Params) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def _same(store: _Store, a: str, b: str) -> bool:
+def _same(store: Store, a: str, b: str) -> bool:
     shape = store.slices(a).get_shape()
     if shape != store.slices(b).get_shape():
         return False
@@ -213,7 +227,7 @@ def _same(store: _Store, a: str, b: str) -> bool:
     return all(np.array_equal(store.read(a, (p,)), store.read(b, (p,))) for p in pieces)
 
 
-def _list(names: list[str]) -> str:
+def name_list(names: list[str]) -> str:
     """All names, those that differ in the layer's number only as one: layers.{0-3,7}.x."""
     groups: dict[str, list[int]] = {}
     for name in names:

@@ -73,7 +73,7 @@ def test_any_mesh_gets_the_same_weights_and_reads_only_its_shards(
     shape: tuple[int, int, int], saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config, params = saved
-    read, largest = weights._Store.read, dict[str, int]()
+    read, largest = weights.Store.read, dict[str, int]()
     total = 0
 
     def spy(store: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_any_mesh_gets_the_same_weights_and_reads_only_its_shards(
         largest[name] = max(largest.get(name, 0), part.size)
         return part
 
-    monkeypatch.setattr(weights._Store, "read", spy)
+    monkeypatch.setattr(weights.Store, "read", spy)
     mesh = make_mesh(*shape)
     shardings = param_shardings(mesh, abstract_params(config), logical_axes(config))
     loaded = load_params(folder, config, shardings)

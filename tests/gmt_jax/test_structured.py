@@ -1,0 +1,334 @@
+"""HFT and LISA: what is drawn, against the rules counted out in NumPy."""
+
+import doctest
+import itertools
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gmt_jax.structured
+from gmt_jax import hft, lisa
+from gmt_jax.structured import ChoiceState, hft_choice, keep_chosen, lisa_choice
+from train.model import ModelConfig, abstract_params
+from train.model.tensors import TENSORS
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+TINY = SMOLLM2 | {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24,
+                  "num_attention_heads": 4, "num_key_value_heads": 2,
+                  "tie_word_embeddings": False}  # fmt: skip
+ATTENTION = [f"layers/attention/{part}/weight" for part in ("q", "k", "v", "out")]
+MLP = [f"layers/mlp/{part}/weight" for part in ("gate", "up", "down")]
+NORMS = ["layers/attention_norm/weight", "layers/mlp_norm/weight"]
+QK_NORMS = ["layers/attention/q_norm/weight", "layers/attention/k_norm/weight"]
+OUTSIDE = ["embed", "head", "norm/weight"]
+
+
+def shapes(layers: int, config: dict[str, Any] = TINY, **keys: Any) -> Any:
+    return abstract_params(ModelConfig.from_hf(config | {"num_hidden_layers": layers} | keys))
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def rows(masks: dict[str, Any], names: list[str]) -> np.ndarray:
+    """[layers, names] of what is chosen."""
+    return np.stack([masks[name].reshape(-1) for name in names], 1)
+
+
+def test_the_docstrings_run() -> None:
+    result = doctest.testmod(gmt_jax.structured)
+    assert result.attempted > 8
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 6, 30])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_hft_trains_the_halves_that_the_rule_says(layers: int, kind: str) -> None:
+    tree = shapes(layers, model_type=kind, head_dim=4)
+    choice = hft_choice(tree, seed=1, every=10)
+    norms = NORMS + (QK_NORMS if kind == "qwen3" else [])
+    for count in range(0, 100, 10):
+        masks = flat(choice(count))
+        assert (rows(masks, ATTENTION).sum(1) == 2).all()
+        in_mlp = rows(masks, MLP).sum(1)
+        assert (in_mlp == 2).sum() == -(-layers // 2)
+        assert (in_mlp == 1).sum() == layers // 2
+        assert (rows(masks, norms).sum(1) == len(norms) // 2).all()
+        assert all(masks[name].all() for name in OUTSIDE)
+
+
+def test_hft_on_smollm2_trains_these_and_so_many() -> None:
+    tree = shapes(30, SMOLLM2)
+    masks = flat(hft_choice(tree, seed=0, every=100)(0))
+    sizes = flat(jax.tree.map(lambda leaf: leaf.size, tree))
+    trained = sum(int(mask.sum()) * sizes[name] // mask.size for name, mask in masks.items())
+    assert {name: int(m.sum()) for name, m in masks.items() if m.size == 30} == {
+        "layers/attention/k/weight": 12,
+        "layers/attention/out/weight": 17,
+        "layers/attention/q/weight": 16,
+        "layers/attention/v/weight": 15,
+        "layers/attention_norm/weight": 10,
+        "layers/mlp/down/weight": 13,
+        "layers/mlp/gate/weight": 18,
+        "layers/mlp/up/weight": 14,
+        "layers/mlp_norm/weight": 20,
+    }
+    outside = 49152 * 576 + 576
+    # 2 of 4 attention matrices of two sizes; 45 of 90 feed-forward ones; 30 of 60 norms.
+    in_layers = (12 + 15) * 192 * 576 + (16 + 17) * 576 * 576 + 45 * 576 * 1536 + 30 * 576
+    assert trained == outside + in_layers == 82_077_120
+
+
+def test_every_pair_is_drawn_as_often_as_another() -> None:
+    """600 draws of 6 pairs of attention matrices: 100 each, give or take 5 deviations of 9."""
+    choice = jax.jit(hft_choice(shapes(6), seed=3, every=1))
+    pairs = Counter[tuple[int, ...]]()
+    for count in range(100):
+        for row in rows(flat(choice(count)), ATTENTION):
+            pairs[tuple(np.flatnonzero(row).tolist())] += 1
+    assert set(pairs) == set(itertools.combinations(range(4), 2))
+    assert max(abs(n - 100) for n in pairs.values()) < 45
+
+
+def test_layers_and_groups_are_drawn_apart() -> None:
+    masks = flat(hft_choice(shapes(30), seed=0, every=1)(0))
+    assert len({tuple(row) for row in rows(masks, ATTENTION)}) > 1
+    assert (masks[ATTENTION[0]].ravel() != masks[NORMS[0]].ravel()).any()
+    assert (rows(masks, MLP)[:-1] != rows(masks, MLP)[1:]).any()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6])
+def test_lisa_trains_so_many_layers_and_all_of_each(layers: int) -> None:
+    choice = lisa_choice(shapes(6), layers, seed=1, every=5)
+    drawn = Counter[int]()
+    for count in range(0, 300, 5):
+        masks = flat(choice(count))
+        chosen = rows(masks, ATTENTION + MLP + NORMS)
+        assert (chosen.all(1) == chosen.any(1)).all()
+        assert chosen.all(1).sum() == layers
+        assert all(masks[name].all() for name in OUTSIDE)
+        drawn.update(np.flatnonzero(chosen.all(1)).tolist())
+    assert set(drawn) == set(range(6))
+    assert max(abs(n - 10 * layers) for n in drawn.values()) <= 5 * np.sqrt(10 * layers)
+
+
+CHOICES = {
+    "hft": lambda tree, seed=0, every=7: hft_choice(tree, seed, every),
+    "lisa": lambda tree, seed=0, every=7: lisa_choice(tree, 3, seed, every),
+}
+BOTH = pytest.mark.parametrize("kind", CHOICES)
+
+
+@BOTH
+def test_a_round_lasts_as_many_updates_as_it_should(kind: str) -> None:
+    choice = jax.jit(CHOICES[kind](shapes(8)))
+    drawn = [b"".join(m.tobytes() for m in flat(choice(count)).values()) for count in range(28)]
+    rounds = [set(drawn[at : at + 7]) for at in range(0, 28, 7)]
+    assert [len(r) for r in rounds] == [1, 1, 1, 1]
+    assert len(set.union(*rounds)) == 4
+
+
+@BOTH
+def test_another_seed_draws_something_else(kind: str) -> None:
+    one, two = (flat(CHOICES[kind](shapes(8), seed)(0)) for seed in (0, 1))
+    assert any((one[name] != two[name]).any() for name in one)
+
+
+@BOTH
+def test_stacked_layers_and_a_path_a_layer_draw_the_same(kind: str) -> None:
+    stacked = shapes(5, attention_bias=True)
+    names = {tensor.path: tensor for tensor in TENSORS}
+    leaves = flat(jax.tree.map(lambda leaf: np.empty(leaf.shape, bool), stacked))
+    by_layer = {
+        names[path].name.format(layer): leaf[layer] if names[path].stacked else leaf
+        for path, leaf in leaves.items()
+        for layer in range(5 if names[path].stacked else 1)
+    }
+    ours, theirs = (flat(CHOICES[kind](tree)(9)) for tree in (stacked, by_layer))
+    for path, mask in ours.items():
+        for layer in range(5 if names[path].stacked else 1):
+            value = theirs[names[path].name.format(layer)]
+            assert value.shape == ()
+            assert value == (mask[layer].all() if names[path].stacked else mask)
+
+
+@BOTH
+def test_a_bias_goes_with_its_matrix(kind: str) -> None:
+    masks = flat(CHOICES[kind](shapes(5, attention_bias=True))(0))
+    for name in ATTENTION:
+        bias = masks[name.replace("weight", "bias")]
+        np.testing.assert_array_equal(bias.ravel(), masks[name].ravel())
+
+
+def gradient(layers: int = 8) -> Any:
+    draw = np.random.default_rng(0).standard_normal
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), shapes(layers))
+
+
+def make(kind: str, **keys: Any) -> optax.GradientTransformationExtraArgs:
+    keys = {"seed": 0, "every": 7} | keys
+    return hft(**keys) if kind == "hft" else lisa(3, **keys)
+
+
+@BOTH
+def test_the_gradient_is_kept_where_chosen_and_zero_elsewhere(kind: str) -> None:
+    g, transformation = gradient(), make(kind)
+    kept, state = transformation.update(g, ChoiceState(jnp.int32(15)))
+    assert state.count == 16
+    masks = flat(CHOICES[kind](g)(15))
+    for name, value in flat(kept).items():
+        np.testing.assert_array_equal(value, np.where(masks[name], flat(g)[name], 0))
+
+
+@BOTH
+def test_a_resumed_run_draws_what_it_would_have_drawn(kind: str) -> None:
+    g, transformation = gradient(), make(kind, every=3)
+    update = jax.jit(transformation.update)
+    state, kept = transformation.init(g), []
+    for _ in range(8):
+        out, state = update(g, state)
+        kept.append(flat(out))
+    resumed, _ = make(kind, every=3).update(g, ChoiceState(jnp.int32(7)))
+    for name, value in flat(resumed).items():
+        np.testing.assert_array_equal(value, kept[7][name])
+
+
+@BOTH
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_eight_devices_draw_and_keep_what_one_does(kind: str, axis_type: AxisType) -> None:
+    g, transformation = gradient(), make(kind)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    alone, _ = transformation.update(g, ChoiceState(jnp.int32(20)))
+    masks = flat(CHOICES[kind](g)(20))
+
+    def spread(leaf: jax.Array) -> jax.Array:
+        spec = P("x", "y") if leaf.ndim > 1 else P("x")
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    g = jax.tree.map(spread, g)
+    with jax.set_mesh(mesh):
+        state = ChoiceState(jax.device_put(jnp.int32(20), NamedSharding(mesh, P())))
+        for update in (jax.jit(transformation.update), transformation.update):
+            kept, _ = update(g, state)
+            for name, value in flat(kept).items():
+                np.testing.assert_array_equal(value, flat(alone)[name])
+            same = jax.tree.map(
+                lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), kept, g
+            )
+            assert all(jax.tree.leaves(same))
+        drawn = flat(jax.jit(CHOICES[kind](g))(state.count))
+    for name, mask in drawn.items():
+        np.testing.assert_array_equal(mask, masks[name])
+
+
+@BOTH
+def test_it_runs_in_a_scan_and_serves_all_rounds_with_one_program(kind: str) -> None:
+    g, transformation = gradient(), make(kind, every=2)
+
+    @jax.jit
+    def run(state: Any) -> Any:
+        def step(state: Any, _: None) -> Any:
+            kept, state = transformation.update(g, state)
+            return state, kept
+
+        return jax.lax.scan(step, state, None, 6)
+
+    state, kept = run(transformation.init(g))
+    assert state.count == 6
+    for count in range(6):
+        alone, _ = transformation.update(g, ChoiceState(jnp.int32(count)))
+        for name, value in flat(alone).items():
+            np.testing.assert_array_equal(flat(kept)[name][count], value)
+
+
+@BOTH
+def test_infinities_and_nan_of_what_is_not_chosen_become_zero(kind: str) -> None:
+    g = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), shapes(8))
+    masks = CHOICES[kind](g)(0)
+    kept = flat(keep_chosen(g, masks))
+    for name, mask in flat(masks).items():
+        chosen = np.broadcast_to(mask, kept[name].shape)
+        assert np.isnan(kept[name][chosen]).all()
+        assert (kept[name][~chosen] == 0).all()
+
+
+@BOTH
+def test_the_gradients_type_is_kept(kind: str) -> None:
+    g = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), gradient())
+    kept, _ = make(kind).update(g, make(kind).init(g))
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@BOTH
+def test_it_chains_with_optax(kind: str) -> None:
+    g = gradient()
+    optimizer = optax.MultiSteps(optax.chain(make(kind), optax.sgd(1.0)), 2)
+    state = optimizer.init(g)
+    for _ in range(2):
+        updates, state = optimizer.update(g, state, g)
+    masks = flat(CHOICES[kind](g)(0))
+    for name, value in flat(updates).items():
+        np.testing.assert_array_equal(value, np.where(masks[name], -flat(g)[name], 0))
+
+
+@BOTH
+def test_parts_that_optax_leaves_out_are_left_alone(kind: str) -> None:
+    g = gradient()
+    optimizer = optax.masked(make(kind), {name: name == "layers" for name in g})
+    kept, _ = optimizer.update(g, optimizer.init(g))
+    alone, _ = make(kind).update(g, ChoiceState(jnp.int32(0)))
+    jax.tree.map(np.testing.assert_array_equal, kept, alone)
+
+
+@BOTH
+def test_the_seed_and_the_round_may_be_injected(kind: str) -> None:
+    g = gradient()
+    factory = hft if kind == "hft" else (lambda seed, every: lisa(3, seed, every))
+    optimizer = optax.inject_hyperparams(factory)(seed=0, every=7)
+    kept, _ = jax.jit(optimizer.update)(g, optimizer.init(g))
+    alone, _ = make(kind).update(g, ChoiceState(jnp.int32(0)))
+    jax.tree.map(np.testing.assert_array_equal, kept, alone)
+
+
+@BOTH
+def test_an_unknown_model_is_refused_before_it_is_trained(kind: str) -> None:
+    tree = {"transformer": {"h": jnp.ones((4, 2, 2))}}
+    with pytest.raises(ValueError, match="not known: transformer/h;"):
+        make(kind).init(tree)
+    with pytest.raises(ValueError, match="not known: transformer/h;"):
+        make(kind).update(tree, ChoiceState(jnp.int32(0)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda: hft(0, every=0), "every must be at least 1, got 0"),
+        (lambda: lisa(1, 0, every=-1), "every must be at least 1, got -1"),
+        (lambda: lisa(0, 0, every=1), "layers must be at least 1, got 0"),
+        (lambda: lisa(9, 0, every=1).init(shapes(8)), "cannot train 9 of 8 layers"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(bad: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        bad()
