@@ -10,7 +10,7 @@ from train.errors import UserError
 
 # Packages of the extra; without them the program says what to install.
 EXTRA = {
-    "datasets", "flax", "gguf", "huggingface_hub", "numpy", "orbax", "pydantic", "rich",
+    "datasets", "flax", "gguf", "grain", "huggingface_hub", "numpy", "orbax", "pydantic", "rich",
     "safetensors", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
 
@@ -127,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.do(args)
     except UserError as error:
-        print(f"gmt-train: error: {' '.join(str(error).split())}", file=sys.stderr)
+        for line in error.lines:
+            print(f"gmt-train: error: {line}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from rich.console import Console
 
 from train.checkpoint import Checkpoints, abstract
 from train.config import Config
-from train.data import Batches, Examples, build_datasets
+from train.data.batches import Batches
+from train.data.build import build_datasets
+from train.data.feed import local_rows, microbatch_rows, place, prefetched
+from train.data.sides import Side
 from train.errors import UserError
 from train.export import export
 from train.generate import Sampling, complete
@@ -30,15 +34,8 @@ from train.observe.progress import Display
 from train.observe.report import print_report
 from train.optimizer import make_optimizer, make_schedule
 from train.run import Run
-from train.sharding import batch_sharding, make_mesh, param_shardings
-from train.step import (
-    Batch,
-    TrainState,
-    jit_eval_step,
-    jit_train_step,
-    microbatch_sharding,
-    state_shardings,
-)
+from train.sharding import make_mesh, param_shardings
+from train.step import Batch, TrainState, jit_eval_step, jit_train_step, state_shardings
 from train.tokenizer import load_tokenizer, prompt_ids
 
 
@@ -61,7 +58,8 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
     learned, heldout = _load_data(config, tokenizer, model, console)
-    steps = _steps(config, learned)
+    training = learned.batches(config.batch.size, config.seed)
+    steps = _steps(config, training)
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.optimizer, steps)
         shapes = abstract_params(model)
@@ -80,7 +78,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
                 state = initial()
             done = int(state.step)
             run.forget_after(done or -1)  # What comes before the first update is done again.
-            parts = _parts(config, model, tokenizer, mesh, optimizer, shardings, learned, heldout)
+            parts = _parts(config, model, tokenizer, mesh, optimizer, shardings, training, heldout)
             cadence = Cadence(
                 steps, config.log_every, config.evaluation.every, config.checkpoint.every
             )
@@ -123,8 +121,14 @@ def _initial_state(
     return initial
 
 
-def _steps(config: Config, learned: Examples) -> int:
-    return config.steps or math.ceil(len(learned) * config.epochs / config.batch.size)
+def _steps(config: Config, training: Batches) -> int:
+    rows, size = training.rows_in_epoch, config.batch.size
+    if rows < size:
+        raise UserError(
+            f"data.train: an epoch has {rows} rows, fewer than a batch of {size}; "
+            "lower batch.size or add data"
+        )
+    return config.steps or math.ceil(rows * config.epochs / size)
 
 
 def _check_rows(config: Config, mesh: Mesh) -> None:
@@ -139,17 +143,19 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
 
 def _load_data(
     config: Config, tokenizer: Any, model: ModelConfig, console: Console
-) -> tuple[Examples, Examples | None]:
-    """Examples to learn from and held-out ones, with what became of the records printed."""
-    learned, heldout, reports = build_datasets(
-        tokenizer=tokenizer,
+) -> tuple[Side, Side | None]:
+    """What is learned and what is held out, with what became of the records printed."""
+    made = build_datasets(
+        config.data,
+        tokenizer,
         vocab_size=model.vocab_size,
         seed=config.seed,
-        **config.data.model_dump(),
+        cache=Path(config.cache).expanduser(),
+        console=console,
     )
-    for report in reports:
-        console.print(str(report), highlight=False, markup=False, soft_wrap=True)
-    return learned, heldout
+    for side in made.sides:
+        console.print(str(side), highlight=False, markup=False, soft_wrap=True)
+    return made.train, made.held_out
 
 
 def _parts(
@@ -159,42 +165,43 @@ def _parts(
     mesh: Mesh,
     optimizer: Any,
     shardings: TrainState,
-    learned: Examples,
-    heldout: Examples | None,
+    training: Batches,
+    heldout: Side | None,
 ) -> Parts:
     """The loop's calls, bound to this run."""
-    section, rows = config.model, config.batch.size // config.batch.num_microbatches
+    section, pieces = config.model, config.batch.num_microbatches
+    rows = config.batch.size // pieces
     dtype, remat = section.compute_dtype, section.remat
 
     def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return sft_loss(model, params, batch, dtype=dtype, remat=remat)
 
-    def batches(examples: Examples, size: int) -> Batches:
-        return Batches(
-            examples,
-            batch_size=size,
-            max_length=config.data.max_length,
-            pad_id=0,  # Any id will do: padding comes after the text and is never a target.
-            seed=config.seed,
+    mine = microbatch_rows(mesh, pieces, rows)
+
+    def batches(start: int, stop: int) -> AbstractContextManager[Any]:
+        return prefetched(
+            lambda step: (training.batch(step, mine), training.num_tokens(step)),
+            lambda made: (place(made[0], mesh, pieces), made[1]),
+            start,
+            stop,
         )
-
-    training = batches(learned, config.batch.size)
-    pieces = (config.batch.num_microbatches, rows)
-
-    def batch(step: int) -> tuple[Batch, int]:
-        arrays = training.batch(step)
-        cut = {key: value.reshape(*pieces, *value.shape[1:]) for key, value in arrays.items()}
-        return jax.device_put(cut, microbatch_sharding(mesh)), training.num_tokens(step)
 
     eval_step = jit_eval_step(loss, mesh, shardings.params)
 
     def evaluate(params: Any) -> float | None:
         if heldout is None:
             return None
+        rest, mine = heldout.batches(rows, config.seed), local_rows(mesh, rows)
         total = weight = 0.0
-        for arrays in batches(heldout, rows).eval_batches():
-            sums = eval_step(params, jax.device_put(arrays, batch_sharding(mesh)))
-            total, weight = total + float(sums[0]), weight + float(sums[1])
+        with prefetched(
+            lambda number: rest.eval_batch(number, mine),
+            lambda arrays: place(arrays, mesh),
+            0,
+            rest.num_eval_batches,
+        ) as made:
+            for batch in made:
+                sums = eval_step(params, batch)
+                total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / weight
 
     prompts = config.evaluation.prompts
@@ -208,9 +215,9 @@ def _parts(
         return list(zip(prompts, made, strict=True))
 
     return Parts(
-        batch=batch,
+        batches=batches,
         train_step=jit_train_step(loss, optimizer, mesh, shardings),
         evaluate=evaluate,
         sample=sample,
-        learning_rate=make_schedule(config.optimizer, _steps(config, learned)),
+        learning_rate=make_schedule(config.optimizer, _steps(config, training)),
     )
