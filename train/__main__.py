@@ -26,6 +26,17 @@ def _sft(args: argparse.Namespace) -> None:
     sft(config, resume=args.resume, console=Console())
 
 
+def _data_check(args: argparse.Namespace) -> None:
+    from train.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from rich.console import Console
+
+    from train.data.check import check
+
+    check(config, Console(), args.examples)
+
+
 def _export(args: argparse.Namespace) -> None:
     from train.trained import export_run
 
@@ -56,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, do: Callable[..., None], text: str, example: str):  # type: ignore[no-untyped-def]
-        made = commands.add_parser(
+    def command(name: str, do: Callable[..., None], text: str, example: str, to=commands):  # type: ignore[no-untyped-def]
+        made = to.add_parser(
             name,
             help=text,
             description=text,
@@ -67,20 +78,39 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(do=do)
         return made
 
+    def with_config(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+        made.add_argument(
+            "overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's"
+        )
+
     made = command(
         "sft",
         _sft,
         "Supervised fine-tuning from a config.",
         "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.ratio=0.5",
     )
-    made.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+    with_config(made)
     made.add_argument(
         "--resume",
         action="store_true",
         help="continue the run in the config's folder from its newest checkpoint, if there is one",
     )
+
+    data = commands.add_parser("data", help="Look at data.").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    made = command(
+        "check",
+        _data_check,
+        "Report on a config's data before it is trained on; the exit status is 2 where something "
+        "would make training wrong.",
+        "gmt-train data check --config configs/quickstart.yaml",
+        to=data,
+    )
+    with_config(made)
     made.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's"
+        "--examples", type=int, default=3, help="how many are shown, with what is learned of them"
     )
 
     made = command(

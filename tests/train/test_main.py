@@ -14,10 +14,10 @@ from train.__main__ import main
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize("command", ["sft", "export", "generate", "import-gguf"])
+@pytest.mark.parametrize("command", ["sft", "data check", "export", "generate", "import-gguf"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert f"example:\n  gmt-train {command} " in out

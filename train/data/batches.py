@@ -7,7 +7,7 @@ import numpy as np
 
 from train.data.encode import Example
 from train.data.epochs import Group, Order
-from train.data.packing import Rows
+from train.data.packing import Plan
 
 # One example a row; the same with batches of rows of one length; or several examples a row.
 Layout = Literal["padded", "bucketed", "packed"]
@@ -39,7 +39,7 @@ class Batches:
     def __init__(
         self,
         examples: Examples,
-        rows: Rows,
+        rows: Plan,
         lengths: np.ndarray,
         *,
         batch_size: int,
@@ -52,7 +52,7 @@ class Batches:
         self._size, self._max_length, self._layout = batch_size, max_length, layout
         self._row_lengths = np.add.reduceat(lengths[rows.members], rows.offsets[:-1])
         self._order = Order(
-            groups or [Group(rows.count)],
+            groups or [Group(rows.num_rows)],
             batch_size=batch_size,
             seed=seed,
             lengths=self._row_lengths if layout == "bucketed" else None,
@@ -79,7 +79,7 @@ class Batches:
     @property
     def num_eval_batches(self) -> int:
         """Batches that hold every row once."""
-        return -(-self._rows.count // self._size)
+        return -(-self._rows.num_rows // self._size)
 
     def eval_batch(self, number: int, at: np.ndarray | slice = slice(None)) -> Arrays:
         """One of the batches that hold every row once, in order.
@@ -87,7 +87,7 @@ class Batches:
         Rows without weight fill up the last one.
         """
         rows = np.arange(number * self._size, (number + 1) * self._size)
-        return self._arrays(rows[at], self._batch_length(rows[rows < self._rows.count]))
+        return self._arrays(rows[at], self._batch_length(rows[rows < self._rows.num_rows]))
 
     def _batch_length(self, rows: np.ndarray) -> int:
         if self._layout != "bucketed":
@@ -104,7 +104,7 @@ class Batches:
         made: dict[str, Any] = {name: np.zeros(shape, np.int32) for name in names}
         made["weights"] = np.zeros(shape, np.float32)
         for at, row in enumerate(rows.tolist()):
-            if row < self._rows.count:
+            if row < self._rows.num_rows:
                 self._fill({name: array[at] for name, array in made.items()}, row)
         return made
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from train.data.section import DataSection, Source
-from train.data.sides import Datasets, Loaded, divide
+from train.data.sides import Datasets, Loaded, divide, refuse_pairs
 from train.data.sources import Listed, Rows, is_hub_name, open_rows
 from train.data.stdlib import NAME as STDLIB
 from train.data.stdlib import load_stdlib
@@ -40,11 +40,12 @@ def build_datasets(
     Raises:
       UserError: where data cannot be loaded or used, or a side has none.
     """
-    _check_tokenizer(tokenizer, vocab_size)
+    check_tokenizer(tokenizer, vocab_size)
     loaded = load(data, tokenizer, cache, console)
     faults = find_faults(data, loaded, vocab_size)
     if faults:
         raise DataError(faults) if data.on_error == "report" else UserError(faults[0])
+    refuse_pairs(loaded)
     return divide(data, loaded, seed, cache)
 
 
@@ -108,7 +109,12 @@ def _progress(total: int, console: Console | None) -> Iterator[Advance]:
         yield lambda count: progress.advance(task, count)
 
 
-def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
+def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
+    """Sees that the model has a row for every token.
+
+    Raises:
+      UserError: otherwise.
+    """
     highest = max(tokenizer.get_vocab().values())
     if highest >= vocab_size:
         raise UserError(

@@ -6,24 +6,24 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Rows(NamedTuple):
+class Plan(NamedTuple):
     """Row r holds the examples members[offsets[r] : offsets[r + 1]], in that order."""
 
     members: np.ndarray  # int64 [N]
     offsets: np.ndarray  # int64 [R + 1]
 
     @property
-    def count(self) -> int:
-        """R, the number of rows."""
+    def num_rows(self) -> int:
+        """R."""
         return len(self.offsets) - 1
 
 
-def one_a_row(count: int) -> Rows:
+def one_a_row(count: int) -> Plan:
     """Every example by itself."""
-    return Rows(np.arange(count), np.arange(count + 1))
+    return Plan(np.arange(count), np.arange(count + 1))
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> Rows:
+def best_fit(lengths: np.ndarray, capacity: int) -> Plan:
     """Best-fit-decreasing bin packing (Johnson 1973), exact, for a million examples in seconds.
 
     The longest example comes first, and each goes into the fullest row that has room for it.
@@ -84,9 +84,9 @@ def best_fit(lengths: np.ndarray, capacity: int) -> Rows:
                 place, left, full = place + left, 0, full + 1
             put(rows[full:], room)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=count))])
-    return Rows(order[np.argsort(row_of, kind="stable")], offsets)
+    return Plan(order[np.argsort(row_of, kind="stable")], offsets)
 
 
-def waste(rows: Rows, lengths: np.ndarray, capacity: int) -> float:
+def waste(rows: Plan, lengths: np.ndarray, capacity: int) -> float:
     """The share of the rows' room that is padding."""
-    return 1 - float(lengths[rows.members].sum(dtype=np.int64)) / (rows.count * capacity)
+    return 1 - float(lengths[rows.members].sum(dtype=np.int64)) / (rows.num_rows * capacity)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.packing import Rows, best_fit
+from train.data.packing import Plan, best_fit
 
 _METHOD = 1  # Changes with the plans that `best_fit` makes.
 
 
-def plan_rows(lengths: np.ndarray, capacity: int, cache: Path) -> Rows:
+def plan_rows(lengths: np.ndarray, capacity: int, cache: Path) -> Plan:
     """`best_fit`, planned once for the same lengths and capacity.
 
     The lengths are all that a plan depends on: whatever changes in the data, the tokenizer or the
@@ -27,4 +27,4 @@ def plan_rows(lengths: np.ndarray, capacity: int, cache: Path) -> Rows:
         np.savez(partial, members=rows.members, offsets=rows.offsets)
         partial.replace(file)
     with np.load(file) as saved:
-        return Rows(saved["members"], saved["offsets"])
+        return Plan(saved["members"], saved["offsets"])

@@ -9,7 +9,7 @@ import numpy as np
 from train.data.batches import Batches
 from train.data.encode import Example
 from train.data.epochs import Group
-from train.data.packing import Rows, one_a_row, waste
+from train.data.packing import Plan, one_a_row, waste
 from train.data.plan import plan_rows
 from train.data.section import DataSection, Source
 from train.data.select import fits, limited, split_off
@@ -67,7 +67,7 @@ class Side:
 
     name: str
     parts: Sequence[Part]
-    rows: Rows  # Of the parts' used examples, numbered through.
+    rows: Plan  # Of the parts' used examples, numbered through.
     groups: Sequence[Group]
     data: DataSection
 
@@ -105,7 +105,7 @@ class Side:
         said += [f"{cut:,} cut to {limit}"] * bool(cut)
         said += [f"{unused:,} left out by the limit"] * bool(unused)
         if self.data.layout == "packed":
-            said.append(f"packed into {self.rows.count:,} rows ({self.padding:.1%} padding)")
+            said.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
         return ", ".join(said)
 
 
@@ -160,6 +160,22 @@ def divide(data: DataSection, loaded: Sequence[Loaded], seed: int, cache: Path) 
     return Datasets(train, _side(name, data, loaded, held, data.eval_limit, seed, cache))
 
 
+def refuse_pairs(loaded: Sequence[Loaded]) -> None:
+    """Supervised fine-tuning learns from one answer.
+
+    Raises:
+      UserError: for the first preference pair.
+    """
+    for each in loaded:
+        twice = np.flatnonzero(np.diff(each.store.index["record"]) == 0)
+        if len(twice):
+            where = each.store.where(int(each.store.index["record"][twice[0]]))
+            raise UserError(
+                f"{where}: is a preference pair, and sft learns from one answer; name it with "
+                "data.columns: {prompt: prompt, completion: chosen}"
+            )
+
+
 def _side(
     name: str,
     data: DataSection,
@@ -191,13 +207,13 @@ def _side(
             plan_rows(part.lengths, data.max_length, cache) if packed else one_a_row(len(part.used))
         )
         rows.append(made)
-        groups.append(Group(made.count, part.source.weight))
+        groups.append(Group(made.num_rows, part.source.weight))
     return Side(name, parts, _joined(rows), groups, data)
 
 
-def _joined(rows: Sequence[Rows]) -> Rows:
+def _joined(rows: Sequence[Plan]) -> Plan:
     """Rows of several sources, with their examples and their rows numbered through."""
     firsts = np.cumsum([0, *(len(each.members) for each in rows)])
     members = [each.members + first for each, first in zip(rows, firsts, strict=False)]
     offsets = [each.offsets[:-1] + first for each, first in zip(rows, firsts, strict=False)]
-    return Rows(np.concatenate(members), np.concatenate([*offsets, firsts[-1:]]))
+    return Plan(np.concatenate(members), np.concatenate([*offsets, firsts[-1:]]))

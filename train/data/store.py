@@ -31,6 +31,7 @@ INDEX = np.dtype(
     ]
 )
 _TOGETHER = 512  # Rows that are tokenised at a time.
+_NO_TARGET = "has no token to learn; add an assistant turn or text, or take it out"
 _LAYOUT = 1  # Of the files; part of the digest.
 
 Advance = Callable[[int], None]  # Called with the number of rows that were just done.
@@ -53,12 +54,16 @@ class Store:
     target: np.ndarray  # bool, likewise
     index: np.ndarray  # INDEX [N]
     faults: Sequence[tuple[int, str]]  # Rows that cannot be used, and why.
-    where: Callable[[int], str]  # The place of a row, for people.
+    rows: Rows  # What they were made of.
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """Example i lies from offsets[i] up to offsets[i + 1]: int64 [N + 1]."""
         return np.concatenate([[0], np.cumsum(self.index["length"], dtype=np.int64)])
+
+    def where(self, record: int) -> str:
+        """The place of a row, for people."""
+        return self.rows.where(record)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -99,7 +104,7 @@ def store(
         _mapped(folder / "target", np.bool_),
         _mapped(folder / "index", INDEX),
         faults,
-        rows.where,
+        rows,
     )
 
 
@@ -167,8 +172,7 @@ def _examples(
         if example.target[1:].any():  # The first token follows nothing: it cannot be learned.
             yield number, example
         else:
-            fault = "has no token to learn; add an assistant turn or text, or take it out"
-            faults.append((number, fault))
+            faults.append((number, _NO_TARGET))
 
 
 def _entry(number: int, example: Example) -> tuple[int, ...]:
