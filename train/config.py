@@ -140,6 +140,12 @@ class Config(Section):
     cache: str = "~/.cache/gmt-jax"
     """The folder of tokenised data, which runs share; it may be deleted between runs."""
 
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.data.streaming and self.steps is None:
+            raise ValueError("steps is missing: a stream has no epochs to count")
+        return self
+
 
 def load_config(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Reads and checks a config file, with `key.path=value` overrides laid over it.

@@ -1,8 +1,6 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,6 @@ from rich.console import Console
 
 from train.checkpoint import Checkpoints, abstract
 from train.config import Config
-from train.data.batches import Batches
-from train.data.build import build_datasets
-from train.data.feed import local_rows, microbatch_rows, place, prefetched
-from train.data.sides import Side
 from train.errors import UserError
 from train.export import export
 from train.generate import Sampling, complete
@@ -36,6 +30,7 @@ from train.optimizer import make_optimizer, make_schedule
 from train.run import Run
 from train.sharding import make_mesh, param_shardings
 from train.step import Batch, TrainState, jit_eval_step, jit_train_step, state_shardings
+from train.supply import Supply, make_supply
 from train.tokenizer import load_tokenizer, prompt_ids
 
 
@@ -57,9 +52,8 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
-    learned, heldout = _load_data(config, tokenizer, model, console)
-    training = learned.batches(config.batch.size, config.seed)
-    steps = _steps(config, training)
+    supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    steps = supply.steps
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.optimizer, steps)
         shapes = abstract_params(model)
@@ -78,7 +72,9 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
                 state = initial()
             done = int(state.step)
             run.forget_after(done or -1)  # What comes before the first update is done again.
-            parts = _parts(config, model, tokenizer, mesh, optimizer, shardings, training, heldout)
+            parts = _parts(
+                config, model, tokenizer, mesh, optimizer, shardings, supply, checkpoints
+            )
             cadence = Cadence(
                 steps, config.log_every, config.evaluation.every, config.checkpoint.every
             )
@@ -121,16 +117,6 @@ def _initial_state(
     return initial
 
 
-def _steps(config: Config, training: Batches) -> int:
-    rows, size = training.rows_in_epoch, config.batch.size
-    if rows < size:
-        raise UserError(
-            f"data.train: an epoch has {rows} rows, fewer than a batch of {size}; "
-            "lower batch.size or add data"
-        )
-    return config.steps or math.ceil(rows * config.epochs / size)
-
-
 def _check_rows(config: Config, mesh: Mesh) -> None:
     rows = config.batch.size // config.batch.num_microbatches
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -141,23 +127,6 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
         )
 
 
-def _load_data(
-    config: Config, tokenizer: Any, model: ModelConfig, console: Console
-) -> tuple[Side, Side | None]:
-    """What is learned and what is held out, with what became of the records printed."""
-    made = build_datasets(
-        config.data,
-        tokenizer,
-        vocab_size=model.vocab_size,
-        seed=config.seed,
-        cache=Path(config.cache).expanduser(),
-        console=console,
-    )
-    for side in made.sides:
-        console.print(str(side), highlight=False, markup=False, soft_wrap=True)
-    return made.train, made.held_out
-
-
 def _parts(
     config: Config,
     model: ModelConfig,
@@ -165,41 +134,24 @@ def _parts(
     mesh: Mesh,
     optimizer: Any,
     shardings: TrainState,
-    training: Batches,
-    heldout: Side | None,
+    supply: Supply,
+    checkpoints: Checkpoints,
 ) -> Parts:
     """The loop's calls, bound to this run."""
-    section, pieces = config.model, config.batch.num_microbatches
-    rows = config.batch.size // pieces
+    section = config.model
     dtype, remat = section.compute_dtype, section.remat
 
     def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return sft_loss(model, params, batch, dtype=dtype, remat=remat)
 
-    mine = microbatch_rows(mesh, pieces, rows)
-
-    def batches(start: int, stop: int) -> AbstractContextManager[Any]:
-        return prefetched(
-            lambda step: (training.batch(step, mine), training.num_tokens(step)),
-            lambda made: (place(made[0], mesh, pieces), made[1]),
-            start,
-            stop,
-        )
-
     eval_step = jit_eval_step(loss, mesh, shardings.params)
 
     def evaluate(params: Any) -> float | None:
-        if heldout is None:
+        if supply.held_out is None:
             return None
-        rest, mine = heldout.batches(rows, config.seed), local_rows(mesh, rows)
         total = weight = 0.0
-        with prefetched(
-            lambda number: rest.eval_batch(number, mine),
-            lambda arrays: place(arrays, mesh),
-            0,
-            rest.num_eval_batches,
-        ) as made:
-            for batch in made:
+        with supply.held_out() as batches:
+            for batch in batches:
                 sums = eval_step(params, batch)
                 total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / weight
@@ -215,9 +167,9 @@ def _parts(
         return list(zip(prompts, made, strict=True))
 
     return Parts(
-        batches=batches,
+        batches=lambda start, stop: supply.batches(start, stop, checkpoints.attach_stream),
         train_step=jit_train_step(loss, optimizer, mesh, shardings),
         evaluate=evaluate,
         sample=sample,
-        learning_rate=make_schedule(config.optimizer, _steps(config, training)),
+        learning_rate=make_schedule(config.optimizer, supply.steps),
     )

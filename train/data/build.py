@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from train.data.section import DataSection, Source
-from train.data.sides import Datasets, Loaded, divide, refuse_pairs
+from train.data.sides import Datasets, Loaded, Side, divide, held_out_side, refuse_pairs
 from train.data.sources import Listed, Rows, is_hub_name, open_rows
 from train.data.stdlib import NAME as STDLIB
 from train.data.stdlib import load_stdlib
@@ -42,11 +42,31 @@ def build_datasets(
     """
     check_tokenizer(tokenizer, vocab_size)
     loaded = load(data, tokenizer, cache, console)
+    _refuse(data, loaded, vocab_size)
+    return divide(data, loaded, seed, cache)
+
+
+def build_held_out(
+    data: DataSection,
+    tokenizer: Any,
+    *,
+    vocab_size: int,
+    seed: int,
+    cache: Path,
+    console: Console | None = None,
+) -> Side | None:
+    """What is held out, where the training data is a stream; the arguments are the same."""
+    check_tokenizer(tokenizer, vocab_size)
+    loaded = load(data.model_copy(update={"train": ()}), tokenizer, cache, console)
+    _refuse(data, loaded, vocab_size)
+    return held_out_side(data, loaded, seed, cache) if loaded else None
+
+
+def _refuse(data: DataSection, loaded: Sequence[Loaded], vocab_size: int) -> None:
     faults = find_faults(data, loaded, vocab_size)
     if faults:
         raise DataError(faults) if data.on_error == "report" else UserError(faults[0])
     refuse_pairs(loaded)
-    return divide(data, loaded, seed, cache)
 
 
 def load(

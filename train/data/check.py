@@ -34,6 +34,11 @@ def check(config: Config, console: Console, shown: int = 3) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     vocab_size = load_model_config(base).vocab_size
     tokenizer = load_tokenizer(base, config.model.chat_template)
+    if config.data.streaming:
+        raise UserError(
+            "data.streaming: a check reads all of the data; name a part of it in data.train and "
+            "set data.streaming to false"
+        )
     data = config.data.model_copy(update={"on_error": "report"})
     cache = Path(config.cache).expanduser()
     loaded = load(data, tokenizer, cache, console)

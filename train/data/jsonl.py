@@ -29,10 +29,7 @@ class Lines:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        line = self._line(index)
-        if not line.strip():
-            raise UserError("is blank; delete the line")
-        return _object(_decode(line))
+        return read_object(self._line(index))
 
     def where(self, index: int) -> str:
         return f"{self.path}:{index + 1}"
@@ -74,6 +71,21 @@ def json_list(path: Path) -> list[Any] | None:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: {_fault(error)}; write a list of objects") from None
     return list(rows)
+
+
+def read_lines(path: Path, offset: int) -> list[bytes]:
+    """Some whole lines of a file, from a byte on at which a line begins; none at its end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.readlines(_BLOCK)
+
+
+def read_object(line: bytes) -> dict[str, Any]:
+    """The object that a line holds."""
+    line = line.removeprefix(_MARK)
+    if not line.strip():
+        raise UserError("is blank; delete the line")
+    return _object(_decode(line))
 
 
 def _decode(data: bytes) -> str:

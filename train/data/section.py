@@ -1,8 +1,8 @@
 """The config's data section: what is learned from, and what the held-out loss is measured on."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from train.section import Count, Fraction, Section
 
@@ -64,10 +64,22 @@ class DataSection(Section):
     """One example a row; batches of examples of about one length; or several examples a row."""
     on_error: Literal["stop", "report"] = "stop"
     """At data that cannot be used, tell the first fault or all of them; nothing is trained on."""
+    streaming: bool = False
+    """Read the training data in order without tokenising it first: for more than fits a disk."""
+    shuffle_buffer: Count = 10_000
+    """Rows of a stream that are shuffled together."""
     limit: Count | None = None
     """Use at most this many training examples."""
     eval_limit: Count | None = None
     """Use at most this many held-out examples."""
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        if self.streaming and (self.layout == "bucketed" or self.limit is not None):
+            raise ValueError("a stream is padded or packed, without a limit")
+        if self.streaming and not self.eval and self.eval_fraction:
+            raise ValueError("nothing is split off a stream: name eval, or set eval_fraction to 0")
+        return self
 
     def train_sources(self) -> tuple[Source, ...]:
         """The sources to train on, with what they leave open filled in."""

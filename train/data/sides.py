@@ -156,8 +156,19 @@ def divide(data: DataSection, loaded: Sequence[Loaded], seed: int, cache: Path) 
     train = _side("training data", data, loaded, [~mask for mask in held], data.limit, seed, cache)
     if not any(mask.any() for mask in held):
         return Datasets(train, None)
-    name = "held-out data"
-    return Datasets(train, _side(name, data, loaded, held, data.eval_limit, seed, cache))
+    return Datasets(train, held_out_side(data, loaded, seed, cache, held))
+
+
+def held_out_side(
+    data: DataSection,
+    loaded: Sequence[Loaded],
+    seed: int,
+    cache: Path,
+    masks: Sequence[np.ndarray] | None = None,
+) -> Side:
+    """The held-out side: of each source the examples that its mask says, or all."""
+    masks = masks or [np.ones(len(each.store), bool) for each in loaded]
+    return _side("held-out data", data, loaded, masks, data.eval_limit, seed, cache)
 
 
 def refuse_pairs(loaded: Sequence[Loaded]) -> None:

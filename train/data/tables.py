@@ -128,3 +128,21 @@ def _quiet() -> None:
 
 def _brief(error: object) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def streamed_table(source: str | list[Path], split: str, revision: str | None) -> Any:
+    """A hub data set or Parquet files, to be read in order; it knows where it stands."""
+    from datasets import load_dataset
+
+    _quiet()
+    try:
+        if isinstance(source, str):
+            arguments = hub_arguments(source)
+            return load_dataset(*arguments, split=split, revision=revision, streaming=True)
+        files = [str(path) for path in source]
+        return load_dataset("parquet", data_files=files, split="train", streaming=True)
+    except Exception as error:
+        name = source if isinstance(source, str) else source[0]
+        raise UserError(
+            f"{name}: cannot be streamed ({_brief(error)}); check the name and the connection"
+        ) from None
