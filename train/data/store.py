@@ -109,8 +109,10 @@ def store(
 
 
 def _mapped(file: Path, dtype: Any) -> np.ndarray:
-    # Nothing cannot be mapped.
-    return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
+    if not file.stat().st_size:  # Nothing cannot be mapped.
+        return np.empty(0, dtype)
+    # As a plain array, whose slices are ten times as quick to make.
+    return np.memmap(file, dtype, "r").view(np.ndarray)
 
 
 def _digest(rows: Rows, tokenizer: Any, reading: Reading) -> str:

@@ -42,7 +42,7 @@ def test_examples_and_what_is_known_of_them(write: Any, tokenizer: Any) -> None:
     assert made.index["first"].tolist() == [4, 1, 4]  # Nothing precedes a first token.
     assert made.index["highest"].tolist() == [int(made[i].tokens.max()) for i in range(3)]
     assert made.index["digest"][0] == made.index["digest"][2] != made.index["digest"][1]
-    assert isinstance(made.tokens, np.memmap)
+    assert isinstance(made.tokens.base, np.memmap), "it is not held in memory"
 
 
 def test_it_is_tokenised_once(

@@ -67,26 +67,24 @@ def test_a_packed_row_is_whole_documents(tokenizer: Any, file: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("resumed_at", [0, 3, 14, 15, 29])
+@pytest.mark.parametrize("resumed_at", [0, 3, 14])
 def test_a_stream_goes_on_where_it_was(
     tokenizer: Any, file: Path, tmp_path: Path, layout: str, resumed_at: int
 ) -> None:
     other = tmp_path / "b.jsonl"
     other.write_text('{"prompt": "yy", "completion": "z"}\n' * 5)
     sources = [str(file), {"path": str(other), "weight": 0.25}]
-    whole = list(_read(_stream(tokenizer, sources, layout=layout), 40))
+    whole = list(_read(_stream(tokenizer, sources, layout=layout), 22))
     state = whole[resumed_at][1]
     for at, (batch, _) in enumerate(
-        _read(_stream(tokenizer, sources, layout=layout), 10, state), resumed_at + 1
+        _read(_stream(tokenizer, sources, layout=layout), 7, state), resumed_at + 1
     ):
         for key, value in batch.items():
             np.testing.assert_array_equal(value, whole[at][0][key])
 
 
 def test_processes_share_the_rows(tokenizer: Any, file: Path) -> None:
-    shares = [
-        _stream(tokenizer, file, Share(process, 2), shuffle_buffer=5) for process in range(2)
-    ]
+    shares = [_stream(tokenizer, file, Share(process, 2), shuffle_buffer=5) for process in range(2)]
     seen = [_prompts(tokenizer, [b for b, _ in _read(share, 15)]) for share in shares]
     assert sorted(seen[0]) == sorted(f"{n:02}" for n in range(0, 30, 2) for _ in range(2))
     assert sorted(seen[1]) == sorted(f"{n:02}" for n in range(1, 30, 2) for _ in range(2))
