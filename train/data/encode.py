@@ -24,30 +24,52 @@ def encode(texts: Sequence[Rendered], tokenizer: Any) -> list[Example]:
     header's. Bare text gets the beginning token that the tokenizer itself begins with, and its
     end-of-text token, neither of them twice.
     """
+    return examples(texts, tokenise(texts, tokenizer), tokenizer)
+
+
+def tokenise(texts: Sequence[Rendered], tokenizer: Any) -> Any:
+    """The first half of `encode`: the tokenizer's own work, which lets other threads run."""
     if not tokenizer.is_fast:
         raise UserError(
             "the tokenizer does not say which characters a token is from; "
             "the model's folder needs a tokenizer.json"
         )
-    encoded = tokenizer(
+    return tokenizer(
         [text.text for text in texts],
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
     )
-    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    return [
-        _example(text, np.asarray(ids, np.int32), characters, tokenizer, begins)
-        for text, ids, characters in zip(
-            texts, encoded["input_ids"], encoded.encodings, strict=True
-        )
-    ]
 
 
-def _example(
-    text: Rendered, tokens: np.ndarray, characters: Any, tokenizer: Any, begins: bool
-) -> Example:
+def examples(texts: Sequence[Rendered], encoded: Any, tokenizer: Any) -> list[Example]:
+    """The second half of `encode`."""
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    begins = first is not None and tokenizer("").input_ids[:1] == [first]
+    made = []
+    for text, ids, characters in zip(texts, encoded["input_ids"], encoded.encodings, strict=True):
+        target = _targets(text, len(ids), characters)
+        while first is not None and ids[:2] == [first, first]:
+            ids, target = ids[1:], target[1:]
+        if text.bare:
+            if last is None:
+                raise UserError(
+                    "the tokenizer has no end-of-text token to end the text with; "
+                    "set eos_token in its tokenizer_config.json"
+                )
+            if begins and ids[:1] != [first]:
+                ids, target = [first, *ids], b"\0" + target
+            # A text may bring its own end. Ending an empty completion is learned too.
+            if not (any(target) and ids[-1] == last):
+                ids, target = [*ids, last], target + b"\1"
+        made.append(Example(np.array(ids, np.int32), np.frombuffer(target, bool)))
+    return made
+
+
+def _targets(text: Rendered, count: int, characters: Any) -> bytes:
+    """A byte a token: 1 where it is learned."""
+
     def start(token: int) -> int:
         """The character that a token begins with."""
         first, last = characters.token_to_chars(token) or (0, 0)
@@ -55,22 +77,9 @@ def _example(
         # nothing else: it stands before the place where it is said to be.
         return int(first) - (first == last)
 
-    places, target = range(len(tokens)), np.zeros(len(tokens), bool)
+    target = bytearray(count)
     for begin, end in text.spans:
-        target[bisect_left(places, begin, key=start) : bisect_left(places, end, key=start)] = True
-    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
-    while first is not None and tokens[:2].tolist() == [first, first]:
-        tokens, target = tokens[1:], target[1:]
-    if not text.bare:
-        return Example(tokens, target)
-    if begins and tokens[:1].tolist() != [first]:
-        tokens, target = np.append(np.int32(first), tokens), np.append(False, target)
-    if last is None:
-        raise UserError(
-            "the tokenizer has no end-of-text token to end the text with; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    # A text may bring its own end. Ending an empty completion is learned too.
-    if not (target.any() and tokens[-1] == last):
-        tokens, target = np.append(tokens, np.int32(last)), np.append(target, True)
-    return Example(tokens, target)
+        low = bisect_left(range(count), begin, key=start)
+        high = count if end >= len(text.text) else bisect_left(range(count), end, key=start)
+        target[low:high] = b"\1" * (high - low)
+    return bytes(target)

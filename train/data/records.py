@@ -102,10 +102,12 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
 
 
 def _detect(row: Mapping[str, Any], has: list[str]) -> str:
-    for test in (all, any):  # Part of a format is told as what is missing of it.
-        for kind, fields in FORMATS.items():
-            if test(field in row for field in fields):
-                return kind
+    for kind, fields in FORMATS.items():
+        if row.keys() >= set(fields):
+            return kind
+    for kind, fields in FORMATS.items():
+        if not row.keys().isdisjoint(fields):
+            return kind  # It is told what is missing of it.
     raise UserError(
         "needs messages, prompt and completion, instruction and output, text, or chosen and "
         f"rejected, and has {', '.join(map(repr, has)) or 'none'}; "

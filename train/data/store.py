@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.encode import Example, encode
+from train.data.encode import Example, examples, tokenise
 from train.data.records import read_record
 from train.data.render import Learn, Rendered, render
 from train.data.sources import Rows
@@ -138,27 +139,43 @@ def _write(
         (folder / "target").open("wb") as target,
         (folder / "index").open("wb") as index,
     ):
-        for start in range(0, len(rows), _TOGETHER):
-            numbers = range(start, min(start + _TOGETHER, len(rows)))
-            entries = []
-            for number, example in _examples(rows, numbers, tokenizer, reading, faults):
+        for numbers, made in _examples(rows, tokenizer, reading, faults):
+            for _, example in made:
                 tokens.write(example.tokens)
                 target.write(example.target)
-                entries.append(_entry(number, example))
             if stop and faults:
                 number, text = min(faults)
                 raise UserError(f"{rows.where(number)}: {text}")
-            index.write(np.array(entries, INDEX))
+            index.write(np.array([_entry(number, example) for number, example in made], INDEX))
             advance(len(numbers))
     (folder / "faults.json").write_text(json.dumps(sorted(faults)))
 
 
 def _examples(
+    rows: Rows, tokenizer: Any, reading: Reading, faults: list[tuple[int, str]]
+) -> Iterator[tuple[range, list[tuple[int, Example]]]]:
+    """Rows' numbers with their examples; adds to the faults.
+
+    The tokenizer works on some rows while those after them are read and rendered.
+    """
+    waiting: Any = None
+    with ThreadPoolExecutor(1) as ahead:
+        for start in range(0, len(rows) + _TOGETHER, _TOGETHER):
+            numbers = range(start, min(start + _TOGETHER, len(rows)))
+            origins, texts = _rendered(rows, numbers, tokenizer, reading, faults)
+            following = numbers, origins, texts, ahead.submit(_tokenised, texts, tokenizer)
+            if waiting is not None:
+                before, *those = waiting
+                yield before, _learnable(*those, tokenizer=tokenizer, faults=faults)
+            waiting = following
+
+
+def _rendered(
     rows: Rows, numbers: range, tokenizer: Any, reading: Reading, faults: list[tuple[int, str]]
-) -> Iterator[tuple[int, Example]]:
-    """Those rows' examples, with the rows' numbers; adds to the faults."""
-    texts: list[Rendered] = []
+) -> tuple[list[int], list[Rendered]]:
+    """The texts of rows, with the rows' numbers."""
     origins: list[int] = []
+    texts: list[Rendered] = []
     for number in numbers:
         try:
             record = read_record(rows[number], reading.format, reading.columns)
@@ -168,13 +185,30 @@ def _examples(
             continue
         texts += made
         origins += [number] * len(made)
-    if not texts:
-        return
-    for number, example in zip(origins, encode(texts, tokenizer), strict=True):
+    return origins, texts
+
+
+def _tokenised(texts: list[Rendered], tokenizer: Any) -> Any:
+    return tokenise(texts, tokenizer) if texts else None
+
+
+def _learnable(
+    origins: list[int],
+    texts: list[Rendered],
+    encoded: Future[Any],
+    *,
+    tokenizer: Any,
+    faults: list[tuple[int, str]],
+) -> list[tuple[int, Example]]:
+    """Examples with something to learn, with their rows' numbers."""
+    whole = examples(texts, encoded.result(), tokenizer) if texts else []
+    made = []
+    for number, example in zip(origins, whole, strict=True):
         if example.target[1:].any():  # The first token follows nothing: it cannot be learned.
-            yield number, example
+            made.append((number, example))
         else:
             faults.append((number, _NO_TARGET))
+    return made
 
 
 def _entry(number: int, example: Example) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ def test_it_is_tokenised_once(
     file = write(GOOD, GOOD)
     _store(file, tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr("train.data.store.encode", None)
+        patch.setattr("train.data.store.tokenise", None)
         assert len(_store(file, tokenizer)) == 2
         moved = file.rename(file.with_name("moved.jsonl"))
         assert _store(moved, tokenizer).where(1) == f"{moved}:2"
