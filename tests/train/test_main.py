@@ -55,6 +55,8 @@ def _copy(model: Path, to: Path) -> Path:
         ("model.path=./nowhere", "nowhere"),
         ("mesh.tensor=3", "does not match the 8 devices"),
         ("batch={size: 6, num_microbatches: 1}", "not divisible by the 8 devices"),
+        ("batch={size: 64}", "an epoch has 32 rows, fewer than a batch of 64"),
+        ("data={train: nowhere.csv, streaming: true}", "nothing is split off a stream"),
     ],
 )
 def test_bad_settings(

@@ -95,8 +95,11 @@ def store(
         partial.mkdir(parents=True)
         try:
             _write(partial, rows, tokenizer, reading, advance, stop)
-            if not folder.is_dir():  # Another process may have been faster.
+            try:
                 partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # Another process was faster.
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     faults = [(record, text) for record, text in json.loads((folder / "faults.json").read_text())]
