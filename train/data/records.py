@@ -16,6 +16,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
+_WANTED = {kind: frozenset(fields) for kind, fields in FORMATS.items()}
 # All fields that are looked at; the last two may be left out.
 FIELDS = (*dict.fromkeys(f for fields in FORMATS.values() for f in fields), "input", "tools")
 
@@ -72,7 +73,7 @@ def read_record(
     if columns:
         row = _renamed(row, columns)
     row = {key: value for key, value in row.items() if value is not None}
-    kind = format or _detect(row, sorted(row))
+    kind = format or _detect(row)
     _needs(row, FORMATS[kind])
     tools = _tools(row.get("tools"))
     match kind:
@@ -101,16 +102,16 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
     return {field: row[column] for field, column in columns.items()}
 
 
-def _detect(row: Mapping[str, Any], has: list[str]) -> str:
-    for kind, fields in FORMATS.items():
-        if row.keys() >= set(fields):
+def _detect(row: Mapping[str, Any]) -> str:
+    for kind, wanted in _WANTED.items():
+        if row.keys() >= wanted:
             return kind
     for kind, fields in FORMATS.items():
         if not row.keys().isdisjoint(fields):
             return kind  # It is told what is missing of it.
     raise UserError(
         "needs messages, prompt and completion, instruction and output, text, or chosen and "
-        f"rejected, and has {', '.join(map(repr, has)) or 'none'}; "
+        f"rejected, and has {', '.join(map(repr, sorted(row))) or 'none'}; "
         "map other columns with data.columns"
     )
 

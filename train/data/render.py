@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -15,8 +14,7 @@ Learn = Literal["assistant", "last", "everything"]
 Span = tuple[int, int]  # Characters of a text: from, and up to but not including.
 
 
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A text for the tokenizer."""
 
     text: str
