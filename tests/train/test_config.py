@@ -92,6 +92,7 @@ def test_data_is_a_source_or_a_list_of_them(minimal: Path, given: str, paths: li
         ("data.train=[]", "data.train: value should have at least 1 item"),
         ("data.train=[{path: x, wait: 1}]", "did you mean data.train.0.weight?"),
         ("data.train=[{weight: 1}]", "data.train.0.path is missing; set it"),
+        ("data.columns={question: q}", "data.columns: 'question' is no field of a row; fields are"),
         ("data.layout=packd", "should be 'padded', 'bucketed' or 'packed'"),
         ("steps", "'steps' is not an override; write key.path=value"),
         ("run.name=x", "run is a value and holds no keys"),

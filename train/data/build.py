@@ -57,7 +57,7 @@ def build_held_out(
 ) -> Side | None:
     """What is held out, where the training data is a stream; the arguments are the same."""
     check_tokenizer(tokenizer, vocab_size)
-    loaded = load(data.model_copy(update={"train": ()}), tokenizer, cache, console)
+    loaded = load(data, tokenizer, cache, console, streamed=True)
     _refuse(data, loaded, vocab_size)
     return held_out_side(data, loaded, seed, cache) if loaded else None
 
@@ -70,10 +70,15 @@ def _refuse(data: DataSection, loaded: Sequence[Loaded], vocab_size: int) -> Non
 
 
 def load(
-    data: DataSection, tokenizer: Any, cache: Path, console: Console | None = None
+    data: DataSection,
+    tokenizer: Any,
+    cache: Path,
+    console: Console | None = None,
+    *,
+    streamed: bool = False,
 ) -> list[Loaded]:
-    """Every source's examples, tokenised."""
-    opened = list(_open(data))
+    """Every source's examples, tokenised; but for the training data where that is streamed."""
+    opened = list(_open(data, streamed))
     made = []
     with _progress(sum(len(rows) for _, rows, _ in opened), console) as advance:
         for source, rows, held_out in opened:
@@ -85,7 +90,7 @@ def load(
     return made
 
 
-def _open(data: DataSection) -> Iterator[tuple[Source, Rows, bool | None]]:
+def _open(data: DataSection, streamed: bool) -> Iterator[tuple[Source, Rows, bool | None]]:
     apart = data.eval_sources()
     trained = {(source.path, source.split) for source in data.train_sources()}
     for source in apart:
@@ -98,7 +103,7 @@ def _open(data: DataSection) -> Iterator[tuple[Source, Rows, bool | None]]:
                 f"data.eval: {source.path} is trained on; "
                 "name other data, or leave it out to split some off"
             )
-    for source in data.train_sources():
+    for source in () if streamed else data.train_sources():
         if source.path != STDLIB:
             rows = open_rows(source.path, source.split or "train", source.revision)
             yield source, rows, False if apart or data.eval_fraction == 0 else None

@@ -77,7 +77,7 @@ def _counts(side: Side) -> Table:
         unused = len(part.side) - len(part.used) - part.dropped
         counts = [len(part.used), len(part.cut), part.dropped, unused, len(part.store.faults)]
         numbers = [f"{count:,}" for count in (*counts, tokens)]
-        table.add_row(part.source.path, *numbers, f"{part.targets / tokens:.1%}")
+        table.add_row(Text(part.source.path), *numbers, f"{part.targets / tokens:.1%}")
     return table
 
 

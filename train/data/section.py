@@ -2,9 +2,20 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from train.data.records import FIELDS
 from train.section import Count, Fraction, Section
+
+
+def _fields(columns: dict[str, str]) -> dict[str, str]:
+    for field in columns:
+        if field not in FIELDS:
+            raise ValueError(f"{field!r} is no field of a row; fields are {', '.join(FIELDS)}")
+    return columns
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_fields)]
 
 
 class Source(Section):
@@ -22,7 +33,7 @@ class Source(Section):
         Literal["messages", "conversations", "preference", "completion", "alpaca", "text"] | None
     ) = None
     """How rows are read; null: told by their fields."""
-    columns: dict[str, str] | None = None
+    columns: Columns | None = None
     """Which columns hold the fields: {prompt: question, completion: answer}."""
 
 
@@ -50,7 +61,7 @@ class DataSection(Section):
     """The split of the hub data sets to hold out."""
     revision: str | None = None
     """The commit or tag of a hub data set."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Columns = Field(default_factory=dict)
     """Which columns hold the fields: {prompt: question, completion: answer}."""
     eval_fraction: Fraction = 0.05
     """The share to split off where no held-out data is named."""
@@ -77,7 +88,8 @@ class DataSection(Section):
     def _streams(self) -> Self:
         if self.streaming and (self.layout == "bucketed" or self.limit is not None):
             raise ValueError("a stream is padded or packed, without a limit")
-        if self.streaming and not self.eval and self.eval_fraction:
+        named = self.eval or self.eval_split
+        if self.streaming and not named and self.eval_fraction:
             raise ValueError("nothing is split off a stream: name eval, or set eval_fraction to 0")
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train.data.build import build_datasets
+from train.data.build import build_datasets, build_held_out
 from train.data.section import DataSection
 from train.data.sides import Datasets, Side, Used
 from train.errors import DataError, UserError
@@ -268,3 +268,18 @@ def test_splits_are_of_hub_data_sets(build: Any, file: Path, eval: str | None) -
 def test_the_same_file_twice(build: Any, file: Path) -> None:
     with pytest.raises(UserError, match=r"data.eval: .* is trained on; name other data"):
         build(file, eval=str(file))
+
+
+def test_of_a_stream_only_what_is_held_out_is_read(
+    tokenizer: Any, file: Path, tmp_path: Path, cache: Path
+) -> None:
+    held = tmp_path / "b.jsonl"
+    held.write_text('{"text": "other"}\n')
+    options = {"vocab_size": 300, "seed": 0, "cache": cache}
+    section = DataSection(train="no/where", streaming=True, eval=str(held), max_length=64)
+    assert _texts(build_held_out(section, tokenizer, **options), tokenizer) == ["other"]
+    section = DataSection(train=str(file), streaming=True, eval_fraction=0)
+    assert build_held_out(section, tokenizer, **options) is None
+    section = DataSection(train=str(file), streaming=True, eval=str(file))
+    with pytest.raises(UserError, match="is trained on"):
+        build_held_out(section, tokenizer, **options)
