@@ -1,4 +1,4 @@
-"""The README's code runs, and what it names exists."""
+"""The code in the README and the guides runs, and what they name exists."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
+from train.config import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")}
+ALL = "\n".join([README, *GUIDES.values()])
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -30,14 +33,23 @@ def test_inline_expressions_run() -> None:
         transformation.update(jnp.ones(3), transformation.init(jnp.ones(3)), jnp.ones(3))
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"gmt-train ([a-z-]+)", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"gmt-train ([a-z-]+)", ALL))))
 def test_commands_exist(command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
 
 
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", ALL, re.DOTALL))
+def test_settings_are_valid(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"run: r\nsteps: 1\nmodel: {{path: m}}\n{text}")
+    assert load_config(file).data.train
+
+
+@pytest.mark.parametrize("folder", [".", "docs"])
+def test_linked_files_exist(folder: str) -> None:
+    texts = [README] if folder == "." else GUIDES.values()
+    links = [link for t in texts for link in re.findall(r"\]\((?!http)([^)#]+)\)", t)]
+    assert links or folder != "."
+    assert not [link for link in links if not (ROOT / folder / link).exists()]
