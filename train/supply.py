@@ -1,8 +1,8 @@
 """What a run learns from and is measured on, as batches on the mesh's devices."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,11 @@ def _streamed(
         used = int(arrays.pop("used").sum()) * jax.process_count()
         return place(arrays, mesh, pieces), used
 
-    def batches(start: int, stop: int, attach: Attach) -> AbstractContextManager[Any]:
-        return stream.prefetched(put, attach)
+    @contextmanager
+    def batches(start: int, stop: int, attach: Attach) -> Iterator[Any]:
+        with stream.prefetched(put, attach) as ahead:
+            yield ahead
+        console.print(str(stream), highlight=False, markup=False, soft_wrap=True)
 
     assert config.steps is not None, "the config sees to it"
     return Supply(config.steps, batches, _held_out(config, side, mesh))

@@ -41,6 +41,14 @@ class Share:
 ALL = Share()
 
 
+def _check_share(state: dict[str, Any], share: Share) -> None:
+    if state["processes"] != share.count:
+        raise UserError(
+            f"the stream was saved by {state['processes']} processes and cannot go on with "
+            f"{share.count}: each has its own place; use as many, or start another run"
+        )
+
+
 class _Lines(grain.DatasetIterator[Row]):
     """The lines of JSONL files, again and again."""
 
@@ -73,9 +81,10 @@ class _Lines(grain.DatasetIterator[Row]):
         state.update(file=following, byte=0, line=0)
 
     def get_state(self) -> dict[str, Any]:
-        return dict(self._state)
+        return self._state | {"processes": self._share.count}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        _check_share(state, self._share)
         self._state, self._ahead = dict(state), []
 
 
@@ -95,16 +104,19 @@ class _TableRows(grain.DatasetIterator[Row]):
             except StopIteration:
                 if self._number == 0:
                     raise UserError(f"{self._name}: holds no records; name other data") from None
-                self.set_state({"dataset": copy.deepcopy(self._first), "number": 0})
+                again = {"dataset": copy.deepcopy(self._first), "number": 0}
+                self.set_state(again | {"processes": self._share.count})
                 continue
             self._number += 1
             if (self._number - 1) % self._share.count == self._share.process:
                 return f"{self._name} row {self._number}", row
 
     def get_state(self) -> dict[str, Any]:
-        return {"dataset": copy.deepcopy(self._dataset.state_dict()), "number": self._number}
+        place = {"dataset": copy.deepcopy(self._dataset.state_dict()), "number": self._number}
+        return place | {"processes": self._share.count}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        _check_share(state, self._share)
         self._dataset.load_state_dict(copy.deepcopy(state["dataset"]))
         self._rows, self._number = iter(self._dataset), state["number"]
 

@@ -157,3 +157,20 @@ def test_what_cannot_be_streamed(tokenizer: Any, tmp_path: Path) -> None:
 def test_settings_that_a_stream_does_not_go_with(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         DataSection(train="a.jsonl", streaming=True, **{"eval_fraction": 0} | options)
+
+
+@pytest.mark.parametrize("kind", ["lines", "table"])
+def test_another_number_of_processes_is_refused(
+    tokenizer: Any, file: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "table":
+        from datasets import Dataset
+
+        rows = [json.loads(line) for line in file.read_text("utf-8-sig").splitlines()]
+        file = tmp_path / "a.parquet"
+        Dataset.from_list(rows).to_parquet(file)
+    half = _stream(tokenizer, file, Share(0, 2))
+    state = [state for _, state in _read(half, 2)][-1]
+    assert list(_read(_stream(tokenizer, file, Share(0, 2)), 1, state))
+    with pytest.raises(UserError, match="saved by 2 processes and cannot go on with 1"):
+        list(_read(_stream(tokenizer, file), 1, state))
