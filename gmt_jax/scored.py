@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 
 from gmt_jax.smallest import GmtMaskState, Smallest
 
@@ -19,9 +18,8 @@ class Rule(NamedTuple):
     """Chooses the entries to train."""
 
     init: Callable[[Any], Any]  # params -> state
-    # gradient, state, params -> trees of bools, broadcastable to the gradient; whether training
-    # has begun; state
-    choose: Callable[[Any, Any, Any], tuple[Any, Any, Any]]
+    # gradient, state, params -> a tree of bools, broadcastable to the gradient's leaves; state
+    choose: Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class ScoredState(NamedTuple):
@@ -50,7 +48,7 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
             like(jnp.float32) if score == "fisher" else None,
         )
 
-    def choose(grads: Any, state: ScoredState, params: Any) -> tuple[Any, Any, ScoredState]:
+    def choose(grads: Any, state: ScoredState, params: Any) -> tuple[Any, ScoredState]:
         count, squares = state.mask.count, state.squares
         since = count - warmup
         if score == "fisher":
@@ -78,13 +76,13 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
 
         if always:
             kept, mask = draw()
-            return kept, True, ScoredState(mask, None, squares)
+            return kept, ScoredState(mask, None, squares)
         due = since == 0 if every is None else (since >= 0) & (since % every == 0)
         traced = isinstance(due, jax.core.Tracer)
         kept, mask = lax.cond(due, draw, hold) if traced else (draw if due else hold)()
         if score == "fisher":
             squares = jax.tree.map(lambda sum: jnp.where(due, 0, sum), squares)
-        return kept, since >= 0 if warmup else True, ScoredState(mask, kept, squares)
+        return kept, ScoredState(mask, kept, squares)
 
     return Rule(init, choose)
 
@@ -135,4 +133,4 @@ def _draw(key: jax.Array, like: jax.Array) -> jax.Array:
     bits = jax.random.bits(key, like.shape, "uint32", out_sharding=jax.typeof(like).sharding)
     # Finite floats, of which the search looks at the bits alone: few are equal.
     drawn = lax.bitcast_convert_type(bits >> 2, jnp.float32)
-    return shard_alike(like, drawn)[1]
+    return drawn

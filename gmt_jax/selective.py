@@ -110,8 +110,9 @@ def by_score(
     """Any optimizer, with the entries of the smallest scores masked: `gmt` is one case of it.
 
     Where a mask lasts for more than an update it is held in the state, as bools that are sharded
-    as the parameters are: one byte an entry. The Fisher score holds four bytes an entry, and while
-    a mask is drawn by ``"gradient_to_weight"`` or ``"random"`` their scores take four bytes too.
+    as the parameters are: one byte an entry. The Fisher score holds four bytes an entry. While a
+    mask is drawn by ``"gradient_to_weight"`` or ``"random"``, the scores take four bytes an entry;
+    on CPU jax's generator of random numbers takes twelve more.
 
     Args:
       inner: any optimizer.
@@ -120,8 +121,8 @@ def by_score(
         |g| / |w|, or 0 where g is; ``"weight"``, |w|; ``"random"``, a number drawn for each entry;
         ``"fisher"``, the sum of g² over the updates since a mask was last drawn.
       every: how many updates a mask lasts; None: the first one stays.
-      warmup: how many updates come before the first mask, in which nothing is moved and the inner
-        state stays as it is: they only look at gradients, for the Fisher score to sum up.
+      warmup: how many updates come before the first mask. In these everything is masked: they only
+        look at gradients, for the Fisher score to sum up. The inner optimizer counts them.
       seed: of the random scores. These depend on it, on how many masks were drawn before, and on
         a leaf's path and shape alone: they are the same on every sharding and after a restart.
       scope: this and the others as in ``gmt``.
@@ -183,13 +184,13 @@ def train_only(
             choice(params)  # Refuses what it does not know before anything is trained.
         return ChosenState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
-    def choose(grads: Any, state: ChosenState, params: Any) -> tuple[Any, Any, ChosenState]:
+    def choose(grads: Any, state: ChosenState, params: Any) -> tuple[Any, ChosenState]:
         del params
         kept, leaves = choice(grads)(state.count), jax.tree.leaves(grads)
         means = [jnp.mean(mask, dtype=jnp.float32) for mask in jax.tree.leaves(kept)]
         entries = sum(g.size for g in leaves)
         share = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))
-        return kept, True, ChosenState(optax.safe_increment(state.count), 1 - share)
+        return kept, ChosenState(optax.safe_increment(state.count), 1 - share)
 
     return _selective(inner, Rule(init, choose), place)
 
@@ -212,16 +213,12 @@ def _selective(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelectiveState]:
-        kept, begun, rule_state = rule.choose(updates, state.rule_state, params)
+        kept, rule_state = rule.choose(updates, state.rule_state, params)
         if place != "update":
             updates = jax.tree.map(keep, updates, kept)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if place != "gradient":
             updates = jax.tree.map(still, updates, kept)
-        if begun is not True:
-            updates = jax.tree.map(lambda update: still(update, begun), updates)
-            old = state.inner_state
-            inner_state = jax.tree.map(partial(jnp.where, begun), inner_state, old)
         return updates, SelectiveState(inner_state, rule_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

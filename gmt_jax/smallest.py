@@ -49,7 +49,8 @@ class Smallest:
 
     def __post_init__(self) -> None:
         by_path = isinstance(self.mask_ratio, Mapping)
-        for ratio in self.mask_ratio.values() if by_path else [self.mask_ratio]:
+        ratios: Any = self.mask_ratio
+        for ratio in ratios.values() if by_path else [ratios]:
             if not callable(ratio):
                 _check_fraction(_MASK_RATIO, ratio)
         if self.scope not in ("tensor", "global"):
@@ -126,13 +127,13 @@ class Smallest:
 @jax.jit
 def keep(update: jax.Array, kept: jax.Array, zero: float = 0.0) -> jax.Array:
     """The update, with the zero where `kept`, which may be broadcast, is False."""
-    zero = jnp.asarray(zero, update.dtype)
+    none = jnp.asarray(zero, update.real.dtype)
     if jnp.iscomplexobj(update):
-        return jnp.where(kept, update, lax.complex(zero.real, zero.real))
+        return jnp.where(kept, update, lax.complex(none, none))
     # On the bits, because a backend may choose between bfloat16s by way of float32, which changes
     # the payload of a NaN.
     word = f"uint{jnp.finfo(update.dtype).bits}"
-    old, none = (lax.bitcast_convert_type(x, word) for x in (update, zero))
+    old, none = (lax.bitcast_convert_type(x, word) for x in (update, none))
     return lax.bitcast_convert_type(jnp.where(kept, old, none), update.dtype)
 
 
