@@ -63,7 +63,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     learned, heldout = _load_data(config, tokenizer, model, console)
     steps = _steps(config, learned)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config.optimizer, steps)
+        optimizer = make_optimizer(config.optimizer, steps, config.seed)
         shapes = abstract_params(model)
         shardings = state_shardings(
             mesh, optimizer, shapes, param_shardings(mesh, shapes, logical_axes(model))
