@@ -1,4 +1,4 @@
-"""The README's code runs, and what it names exists."""
+"""The code in README and guides runs, and what they name exists."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,10 @@ from train.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+EXPRESSIONS = [
+    e.replace("\\|", "|") for e in re.findall(r"`([^`\n]+)`", METHODS) if re.match(r"[\w.]+\(", e)
+]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -41,3 +45,35 @@ def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_method_in_the_guide_runs(expression: str) -> None:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import gmt_jax
+
+    attention = {name: jnp.ones((4, 2, 2)) for name in ("q", "k", "v", "out")}
+    params = {"embed": jnp.ones((4, 2)), "layers": {"attention": attention}}
+    names = {name: getattr(gmt_jax, name) for name in gmt_jax.__all__}
+    names |= {"optax": optax, "jax": jax, "adamw": optax.adamw(1e-5)}
+    made = eval(expression, names | {"base": params, "tuned": params})
+    if isinstance(made, tuple):  # a transformation
+        made, _ = made.update(params, made.init(params), params)
+    assert jax.tree.structure(made) == jax.tree.structure(params)
+
+
+def test_every_public_name_is_in_the_guide() -> None:
+    import gmt_jax
+
+    functions = {name for name in gmt_jax.__all__ if name.islower()} - {"hft", "lisa"}
+    said = " ".join(EXPRESSIONS)
+    assert {name for name in functions if re.search(rf"\b{name}\(", said)} == functions
+
+
+def test_files_linked_from_the_guide_exist() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", METHODS)
+    assert links
+    assert not [link for link in links if not (ROOT / "docs" / link).exists()]

@@ -21,6 +21,8 @@ from gmt_jax import (
     gmt,
     gmt_mask,
     gradient_to_weight,
+    hft_choice,
+    lisa_choice,
     magnitude,
     one_off,
     random_mask,
@@ -361,17 +363,36 @@ def test_a_mask_that_lasts_is_held_as_the_parameters_lie(mesh: Any) -> None:
     assert gmt(adamw(), RATIO).init(params).rule_state.kept is None
 
 
-def test_what_is_chosen_by_place_is_all_that_moves() -> None:
-    def halves(params: Any) -> Any:
-        return lambda count: jax.tree.map(
-            lambda p: (jnp.arange(len(p)) + count).reshape(-1, *[1] * (p.ndim - 1)) % 2 == 0, params
-        )
+CHOICES: dict[str, Any] = {
+    "hft": lambda params: hft_choice(params, seed=0, every=2),
+    "lisa": lambda params: lisa_choice(params, layers=1, seed=0, every=2),
+}
 
-    for step, (before, where, state) in enumerate(train(train_only(adamw(), halves), 4)):
-        masks = jax.tree.map(np.broadcast_to, halves(before)(step), {k: SHAPES[k] for k in before})
-        assert_same(where, masks)
-        total = sum(np.sum(part) for part in where.values()) / 592
-        np.testing.assert_allclose(optax.tree.get(state, "masked_fraction"), 1 - total, rtol=1e-5)
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_chosen_by_place_is_all_that_moves(name: str) -> None:
+    def llama(seed: int) -> Any:
+        keys = iter(jax.random.split(jax.random.key(seed), 5))
+        attention = {
+            part: jax.random.normal(next(keys), (3, 4, 4)) for part in ("q", "k", "v", "o")
+        }
+        return {"embed": jax.random.normal(next(keys), (8, 4)), "layers": {"attn": attention}}
+
+    params, choice, optimizer = llama(0), CHOICES[name], train_only(adamw(), CHOICES[name])
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    shares = []
+    for step in range(6):
+        updates, state = update(llama(1 + step), state, params)
+        where = moved(params, optax.apply_updates(params, updates))
+        chosen = choice(params)(step)
+        assert_same(where, jax.tree.map(lambda c, p: np.broadcast_to(c, p.shape), chosen, params))
+        params = optax.apply_updates(params, updates)
+        moving = np.concatenate([np.ravel(part) for part in jax.tree.leaves(where)])
+        shares.append(float(np.mean(moving)))
+        masked_fraction = optax.tree.get(state, "masked_fraction")
+        np.testing.assert_allclose(masked_fraction, 1 - shares[-1], rtol=1e-6)
+    assert min(shares) > 0
+    assert max(shares) < 1
 
 
 @pytest.mark.parametrize(
