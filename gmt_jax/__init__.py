@@ -25,11 +25,13 @@ from gmt_jax.relatives import (
     one_off,
     random_mask,
 )
+from gmt_jax.report import MaskReport
 from gmt_jax.selective import SelectiveState, by_score, gmt, train_only
 from gmt_jax.structured import hft, hft_choice, lisa, lisa_choice
 
 __all__ = [
     "GmtMaskState",
+    "MaskReport",
     "SelectiveState",
     "by_score",
     "dare",

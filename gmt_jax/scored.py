@@ -132,5 +132,4 @@ def _random(grads: Any, seed: Any, draw: Any) -> Any:
 def _draw(key: jax.Array, like: jax.Array) -> jax.Array:
     bits = jax.random.bits(key, like.shape, "uint32", out_sharding=jax.typeof(like).sharding)
     # Finite floats, of which the search looks at the bits alone: few are equal.
-    drawn = lax.bitcast_convert_type(bits >> 2, jnp.float32)
-    return drawn
+    return lax.bitcast_convert_type(bits >> 2, jnp.float32)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gmt_jax.report import reported
 from gmt_jax.scored import Rule, scored
 from gmt_jax.smallest import MaskRatio, Smallest, Stacked, keep
 from gmt_jax.structured import Choice
@@ -17,7 +18,7 @@ class SelectiveState(NamedTuple):
     """State of an optimizer that updates chosen entries alone."""
 
     inner_state: Any
-    rule_state: Any  # A `ScoredState`, or a `ChosenState`.
+    rule_state: Any  # A `ScoredState` or `ChosenState`, in a `ReportedState` where asked for.
 
 
 class ChosenState(NamedTuple):
@@ -35,6 +36,7 @@ def gmt(
     tolerance: float | jax.Array = 0.0,
     stacked: Stacked = None,
     place: str = "both",
+    report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient-Mask Tuning of any optimizer: what is masked is not moved at all.
 
@@ -66,9 +68,12 @@ def gmt(
       stacked: how many leading axes of a leaf index separate tensors.
       place: what is masked: ``"both"``; the ``"update"`` alone, so that the inner optimizer sees
         the whole gradient; or the ``"gradient"`` alone, as with ``gmt_mask`` before it.
+      report: hold figures of each update in the state, for ``optax.tree.get(state, "overall")`` and
+        ``optax.tree.get(state, "by_tensor")`` to read: a ``MaskReport`` each. It takes a byte an
+        entry and one more reading of the gradient.
 
     Returns:
-      The optimizer. Its state is a ``SelectiveState``; no mask is held in it.
+      The optimizer. Its state is a ``SelectiveState``; without a report no mask is held in it.
 
     Raises:
       ValueError: as ``gmt_mask``, and if ``place`` is unknown.
@@ -91,7 +96,7 @@ def gmt(
       <https://arxiv.org/abs/2406.15330>`_, 2024.
     """
     rule = Smallest(mask_ratio, scope, tolerance, stacked)
-    return _selective(inner, scored(rule, "gradient", 1, 0, 0), place)
+    return _selective(inner, scored(rule, "gradient", 1, 0, 0), place, report, stacked)
 
 
 def by_score(
@@ -106,6 +111,7 @@ def by_score(
     tolerance: float | jax.Array = 0.0,
     stacked: Stacked = None,
     place: str = "both",
+    report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer, with the entries of the smallest scores masked: `gmt` is one case of it.
 
@@ -129,6 +135,7 @@ def by_score(
       tolerance: as in ``gmt``.
       stacked: as in ``gmt``.
       place: as in ``gmt``.
+      report: as in ``gmt``.
 
     Returns:
       The optimizer, whose state is a ``SelectiveState``. Under ``optax.inject_hyperparams``,
@@ -148,18 +155,25 @@ def by_score(
       [ 3. -4.  1.  2.]
     """
     rule = Smallest(mask_ratio, scope, tolerance, stacked)
-    return _selective(inner, scored(rule, score, every, warmup, seed), place)
+    return _selective(inner, scored(rule, score, every, warmup, seed), place, report, stacked)
 
 
 def train_only(
-    inner: optax.GradientTransformation, choice: Callable[[Any], Choice], *, place: str = "both"
+    inner: optax.GradientTransformation,
+    choice: Callable[[Any], Choice],
+    *,
+    stacked: Stacked = None,
+    place: str = "both",
+    report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer of the entries that a choice by place in the model names; the rest stays.
 
     Args:
       inner: any optimizer.
       choice: of a tree of parameters, as ``hft_choice`` and ``lisa_choice`` make it.
+      stacked: which layers the report tells apart, as in ``gmt_mask``.
       place: as in ``gmt``.
+      report: as in ``gmt``.
 
     Returns:
       The optimizer, whose state is a ``SelectiveState``.
@@ -192,15 +206,16 @@ def train_only(
         share = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))
         return kept, ChosenState(optax.safe_increment(state.count), 1 - share)
 
-    return _selective(inner, Rule(init, choose), place)
+    return _selective(inner, Rule(init, choose), place, report, stacked)
 
 
 def _selective(
-    inner: optax.GradientTransformation, rule: Rule, place: str
+    inner: optax.GradientTransformation, rule: Rule, place: str, report: bool, stacked: Stacked
 ) -> optax.GradientTransformationExtraArgs:
     if place not in ("both", "update", "gradient"):
         raise ValueError(f"place is 'both', 'update' or 'gradient', got {place!r}")
     inner = optax.with_extra_args_support(inner)
+    rule = reported(rule, stacked) if report else rule
     # To every weight, 0.0 and -0.0 among them, -0.0 adds nothing.
     still = partial(keep, zero=-0.0)
 

@@ -105,7 +105,7 @@ class Smallest:
     def _layout(self, flat: Flat) -> Layout:
         return Layout(
             tuple(tuple(leaf.shape) for _, leaf in flat),
-            tuple(_stacked_axes(self.stacked, path, leaf) for path, leaf in flat),
+            tuple(stacked_axes(self.stacked, path, leaf) for path, leaf in flat),
             self.scope == "global",
         )
 
@@ -185,7 +185,7 @@ def _name(path: KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "the gradient"
 
 
-def _stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
+def stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
     """How many leading axes of a leaf index tensors. Refuses a leaf that cannot be masked."""
     name = _name(path)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):

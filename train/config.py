@@ -98,16 +98,16 @@ class BatchSection(Section):
 
 # Of each kind of mask, the keys beyond ratio that it takes; those with a star it needs.
 MASKS: dict[str, str] = {
-    "gmt": "ratios final_ratio scope",
-    "gmt_update": "ratios final_ratio scope",
-    "random": "ratios final_ratio scope every",
-    "one_off": "ratios scope warmup",
-    "every": "ratios final_ratio scope every*",
-    "gradient_to_weight": "ratios final_ratio scope every warmup",
-    "magnitude": "ratios final_ratio scope every",
-    "fisher": "ratios final_ratio scope every warmup*",
-    "hft": "every*",
-    "lisa": "every* layers*",
+    "gmt": "ratios final_ratio scope report",
+    "gmt_update": "ratios final_ratio scope report",
+    "random": "ratios final_ratio scope report every",
+    "one_off": "ratios scope report warmup",
+    "every": "ratios final_ratio scope report every*",
+    "gradient_to_weight": "ratios final_ratio scope report every warmup",
+    "magnitude": "ratios final_ratio scope report every",
+    "fisher": "ratios final_ratio scope report every warmup*",
+    "hft": "every* report",
+    "lisa": "every* layers* report",
     "none": "",
 }
 
@@ -148,6 +148,8 @@ class MaskSection(Section):
     """Updates before the first mask, in which no weight moves."""
     layers: Count | None = None
     """How many layers lisa trains at a time."""
+    report: bool = False
+    """Record what the mask does: the share of the norm that it keeps, its overlap with the last."""
 
     @property
     def is_global(self) -> bool:
@@ -157,10 +159,11 @@ class MaskSection(Section):
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         takes = MASKS[self.kind].split()
-        for name in ("ratios", "final_ratio", "scope", "every", "warmup", "layers"):
-            if f"{name}*" in takes and getattr(self, name) is None:
+        for name, field in type(self).model_fields.items():
+            said = getattr(self, name) != field.default
+            if f"{name}*" in takes and not said:
                 raise ValueError(f"kind {self.kind} needs {name}")
-            if not {name, f"{name}*"} & set(takes) and getattr(self, name) not in (None, {}):
+            if said and not {name, f"{name}*"} & {"kind", "ratio", *takes}:
                 raise ValueError(f"kind {self.kind} has no {name}")
         if self.ratios and self.is_global:
             raise ValueError("one threshold for all tensors has one ratio; leave out ratios")

@@ -1,6 +1,7 @@
 """Clip → mask → AdamW, from the config."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ from gmt_jax import (
     every_few,
     fisher,
     gmt,
-    gmt_mask,
     gradient_to_weight,
     hft_choice,
     lisa_choice,
@@ -64,6 +64,7 @@ def make_optimizer(
 
 
 BY_SCORE: dict[str, Callable[..., Any]] = {
+    "gmt": partial(gmt, place="gradient"),
     "gmt_update": gmt,
     "random": random_mask,
     "one_off": one_off,
@@ -79,23 +80,22 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
     if mask.kind == "none":
         return inner
     if mask.kind in ("hft", "lisa"):
-        return train_only(inner, lambda params: _choice(mask, params, seed))
+        choice = partial(_choice, mask, seed)
+        return train_only(inner, choice, stacked=is_stacked, report=mask.report)
     ratio: Any = mask.ratio
     if mask.final_ratio is not None:
         ratio = optax.linear_schedule(mask.ratio, mask.final_ratio, max(steps - 1, 1))
     if mask.ratios:
         ratio = mask.ratios | {".*": ratio}
-    said = mask.model_dump(include={"scope", "every", "warmup"}, exclude_none=True)
+    said = mask.model_dump(include={"scope", "every", "warmup", "report"}, exclude_none=True)
     if not mask.is_global:
         said["stacked"] = is_stacked
     if mask.kind == "random":
         said["seed"] = seed
-    if mask.kind == "gmt":
-        return optax.chain(gmt_mask(ratio, **said), inner)
     return BY_SCORE[mask.kind](inner, ratio, **said)
 
 
-def _choice(mask: MaskSection, params: Any, seed: int) -> Any:
+def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
     every = mask.every or 1  # There is one: the section's validator sees to it.
     try:
         if mask.kind == "hft":

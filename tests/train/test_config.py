@@ -75,6 +75,7 @@ def test_the_resolved_config_reads_back_equal(minimal: Path, tmp_path: Path) -> 
         ("model.compute_dtype=int8", "should be 'float32' or 'bfloat16'"),
         ("optimizer.mask={kind: lisa, every: 2}", "optimizer.mask: kind lisa needs layers"),
         ("optimizer.mask={kind: gmt, every: 2}", "optimizer.mask: kind gmt has no every"),
+        ("optimizer.mask={kind: none, report: true}", "optimizer.mask: kind none has no report"),
         ("optimizer.mask={kind: fisher, warmup: 2, ratios: {a: 0}}", "has one ratio"),
         ("optimizer.mask.ratios={'(': 0.1}", "ratios: '(' is no regular expression"),
         ("steps", "'steps' is not an override; write key.path=value"),

@@ -94,7 +94,7 @@ def test_every_mesh_gives_the_same_losses(
 
 
 def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
-    lasting = {"mask": {"kind": "every", "every": 4}}
+    lasting = {"mask": {"kind": "every", "every": 4, "report": True}}
     file = write_config(batch={"size": 16, "num_microbatches": 2}, optimizer=lasting)
     whole = _train(file)
 
@@ -116,6 +116,8 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
     assert (stopped.checkpoints / "3").is_dir()
     _train(file, override, resume=True)
     assert _losses(stopped) == _losses(whole)
+    assert _losses(whole, "mask/overlap")[:4] == [0, 1, 1, 1]
+    assert _losses(stopped, "mask/ever_kept") == _losses(whole, "mask/ever_kept")
     assert _losses(stopped, "heldout_loss") == _losses(whole, "heldout_loss")
     _assert_same_bits(_weights(stopped, tmp_path), _weights(whole, tmp_path))
 
