@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmt_jax import counting
 from gmt_jax.replicate import mesh_of, replicate
 from gmt_jax.scored import Rule
 from gmt_jax.smallest import Stacked, stacked_axes
@@ -36,13 +37,13 @@ class _Sums(NamedTuple):
 
     entries: Any
     kept: Any
-    squares: Any
-    squares_kept: Any
     nonzero: Any
     nonzero_dropped: Any
     both: Any
     either: Any
     ever: Any
+    squares: Any
+    squares_kept: Any
 
 
 def reported(rule: Rule, stacked: Stacked) -> Rule:
@@ -82,30 +83,36 @@ def _measure(
     g: jax.Array, kept: jax.Array, seen: jax.Array, stacked: int
 ) -> tuple[jax.Array, _Sums]:
     """The new `seen`, and the sums of each tensor of a leaf."""
-    axes = tuple(range(stacked, g.ndim))
     kept = kept & jnp.ones_like(g, bool)
-    before, ever = (seen & 1).astype(bool), (seen > 0) | kept
-    nonzero, square = g != 0, jnp.square(jnp.abs(g).astype(jnp.float32))
+    entries = jnp.full(g.shape[:stacked], float(np.prod(g.shape[stacked:])), jnp.float32)
 
-    def count(array: jax.Array) -> jax.Array:
-        # Integers along one axis, then floats: a float32 counts no further than 2**24 one by one.
-        if not axes:
-            return array.astype(jnp.float32)
-        rows = jnp.sum(array, axes[-1], dtype=jnp.uint32).astype(jnp.float32)
-        return jnp.sum(rows, axes[:-1])
+    def arrays(leaf: tuple[jax.Array, ...], _: Any) -> list[jax.Array]:
+        g, kept, seen = leaf
+        before, nonzero = _latest(seen), g != 0
+        square = jnp.square(jnp.abs(g).astype(jnp.float32))
+        parts = [kept, nonzero, nonzero & ~kept, kept & before, kept | before, _ever(seen, kept)]
+        counts = [part.astype(jnp.uint32) for part in parts]
+        return [*counts, square, jnp.where(kept, square, 0)]
 
-    sums = _Sums(
-        entries=jnp.full(g.shape[:stacked], float(np.prod(g.shape[stacked:])), jnp.float32),
-        kept=count(kept),
-        squares=jnp.sum(square, axes),
-        squares_kept=jnp.sum(jnp.where(kept, square, 0), axes),
-        nonzero=count(nonzero),
-        nonzero_dropped=count(nonzero & ~kept),
-        both=count(kept & before),
-        either=count(kept | before),
-        ever=count(ever),
+    # Along one axis first, and then in floats: a float32 that counts ones stops at 2**24.
+    leaf, last = (g, kept, seen), tuple(range(max(stacked, g.ndim - 1), g.ndim))
+    rows = (
+        counting.reduce(("sum",) * 8, arrays, leaf, None, last, None)
+        if last
+        else arrays(leaf, None)
     )
-    return kept.astype(jnp.uint8) + 2 * ever.astype(jnp.uint8), sums
+    rest = tuple(range(stacked, rows[0].ndim))
+    sums = [jnp.sum(part.astype(jnp.float32), rest) for part in rows]
+    seen = kept.astype(jnp.uint8) + 2 * _ever(seen, kept).astype(jnp.uint8)
+    return seen, _Sums(entries, *sums)
+
+
+def _latest(seen: jax.Array) -> jax.Array:
+    return (seen & 1).astype(bool)
+
+
+def _ever(seen: jax.Array, kept: jax.Array) -> jax.Array:
+    return (seen > 0) | kept
 
 
 def _shares(sums: _Sums) -> MaskReport:
