@@ -130,19 +130,30 @@ class Rows:
             return jnp.min(smallest)[None], jnp.max(largest)[None], jnp.sum(total)[None]
         return smallest, largest, total
 
-    def sample(self, leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Layout]:
-        """Entries from all over each tensor, and how they are laid out themselves."""
-        layout, tensors = self.layout, max(sum(self.layout.counts), 1)
+    def sample(self, leaves: Sequence[jax.Array]) -> tuple[jax.Array, np.ndarray]:
+        """Bits of entries from all over each tensor, [R, S], and how many of S they are, [R].
+
+        The rest is above every NaN's bits.
+        """
+        layout, tensors, tops = self.layout, max(sum(self.layout.counts), 1), self.tops
         # So many that they take little memory beside a device's part of the leaves: thrice their
         # own size while they travel.
         copies = 1 if self.mesh is None else 3 * self.mesh.size
         drawn = min(max(layout.entries // (256 * copies * tensors), 256), 2**12)
-        samples = []
-        for leaf, k in zip(leaves, layout.stacked, strict=True):
+        parts = []
+        for leaf, bits, k in zip(leaves, self._bits, layout.stacked, strict=True):
             own = -(-drawn * leaf.size // max(layout.entries, 1)) if layout.shared else drawn
-            samples.append(self._whole(counting.sample(leaf, k, own, self.mesh)))
-        shapes = tuple(sample.shape for sample in samples)
-        return samples, Layout(shapes, (int(not layout.shared),) * len(shapes), layout.shared)
+            taken = self._whole(counting.sample(leaf, k, own, self.mesh))
+            parts.append(bits(taken).astype(tops.dtype))
+        if layout.shared:
+            parts = [jnp.concatenate(parts, axis=1)]
+        lengths = np.repeat([part.shape[1] for part in parts], layout.counts)
+        most, top = max(1, *(part.shape[1] for part in parts)), jnp.max(tops, initial=0)
+        padded = [
+            jnp.pad(part, ((0, 0), (0, most - part.shape[1])), constant_values=top)
+            for part in parts
+        ]
+        return self._whole(jnp.concatenate(padded)), lengths.astype(np.float32)
 
     @property
     def _bits(self) -> list[counting.Bits]:

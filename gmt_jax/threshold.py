@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gmt_jax.counting import count_below
 from gmt_jax.replicate import mesh_of, replicate
 from gmt_jax.rows import Layout, Rows, key_dtypes
 from gmt_jax.wide import Wide, add, as_float, at_most, subtract, wide
@@ -140,22 +141,21 @@ def _where(kept: jax.Array, old: _Bracket, new: _Bracket) -> _Bracket:
 
 def _guess(leaves: Sequence[jax.Array], rows: Rows, ranks: Wide, slack: Wide) -> jax.Array:
     """Candidates for the first pass, [K, R]: order statistics of a sample."""
-    samples, layout = rows.sample(leaves)
-    sampled = Rows(layout, rows.dtypes, rows.mesh)
+    sample, lengths = rows.sample(leaves)
     sizes = jnp.maximum(as_float(rows.layout.expand(wide(rows.layout.sizes))), 1)
-    lengths = layout.expand(np.array(layout.sizes, np.float32))
     # The rank in the sample of the m-th entry, give or take.
     at = jnp.clip(_aim(ranks, slack) / sizes, 0, 1)
     unseen = jnp.clip(1 - lengths / sizes, 0, 1)
     places = jnp.floor(at * lengths + SPREAD * jnp.sqrt(at * (1 - at) * lengths * unseen))
     places = jnp.clip(places, 0, jnp.maximum(lengths - 1, 0)).astype(jnp.uint32)
+    wanted = Wide(jnp.zeros_like(places), places)
     tops, digits = rows.tops, 8 * rows.tops.dtype.itemsize - 1
 
     def next_digit(i: jax.Array, found: jax.Array) -> jax.Array:
         digit = jnp.left_shift(jnp.ones((), tops.dtype), (digits - 1 - i).astype(tops.dtype))
         candidates = jnp.minimum(found + digit, tops)
-        fits = at_most(sampled.count(samples, candidates), Wide(jnp.zeros_like(places), places))
-        return replicate(jnp.where(fits, candidates, found), rows.mesh)
+        counts = count_below(sample, lambda bits: bits, candidates, 1, None)
+        return replicate(jnp.where(at_most(counts, wanted), candidates, found), rows.mesh)
 
     start = replicate(jnp.zeros(places.shape, tops.dtype), rows.mesh)
     return lax.fori_loop(0, digits, next_digit, start)

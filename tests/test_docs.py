@@ -1,4 +1,4 @@
-"""The code in README and guides runs, and what they name exists."""
+"""The code in the README and the guides runs, and what they name exists."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
+from train.config import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+GUIDES = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")}
+ALL = "\n".join([README, *GUIDES.values()])
 EXPRESSIONS = [
-    e.replace("\\|", "|") for e in re.findall(r"`([^`\n]+)`", METHODS) if re.match(r"[\w.]+\(", e)
+    found.replace("\\|", "|")
+    for found in re.findall(r"`([^`\n]+)`", GUIDES["methods.md"])
+    if re.match(r"[\w.]+\(", found)
 ]
 
 
@@ -34,17 +38,11 @@ def test_inline_expressions_run() -> None:
         transformation.update(jnp.ones(3), transformation.init(jnp.ones(3)), jnp.ones(3))
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"gmt-train ([a-z-]+)", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"gmt-train ([a-z-]+)", ALL))))
 def test_commands_exist(command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-
-
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -73,7 +71,17 @@ def test_every_public_name_is_in_the_guide() -> None:
     assert {name for name in functions if re.search(rf"\b{name}\(", said)} == functions
 
 
-def test_files_linked_from_the_guide_exist() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", METHODS)
-    assert links
-    assert not [link for link in links if not (ROOT / "docs" / link).exists()]
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", ALL, re.DOTALL))
+def test_settings_are_valid(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    data = "" if text.startswith("data:") else "data: {train: d.jsonl}\n"
+    file.write_text(f"run: r\nsteps: 1\nmodel: {{path: m}}\n{data}{text}")
+    assert load_config(file).data.train
+
+
+@pytest.mark.parametrize("folder", [".", "docs"])
+def test_linked_files_exist(folder: str) -> None:
+    texts = [README] if folder == "." else GUIDES.values()
+    links = [link for t in texts for link in re.findall(r"\]\((?!http)([^)#]+)\)", t)]
+    assert links or folder != "."
+    assert not [link for link in links if not (ROOT / folder / link).exists()]

@@ -32,6 +32,7 @@ class Checkpoints:
             cleanup_tmp_directories=keep is not None,
         )
         self._folder = folder
+        self.stream: Any = None  # A grain iterator, whose place is saved too.
 
     @property
     def latest_step(self) -> int | None:
@@ -45,13 +46,22 @@ class Checkpoints:
         if self.latest_step == step:
             return
         rest = {"step": state.step, "opt_state": state.opt_state}
-        self._checkpointer.save_checkpointables_async(step, {"params": state.params, "rest": rest})
+        stream = {} if self.stream is None else {"stream": self.stream}
+        self._checkpointer.save_checkpointables_async(
+            step, {"params": state.params, "rest": rest, **stream}
+        )
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint, laid out as the given abstract state (with shardings) says."""
         rest = {"step": state.step, "opt_state": state.opt_state}
         loaded = self._load({"params": state.params, "rest": rest})
         return TrainState(loaded["rest"]["step"], loaded["params"], loaded["rest"]["opt_state"])
+
+    def attach_stream(self, iterator: Any) -> None:
+        """Sets a grain iterator to where it was at the newest checkpoint, and saves it from now."""
+        if self.latest_step is not None:
+            self._load({"stream": iterator})
+        self.stream = iterator
 
     def restore_params(self, params: Any) -> Any:
         """The weights alone of the newest checkpoint."""

@@ -3,21 +3,15 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from train.data.section import DataSection
 from train.errors import UserError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, and no key that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from train.section import Count, Fraction, Section
+from train.yaml_file import lay_over, parse_yaml
 
 
 class ModelSection(Section):
@@ -50,33 +44,6 @@ class MeshSection(Section):
         if 0 in (self.data, self.fsdp, self.tensor):
             raise ValueError("an axis has at least 1 device (or -1 for the rest)")
         return self
-
-
-class DataSection(Section):
-    """What is learned from, and what the held-out loss is measured on."""
-
-    train: str
-    """A JSONL or Parquet file or pattern, a hub data set, or python-stdlib."""
-    eval: str | None = None
-    """The same for held-out data; left out, it is split off the training data."""
-    split: str = "train"
-    """The split of a hub data set to train on."""
-    eval_split: str | None = None
-    """The split of the hub data set to hold out."""
-    revision: str | None = None
-    """The commit or tag of a hub data set."""
-    columns: dict[str, str] = {}
-    """Which columns hold the fields: {prompt: question, completion: answer}."""
-    eval_fraction: Fraction = 0.05
-    """The share to split off where no held-out data is named."""
-    max_length: int = Field(1024, ge=2)
-    """Tokens in a row; rows are padded to it."""
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer example; always counted and reported."""
-    limit: Count | None = None
-    """Use at most this many training examples."""
-    eval_limit: Count | None = None
-    """Use at most this many held-out examples."""
 
 
 class BatchSection(Section):
@@ -136,7 +103,7 @@ class MaskSection(Section):
     but `layers`; none: nothing, which is plain fine-tuning."""
     ratio: Fraction = 0.2
     """The fraction of entries that is masked (set to zero); not of hft and lisa."""
-    ratios: dict[str, Fraction] = {}
+    ratios: dict[str, Fraction] = Field(default_factory=dict)
     """Other ratios by path: {"embed|norm": 0.0}; the first expression found in it, else `ratio`."""
     final_ratio: Fraction | None = None
     """Where `ratio` moves to, linearly over the run; left out, it stays."""
@@ -160,7 +127,7 @@ class MaskSection(Section):
     def _fits_kind(self) -> Self:
         takes = MASKS[self.kind].split()
         for name, field in type(self).model_fields.items():
-            said = getattr(self, name) != field.default
+            said = getattr(self, name) != field.get_default(call_default_factory=True)
             if f"{name}*" in takes and not said:
                 raise ValueError(f"kind {self.kind} needs {name}")
             if said and not {name, f"{name}*"} & {"kind", "ratio", *takes}:
@@ -241,38 +208,14 @@ class Config(Section):
     """Updates between records in metrics.jsonl and on the screen."""
     export_dtype: Literal["float32", "bfloat16"] | None = None
     """Write the tuned model to RUN/export at the end, in this dtype; null: do not."""
+    cache: str = "~/.cache/gmt-jax"
+    """The folder of tokenised data, which runs share; it may be deleted between runs."""
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys and with 1e-5 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        problem = getattr(error, "problem", None) or "is not YAML"
-        raise UserError(f"{place}: {problem}; correct the line") from None
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.data.streaming and self.steps is None:
+            raise ValueError("steps is missing: a stream has no epochs to count")
+        return self
 
 
 def load_config(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -283,32 +226,17 @@ def load_config(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         value that is out of range, all of them in one line.
     """
     try:
-        tree = _parse(file.read_text(encoding="utf-8"), str(file))
+        tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a config file with --config") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file}: must hold keys and values, such as those in configs/")
     for override in overrides:
-        _override(tree, override)
+        lay_over(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{file}: " + "; ".join(map(_explain, error.errors()))) from None
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"{override!r} is not an override; write key.path=value")
-    *parents, last = path.split(".")
-    for parent in parents:
-        child = tree.get(parent)
-        if child is None:
-            child = tree[parent] = {}
-        if not isinstance(child, dict):
-            raise UserError(f"{override!r}: {parent} is a value and holds no keys")
-        tree = child
-    tree[last] = _parse(text, override)
 
 
 def _explain(fault: Any) -> str:
@@ -334,9 +262,12 @@ def _explain(fault: Any) -> str:
 def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Config
     for name in path:
+        if name.isdigit():
+            continue  # The number of a source in a list of them.
         kind = section.model_fields[name].annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            section = kind
+        for part in (kind, *get_args(kind)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                section = part
     return section
 
 

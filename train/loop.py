@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -30,7 +30,8 @@ class Cadence:
 class Parts:
     """What the loop calls; it knows nothing of models, data or meshes."""
 
-    batch: Callable[[int], tuple[Batch, int]]  # updates done -> microbatches, tokens in them
+    # (updates done, updates in all) -> each update's microbatches, and the tokens in them
+    batches: Callable[[int, int], AbstractContextManager[Iterator[tuple[Batch, int]]]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
     evaluate: Callable[[Any], float | None]  # params -> held-out loss
     sample: Callable[[Any], list[tuple[str, str]]]  # params -> prompts with their completions
@@ -58,11 +59,11 @@ def train(
     if start == 0:
         _evaluate(state, parts, run, display, 0)
         _sample(state, parts, run, 0)
-    with _stop_request() as stopping:
+    with _stop_request() as stopping, parts.batches(step, cadence.steps) as batches:
         window = _Window(clock, step)
         last = step >= cadence.steps
         while not last:
-            batch, tokens = parts.batch(step)
+            batch, tokens = window.timed(batches)
             state, metrics = parts.train_step(state, batch)
             step += 1
             window.tokens += tokens
@@ -90,16 +91,24 @@ class _Window:
 
     def __init__(self, clock: Callable[[], float], step: int) -> None:
         self._clock, self._since, self._step = clock, clock(), step
-        self.tokens = 0
+        self._waited, self.tokens = 0.0, 0
+
+    def timed(self, batches: Iterator[tuple[Batch, int]]) -> tuple[Batch, int]:
+        """The next batch; the time that it takes is time lost."""
+        since = self._clock()
+        batch = next(batches)
+        self._waited += self._clock() - since
+        return batch
 
     def close(self, step: int, steps: int) -> dict[str, float]:
         now = self._clock()
         seconds = now - self._since
         figures = {
             "tokens_per_s": self.tokens / seconds,
+            "data_wait": self._waited / seconds,
             "seconds_left": seconds / (step - self._step) * (steps - step),
         }
-        self._since, self._step, self.tokens = now, step, 0
+        self._since, self._step, self._waited, self.tokens = now, step, 0.0, 0
         return figures
 
 

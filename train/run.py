@@ -10,7 +10,7 @@ from train.errors import UserError
 
 # Keys in which a continued run may differ from its beginning: none of them changes a weight,
 # but for the mesh, over which sums are added in another order.
-FREE = frozenset({"run", "mesh", "evaluation", "checkpoint", "log_every", "export_dtype"})
+FREE = frozenset({"run", "mesh", "evaluation", "checkpoint", "log_every", "export_dtype", "cache"})
 
 
 class Run:

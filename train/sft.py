@@ -1,6 +1,5 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from rich.console import Console
 
 from train.checkpoint import Checkpoints, abstract
 from train.config import Config
-from train.data import Batches, Examples, build_datasets
 from train.errors import UserError
 from train.export import export
 from train.generate import Sampling, complete
@@ -30,15 +28,9 @@ from train.observe.progress import Display
 from train.observe.report import print_report
 from train.optimizer import make_optimizer, make_schedule
 from train.run import Run
-from train.sharding import batch_sharding, make_mesh, param_shardings
-from train.step import (
-    Batch,
-    TrainState,
-    jit_eval_step,
-    jit_train_step,
-    microbatch_sharding,
-    state_shardings,
-)
+from train.sharding import make_mesh, param_shardings
+from train.step import Batch, TrainState, jit_eval_step, jit_train_step, state_shardings
+from train.supply import Supply, make_supply
 from train.tokenizer import load_tokenizer, prompt_ids
 
 
@@ -60,8 +52,8 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
-    learned, heldout = _load_data(config, tokenizer, model, console)
-    steps = _steps(config, learned)
+    supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    steps = supply.steps
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.optimizer, steps, config.seed)
         shapes = abstract_params(model)
@@ -80,7 +72,9 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
                 state = initial()
             done = int(state.step)
             run.forget_after(done or -1)  # What comes before the first update is done again.
-            parts = _parts(config, model, tokenizer, mesh, optimizer, shardings, learned, heldout)
+            parts = _parts(
+                config, model, tokenizer, mesh, optimizer, shardings, supply, checkpoints
+            )
             cadence = Cadence(
                 steps, config.log_every, config.evaluation.every, config.checkpoint.every
             )
@@ -123,10 +117,6 @@ def _initial_state(
     return initial
 
 
-def _steps(config: Config, learned: Examples) -> int:
-    return config.steps or math.ceil(len(learned) * config.epochs / config.batch.size)
-
-
 def _check_rows(config: Config, mesh: Mesh) -> None:
     rows = config.batch.size // config.batch.num_microbatches
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -137,21 +127,6 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
         )
 
 
-def _load_data(
-    config: Config, tokenizer: Any, model: ModelConfig, console: Console
-) -> tuple[Examples, Examples | None]:
-    """Examples to learn from and held-out ones, with what became of the records printed."""
-    learned, heldout, reports = build_datasets(
-        tokenizer=tokenizer,
-        vocab_size=model.vocab_size,
-        seed=config.seed,
-        **config.data.model_dump(),
-    )
-    for report in reports:
-        console.print(str(report), highlight=False, markup=False, soft_wrap=True)
-    return learned, heldout
-
-
 def _parts(
     config: Config,
     model: ModelConfig,
@@ -159,42 +134,26 @@ def _parts(
     mesh: Mesh,
     optimizer: Any,
     shardings: TrainState,
-    learned: Examples,
-    heldout: Examples | None,
+    supply: Supply,
+    checkpoints: Checkpoints,
 ) -> Parts:
     """The loop's calls, bound to this run."""
-    section, rows = config.model, config.batch.size // config.batch.num_microbatches
+    section = config.model
     dtype, remat = section.compute_dtype, section.remat
 
     def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return sft_loss(model, params, batch, dtype=dtype, remat=remat)
 
-    def batches(examples: Examples, size: int) -> Batches:
-        return Batches(
-            examples,
-            batch_size=size,
-            max_length=config.data.max_length,
-            pad_id=0,  # Any id will do: padding comes after the text and is never a target.
-            seed=config.seed,
-        )
-
-    training = batches(learned, config.batch.size)
-    pieces = (config.batch.num_microbatches, rows)
-
-    def batch(step: int) -> tuple[Batch, int]:
-        arrays = training.batch(step)
-        cut = {key: value.reshape(*pieces, *value.shape[1:]) for key, value in arrays.items()}
-        return jax.device_put(cut, microbatch_sharding(mesh)), training.num_tokens(step)
-
     eval_step = jit_eval_step(loss, mesh, shardings.params)
 
     def evaluate(params: Any) -> float | None:
-        if heldout is None:
+        if supply.held_out is None:
             return None
         total = weight = 0.0
-        for arrays in batches(heldout, rows).eval_batches():
-            sums = eval_step(params, jax.device_put(arrays, batch_sharding(mesh)))
-            total, weight = total + float(sums[0]), weight + float(sums[1])
+        with supply.held_out() as batches:
+            for batch in batches:
+                sums = eval_step(params, batch)
+                total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / weight
 
     prompts = config.evaluation.prompts
@@ -208,9 +167,9 @@ def _parts(
         return list(zip(prompts, made, strict=True))
 
     return Parts(
-        batch=batch,
+        batches=lambda start, stop: supply.batches(start, stop, checkpoints.attach_stream),
         train_step=jit_train_step(loss, optimizer, mesh, shardings),
         evaluate=evaluate,
         sample=sample,
-        learning_rate=make_schedule(config.optimizer, _steps(config, learned)),
+        learning_rate=make_schedule(config.optimizer, supply.steps),
     )

@@ -148,6 +148,59 @@ def test_each_stacked_tensor_has_its_own_threshold() -> None:
     assert not np.array_equal(bits_of(together), bits_of(apart))
 
 
+def test_the_global_scope_masks_the_smallest_of_all_leaves() -> None:
+    tree = {"a": sample((40, 50), "float32"), "b": 1e-3 * sample((300,), "float32", 1)}
+    together = np.concatenate([g.ravel() for g in tree.values()])
+    out = masked(jax.tree.map(jnp.asarray, tree), 0.29, scope="global")
+    found = np.concatenate([np.asarray(g).ravel() for g in out.values()])
+    np.testing.assert_array_equal(bits_of(found), bits_of(reference(together, 0.29)))
+
+
+def test_the_global_scope_compares_leaves_of_different_dtypes() -> None:
+    tree = {"a": sample((4000,), "bfloat16"), "b": sample((500,), "float16", 1)}
+    together = np.concatenate([g.astype(np.float32) for g in tree.values()])
+    transformation = gmt_mask(0.29, scope="global")
+    state = transformation.init(tree)
+    out, new = transformation.update(jax.tree.map(jnp.asarray, tree), state)
+    found = np.concatenate([np.asarray(g).astype(np.float32) for g in out.values()])
+    np.testing.assert_array_equal(bits_of(found), bits_of(reference(together, 0.29)))
+    assert float(new.threshold) == np.sort(np.abs(together))[int(0.29 * 4500)]
+    assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+@pytest.mark.parametrize("tolerance", [0.001, 0.02, jnp.float32(0.001)], ids=str)
+def test_within_a_tolerance_no_more_is_masked_and_little_less(tolerance: Any, scope: str) -> None:
+    g = np.random.default_rng(0).standard_normal((300, 1000)).astype(np.float32)
+    transformation = gmt_mask(0.3, tolerance=tolerance, scope=scope)
+    out, state = transformation.update(jnp.asarray(g), transformation.init(g))
+    count = int(jnp.sum(out == 0))
+    assert 90_000 - 300_000 * float(tolerance) <= count <= 90_000
+    np.testing.assert_array_equal(out, np.where(np.abs(g) < float(state.threshold), 0, g))
+    assert float(state.masked_fraction) == pytest.approx(count / 300_000)
+
+
+def test_a_tolerance_that_is_traced_may_be_zero() -> None:
+    g = sample((100, 101), "float32")
+    out = jax.jit(lambda t: masked(jnp.asarray(g), 0.3, tolerance=t))(jnp.float32(0))
+    np.testing.assert_array_equal(bits_of(out), bits_of(reference(g, 0.3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tolerance": -0.1}, "tolerance is the fraction of entries"),
+        ({"tolerance": 2}, "tolerance is the fraction of entries"),
+        ({"scope": "layer"}, "scope is 'tensor' or 'global', got 'layer'"),
+        ({"scope": "global", "stacked": 1}, "one threshold for all tensors: leave out stacked"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        gmt_mask(0.2, **options)
+
+
 def test_a_stack_may_be_empty_and_a_tensor_one_entry() -> None:
     tree = {"empty": jnp.ones((0, 5)), "no entries": jnp.ones((2, 0)), "w": jnp.ones((2, 3))}
     out = masked(tree, 0.5, stacked={"empty": 1, "no entries": 1, "w": 2})

@@ -75,13 +75,22 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenised data, outside the user's own."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def write_config(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
+def write_config(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, cache: Path
+) -> Callable[..., Path]:
     """Writes a config file for a run of six updates; keyword arguments lay sections over it."""
 
     def write(**sections: Any) -> Path:
         tree: dict[str, Any] = {
             "run": str(tmp_path / "run"),
+            "cache": str(cache),
             "steps": 6,
             "model": {"path": str(tiny_model), "compute_dtype": "float32", "remat": "none"},
             "data": {"train": str(tiny_data), "max_length": 64, "eval_fraction": 0.2},

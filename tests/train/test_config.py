@@ -27,7 +27,7 @@ def test_every_shipped_config_is_valid(file: Path) -> None:
 
 
 def test_the_papers_runs_are_all_there() -> None:
-    found = {(load_config(f).model.path, load_config(f).data.train) for f in CONFIGS}
+    found = {(load_config(f).model.path, load_config(f).data.train[0].path) for f in CONFIGS}
     code, math = "ise-uiuc/Magicoder-Evol-Instruct-110K", "meta-math/MetaMathQA"
     tulu = "allenai/tulu-v2-sft-mixture"
     assert {
@@ -63,6 +63,23 @@ def test_the_resolved_config_reads_back_equal(minimal: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("given", "paths"),
+    [
+        ("a.jsonl", ["a.jsonl"]),
+        ("[a.jsonl, b.csv]", ["a.jsonl", "b.csv"]),
+        ("[a.jsonl, {path: b.csv, weight: 2}]", ["a.jsonl", "b.csv"]),
+        ("{path: some/set, revision: v1}", ["some/set"]),
+    ],
+)
+def test_data_is_a_source_or_a_list_of_them(minimal: Path, given: str, paths: list[str]) -> None:
+    config = load_config(minimal, [f"data.train={given}", "data.revision=v2", "data.split=x"])
+    sources = config.data.train_sources()
+    assert [source.path for source in sources] == paths
+    assert {source.split for source in sources} == {"x"}
+    assert {source.revision for source in sources} == ({"v1"} if "v1" in given else {"v2"})
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
         ("optimizer.mask.rato=0.5", "did you mean optimizer.mask.ratio?"),
@@ -78,6 +95,11 @@ def test_the_resolved_config_reads_back_equal(minimal: Path, tmp_path: Path) -> 
         ("optimizer.mask={kind: none, report: true}", "optimizer.mask: kind none has no report"),
         ("optimizer.mask={kind: fisher, warmup: 2, ratios: {a: 0}}", "has one ratio"),
         ("optimizer.mask.ratios={'(': 0.1}", "ratios: '(' is no regular expression"),
+        ("data.train=[]", "data.train: value should have at least 1 item"),
+        ("data.train=[{path: x, wait: 1}]", "did you mean data.train.0.weight?"),
+        ("data.train=[{weight: 1}]", "data.train.0.path is missing; set it"),
+        ("data.columns={question: q}", "data.columns: 'question' is no field of a row; fields are"),
+        ("data.layout=packd", "should be 'padded', 'bucketed' or 'packed'"),
         ("steps", "'steps' is not an override; write key.path=value"),
         ("run.name=x", "run is a value and holds no keys"),
         ("steps=[1", "steps=[1:"),

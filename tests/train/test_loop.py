@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _run(
         return TrainState(jnp.int32(step), state.params, ()), metrics
 
     parts = Parts(
-        batch=lambda step: ({}, 7),
+        batches=lambda start, stop: nullcontext(({}, 7) for _ in range(start, stop)),
         train_step=train_step,
         evaluate=lambda params: 2.0,
         sample=lambda params: [("p", "c")],

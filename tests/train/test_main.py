@@ -14,10 +14,10 @@ from train.__main__ import main
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize("command", ["sft", "export", "generate", "import-gguf"])
+@pytest.mark.parametrize("command", ["sft", "data check", "export", "generate", "import-gguf"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert f"example:\n  gmt-train {command} " in out
@@ -55,6 +55,8 @@ def _copy(model: Path, to: Path) -> Path:
         ("model.path=./nowhere", "nowhere"),
         ("mesh.tensor=3", "does not match the 8 devices"),
         ("batch={size: 6, num_microbatches: 1}", "not divisible by the 8 devices"),
+        ("batch={size: 64}", "an epoch has 32 rows, fewer than a batch of 64"),
+        ("data={train: nowhere.csv, streaming: true}", "nothing is split off a stream"),
     ],
 )
 def test_bad_settings(

@@ -226,3 +226,55 @@ def test_the_saved_config_is_whole(write_config: Write) -> None:
     saved = yaml.safe_load(run.config_file.read_text())
     assert saved["optimizer"]["b2"] == 0.999
     assert load_config(run.config_file) == run.config()
+
+
+def _stream(write_config: Write, tiny_data: Path, **data: object) -> Path:
+    stream = {"streaming": True, "eval_fraction": 0, "shuffle_buffer": 7}
+    return write_config(
+        data={"train": [str(tiny_data)], **stream, **data},
+        batch={"size": 16, "num_microbatches": 2},
+    )
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_stopped_stream_ends_with_the_same_bits(
+    write_config: Write, tiny_data: Path, tmp_path: Path, layout: str
+) -> None:
+    file = _stream(write_config, tiny_data, layout=layout)
+    whole = _train(file)
+    override = f"run={whole.folder}-stopped"
+
+    def rate(done: int) -> float:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.sft.make_schedule", lambda *_: rate)
+        stopped = _train(file, override)
+    assert len(_losses(stopped)) == 3
+    _train(file, override, resume=True)
+    assert _losses(stopped) == _losses(whole)
+    _assert_same_bits(_weights(stopped, tmp_path), _weights(whole, tmp_path))
+
+
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
+def test_layouts_train_and_go_on_to_the_same_bits(
+    write_config: Write, tmp_path: Path, layout: str
+) -> None:
+    file = write_config(steps=4)
+    whole = _train(file, f"data.layout={layout}")
+    losses = _losses(whole)
+    assert losses[-1] < losses[0]
+    before = _weights(whole, tmp_path)
+    (whole.checkpoints / "4").rename(whole.folder / "set-aside")
+    _train(file, f"data.layout={layout}", resume=True)
+    assert _losses(whole) == losses
+    again = export_run(whole.folder, tmp_path / "again", "float32")
+    _assert_same_bits(load_file(again / "model.safetensors"), before)
+
+
+def test_the_share_of_time_spent_waiting_for_data_is_recorded(write_config: Write) -> None:
+    run = _train(write_config(steps=3))
+    assert all(0 <= share < 1 for share in _losses(run, "data_wait"))
+    assert len(_losses(run, "data_wait")) == 3

@@ -1,7 +1,7 @@
 """Llama-type decoders in Flax NNX, and their weights in Hugging Face format."""
 
 from train.model.config import ModelConfig, load_model_config
-from train.model.decoder import Cache, Decoder
+from train.model.decoder import Cache, Decoder, Documents
 from train.model.functional import (
     Params,
     abstract_params,
@@ -21,6 +21,7 @@ from train.model.weights import load_params
 __all__ = [
     "Cache",
     "Decoder",
+    "Documents",
     "ModelConfig",
     "Params",
     "abstract_params",

@@ -30,6 +30,13 @@ class Cache(NamedTuple):
     length: jax.Array  # int32 scalar: slots that are filled, the same in every row
 
 
+class Documents(NamedTuple):
+    """Which document of a packed row each token is of, and where in it; each int32 [B, T]."""
+
+    segment_ids: jax.Array
+    positions: jax.Array
+
+
 class MLP(nnx.Module):
     """The gated feed-forward network (SwiGLU, Shazeer 2020) of L stacked layers."""
 
@@ -86,6 +93,7 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         start: jax.Array | None = None,
         *,
+        documents: Documents | None = None,
         dtype: Any,
         remat: str = "none",
     ) -> tuple[jax.Array, Any]:
@@ -93,12 +101,13 @@ class Decoder(nnx.Module):
 
         Args:
           start: the slot [B] at which each row's text begins; what is before it is padding.
+          documents: those of packed rows, which do not see each other; without a cache.
         """
         # Looked up in whole rows, so that the result is split by rows of the batch from the start;
         # and in float32, in which the gradient of a frequent token must be summed.
         table = constrain(self.embed[...], "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", None, None)
-        place = self._place(tokens, cache, start)
+        place = self._place(tokens, cache, start, documents)
         graphdef, stacked = nnx.split(self.layers)
         windows = jnp.array([window or UNLIMITED for window in self.config.windows], jnp.int32)
 
@@ -123,11 +132,23 @@ class Decoder(nnx.Module):
         )
         return constrain(scores, "batch", *[None] * (scores.ndim - 2), "vocab")
 
-    def _place(self, tokens: jax.Array, cache: Cache | None, start: jax.Array | None) -> Placement:
+    def _place(
+        self,
+        tokens: jax.Array,
+        cache: Cache | None,
+        start: jax.Array | None,
+        documents: Documents | None,
+    ) -> Placement:
         B, T = tokens.shape
         start = jnp.zeros(B, jnp.int32) if start is None else start
         slot = jnp.int32(0) if cache is None else cache.length
         slots = slot + jnp.arange(T)
         length = T if cache is None else cache.layers.keys.shape[2]
-        turned = rotations(self.config.rope, self.config.head_dim, slots - start[:, None])
-        return Placement(turned, *placement_mask(slots, start, length), slot)
+        positions = slots - start[:, None]
+        seen, distance = placement_mask(slots, start, length)
+        if documents is not None:
+            positions = documents.positions
+            segments = documents.segment_ids
+            seen &= segments[:, :, None] == segments[:, None, :]
+        turned = rotations(self.config.rope, self.config.head_dim, positions)
+        return Placement(turned, seen, distance, slot)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from train.model.attention import KeyValue
 from train.model.config import ModelConfig
-from train.model.decoder import Cache, Decoder
+from train.model.decoder import Cache, Decoder, Documents
 from train.model.tensors import TENSORS
 
 # A nested dict of float32 arrays [...]; of [L, ...] under "layers".
@@ -54,18 +54,23 @@ def hidden_states(
     params: Params,
     tokens: jax.Array,
     *,
+    documents: Documents | None = None,
     dtype: Any = "float32",
     remat: str = "none",
 ) -> jax.Array:
     """Hidden states [B, T, D] after the last norm, of tokens [B, T].
 
     Args:
+      documents: those of packed rows: a token sees no other document, and its position is the
+        one in its own.
       dtype: of activations and matrix products, float32 or bfloat16; norms, rotations and
         softmax are float32 always.
       remat: what the backward pass recomputes: "none", "dots" (all but the products with
         weights) or "full" (whole layers).
     """
-    hidden, _ = _module(config, params)(tokens, dtype=jnp.dtype(dtype), remat=remat)
+    hidden, _ = _module(config, params)(
+        tokens, documents=documents, dtype=jnp.dtype(dtype), remat=remat
+    )
     return hidden
 
 
@@ -81,11 +86,12 @@ def forward(
     params: Params,
     tokens: jax.Array,
     *,
+    documents: Documents | None = None,
     dtype: Any = "float32",
     remat: str = "none",
 ) -> jax.Array:
     """float32 logits [B, T, V] of tokens [B, T]."""
-    hidden = hidden_states(config, params, tokens, dtype=dtype, remat=remat)
+    hidden = hidden_states(config, params, tokens, documents=documents, dtype=dtype, remat=remat)
     return logits(config, params, hidden, dtype)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.model import ModelConfig, hidden_states, logits
+from train.model import Documents, ModelConfig, hidden_states, logits
 
 # Positions of a row whose float32 logits [B, CHUNK, V] are held at a time.
 CHUNK = 256
@@ -18,9 +18,14 @@ def sft_loss(
     """Summed cross-entropy in nats over a batch's target tokens, and their weight.
 
     Args:
-      batch: tokens and targets [B, T] int32, weights [B, T] float32 (0 where nothing is learned).
+      batch: tokens and targets [B, T] int32, weights [B, T] float32 (0 where nothing is learned);
+        of packed rows also segment_ids and positions [B, T] int32.
     """
-    hidden = hidden_states(config, params, batch["tokens"], dtype=dtype, remat=remat)
+    packed = "segment_ids" in batch
+    documents = Documents(batch["segment_ids"], batch["positions"]) if packed else None
+    hidden = hidden_states(
+        config, params, batch["tokens"], documents=documents, dtype=dtype, remat=remat
+    )
 
     def piece(args: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         h, targets, weights = args

@@ -24,6 +24,9 @@ def report(run: Run) -> RenderableType:
         table.add_row("updates", str(trained[-1]["step"]))
         table.add_row("masked gradient", f"{trained[-1]['masked_fraction']:.2%} of all entries")
         table.add_row("tokens/s", f"{speeds[len(speeds) // 2]:,.0f} (median)")
+        waits = sorted(r["data_wait"] for r in trained if "data_wait" in r)
+        if waits:
+            table.add_row("waiting for data", f"{waits[len(waits) // 2]:.1%} of the time (median)")
     if run.export.exists():
         table.add_row("tuned model", f"{run.export}  (loads in transformers)")
     table.add_row("run", f"{run.folder}  (config.yaml, metrics.jsonl, checkpoints/)")

@@ -1,154 +1,156 @@
-"""Batches as a pure function of seed and step; what is kept of the records."""
+"""Rows as arrays: padded, bucketed and packed; the parts of processes; resuming."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from train.data import Batches, Examples, prepare
-from train.errors import UserError
+from train.data.batches import Arrays, Batches, Layout
+from train.data.encode import Example
+from train.data.packing import Plan, best_fit, one_a_row
 
 
-def _examples(count: int, length: int = 3) -> Examples:
-    """Examples that begin with their own numbers, counted from 1."""
-    lengths = [length + i % 2 for i in range(count)]
-    tokens = np.concatenate([[i + 1, *range(50, 49 + n)] for i, n in enumerate(lengths)])
-    target = np.concatenate([np.arange(n) > 0 for n in lengths])
-    return Examples(
-        tokens.astype(np.int32), target, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+def _examples(lengths: list[int]) -> list[Example]:
+    """Examples whose tokens count on from a hundred times their number, counted from 1."""
+    return [
+        Example(np.arange(n, dtype=np.int32) + 100 * number, np.arange(n) % 3 > 0)
+        for number, n in enumerate(lengths, 1)
+    ]
+
+
+def _batches(
+    lengths: list[int], layout: Layout = "padded", size: int = 4, **options: Any
+) -> Batches:
+    capacity = options.setdefault("max_length", 16)
+    rows = best_fit(np.array(lengths), capacity) if layout == "packed" else one_a_row(len(lengths))
+    return Batches(
+        _examples(lengths),
+        rows,
+        np.array(lengths),
+        batch_size=size,
+        layout=layout,
+        **{"seed": 0} | options,
     )
-
-
-def _batches(count: int, size: int, seed: int = 0) -> Batches:
-    return Batches(_examples(count), batch_size=size, max_length=6, pad_id=99, seed=seed)
-
-
-def _numbers(batches: Batches, steps: range) -> list[int]:
-    return [int(n) for step in steps for n in batches.batch(step)["tokens"][:, 0]]
 
 
 def test_a_batch_by_hand() -> None:
-    examples = Examples(
-        np.array([1, 2, 3, 4, 5, 9, 7, 8], np.int32),
-        np.array([0, 0, 1, 1, 1, 1, 0, 1], bool),  # That of a first token cannot be learned.
-        np.array([0, 4, 6, 8]),
+    examples = [
+        Example(np.array([1, 2, 3, 4], np.int32), np.array([0, 0, 1, 1], bool)),
+        Example(np.array([5, 0], np.int32), np.array([1, 1], bool)),
+        Example(np.array([7, 8], np.int32), np.array([0, 1], bool)),
+    ]
+    batches = Batches(
+        examples, one_a_row(3), np.array([4, 2, 2]), batch_size=2, max_length=4, seed=0
     )
-    batches = Batches(examples, batch_size=2, max_length=4, pad_id=9, seed=0)
-    first, last = batches.eval_batches()
+    assert batches.num_eval_batches == 2
+    first, last = batches.eval_batch(0), batches.eval_batch(1)
     assert {key: (value.dtype, value.shape) for key, value in first.items()} == {
         "tokens": (np.int32, (2, 4)),
         "targets": (np.int32, (2, 4)),
         "weights": (np.float32, (2, 4)),
     }
-    assert first["tokens"].tolist() == [[1, 2, 3, 4], [5, 9, 9, 9]]
-    assert first["targets"].tolist() == [[2, 3, 4, 9], [9, 9, 9, 9]]
-    # The second row's first target is learned although it has the padding's id.
+    assert first["tokens"].tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
+    assert first["targets"].tolist() == [[2, 3, 4, 0], [0, 0, 0, 0]]
+    # The second row's target is learned although it has the padding's id.
     assert first["weights"].tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
-    assert last["tokens"].tolist() == [[7, 8, 9, 9], [9, 9, 9, 9]]
+    assert last["tokens"].tolist() == [[7, 8, 0, 0], [0, 0, 0, 0]]
     assert last["weights"].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize(("count", "size"), [(10, 4), (10, 5), (7, 3), (3, 8), (1, 4)])
-def test_every_epoch_has_every_example_once(count: int, size: int) -> None:
-    seen = _numbers(_batches(count, size), range(count * 4))
-    epochs = [seen[at : at + count] for at in range(0, len(seen), count)]
-    assert all(sorted(epoch) == list(range(1, count + 1)) for epoch in epochs)
-    if count > 5:
-        assert len(set(map(tuple, epochs))) == len(epochs)
+def test_a_packed_row_by_hand() -> None:
+    examples = [
+        Example(np.array([1, 2, 3], np.int32), np.array([0, 1, 1], bool)),
+        Example(np.array([4, 5], np.int32), np.array([1, 1], bool)),
+    ]
+    rows = Plan(np.array([0, 1]), np.array([0, 2]))
+    made = Batches(
+        examples, rows, np.array([3, 2]), batch_size=1, max_length=6, seed=0, layout="packed"
+    ).batch(0)
+    assert {key: value.tolist()[0] for key, value in made.items()} == {
+        "tokens": [1, 2, 3, 4, 5, 0],
+        # The first document's last token does not learn the second one's first.
+        "targets": [2, 3, 0, 5, 0, 0],
+        "weights": [1, 1, 0, 1, 0, 0],
+        "segment_ids": [1, 1, 1, 2, 2, 0],
+        "positions": [0, 1, 2, 0, 1, 0],
+    }
 
 
-def test_a_batch_does_not_depend_on_those_before() -> None:
-    whole = [_batches(10, 4).batch(step) for step in range(12)]
-    same = _batches(10, 4)
-    for step in (11, 0, 7, 7, 2, 3):
-        for key, value in same.batch(step).items():
-            np.testing.assert_array_equal(value, whole[step][key])
+def test_what_is_too_long_is_cut() -> None:
+    examples = _examples([9])
+    made = Batches(examples, one_a_row(1), np.array([4]), batch_size=1, max_length=4, seed=0).batch(
+        0
+    )
+    assert made["tokens"].tolist() == [[100, 101, 102, 103]]
+    assert made["targets"].tolist() == [[101, 102, 103, 0]]
+    assert made["weights"].tolist() == [[1, 1, 0, 0]]
 
 
-def test_the_seed_decides_the_order() -> None:
-    steps = range(5)
-    assert _numbers(_batches(50, 8, seed=0), steps) != _numbers(_batches(50, 8, seed=1), steps)
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 17, 45)]
+LAYOUTS: list[Layout] = ["padded", "bucketed", "packed"]
 
 
-def test_the_order_is_that_of_earlier_versions() -> None:
-    # A run that goes on after an upgrade must not see other batches.
-    pinned = [1, 5, 8, 2, 6, 7, 4, 3, 1, 7, 3, 2, 4, 8, 5, 6]
-    assert _numbers(_batches(8, 4, seed=3), range(4)) == pinned
+def _digest(parts: list[Arrays]) -> str:
+    """Of a batch that lies in parts, one process's rows after the other's."""
+    whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return hashlib.sha256(
+        b"".join(key.encode() + whole[key].tobytes() for key in sorted(whole))
+    ).hexdigest()
 
 
-def test_tokens_are_counted_without_padding() -> None:
-    batches = _batches(10, 4)
-    for step in range(6):
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("resumed_at", [0, 1, 7, 11, 12, 40])  # Padded, an epoch ends within 11.
+def test_resumed_with_any_number_of_processes_the_rows_are_the_same(
+    layout: Layout, processes: int, resumed_at: int
+) -> None:
+    whole = _batches(LENGTHS, layout)
+    each = [_batches(LENGTHS, layout) for _ in range(processes)]
+    for step in range(resumed_at, resumed_at + 6):
+        parts = [
+            batches.batch(step, np.arange(4).reshape(processes, -1)[process])
+            for process, batches in enumerate(each)
+        ]
+        assert _digest(parts) == _digest([whole.batch(step)])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_example_is_in_an_epoch_once(layout: Layout) -> None:
+    batches = _batches(LENGTHS, layout, size=1, max_length=16)
+    # Bucketed batches are sorted over several epochs: three of 64 batches have 192 rows.
+    steps = 64 * 45 if layout == "bucketed" else batches.rows_in_epoch
+    seen = np.concatenate([batches.batch(step)["tokens"][0] for step in range(steps)])
+    first = seen[(seen % 100 == 0) & (seen > 0)] // 100
+    times = steps // batches.rows_in_epoch
+    assert sorted(first.tolist()) == sorted(list(range(1, len(LENGTHS) + 1)) * times)
+
+
+def test_bucketed_batches_are_as_long_as_they_must_be() -> None:
+    lengths = [int(n) for n in np.random.default_rng(1).integers(1, 65, 400)]
+    batches = _batches(lengths, "bucketed", max_length=64)
+    shapes = []
+    for step in range(64):
         batch = batches.batch(step)
-        assert batches.num_tokens(step) == np.count_nonzero(batch["tokens"] != 99)
+        longest = int((batch["tokens"] > 0).sum(1).max())
+        assert longest <= batch["tokens"].shape[1] < longest + 8
+        shapes.append(batch["tokens"].shape[1])
+    assert set(shapes) <= {8, 16, 24, 32, 40, 48, 56, 64}
+    assert np.mean(shapes) < 0.7 * 64
 
 
-@pytest.mark.parametrize("size", [1, 4, 10, 16])
-def test_evaluation_takes_every_example_once_in_order(size: int) -> None:
-    examples = _examples(10)
-    batches = list(_batches(10, size).eval_batches())
-    assert all(batch["tokens"].shape == (size, 6) for batch in batches)
-    first = [int(n) for batch in batches for n in batch["tokens"][:, 0]]
-    assert first[:10] == list(range(1, 11))
-    assert set(first[10:]) <= {99}
-    weight = sum(batch["weights"].sum() for batch in batches)
-    assert weight == sum(examples[at][1][1:].sum() for at in range(10))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_are_counted_without_padding(layout: Layout) -> None:
+    batches = _batches(LENGTHS, layout)
+    for step in range(6):
+        assert batches.num_tokens(step) == np.count_nonzero(batches.batch(step)["tokens"])
 
 
-def test_no_examples() -> None:
-    empty = Examples(np.empty(0, np.int32), np.empty(0, bool), np.zeros(1, np.int64))
-    with pytest.raises(UserError, match="holds no examples"):
-        Batches(empty, batch_size=4, max_length=8, pad_id=0, seed=0)
-
-
-RECORDS = [
-    {"prompt": "12", "completion": "34", "where": "f:1"},  # 5 tokens with the end
-    {"prompt": "1", "completion": "23456789", "where": "f:2"},
-    {"prompt": "12345678", "completion": "9", "where": "f:3"},
-    {"prompt": "1", "completion": "2", "where": "f:4"},
-]
-
-
-def _prepare(tokenizer: Any, **options: Any) -> Any:
-    defaults: dict[str, Any] = {"max_length": 5, "overlong": "drop", "vocab_size": 300}
-    return prepare(RECORDS, tokenizer, name="training data", **defaults | options)
-
-
-def test_what_is_too_long_is_dropped_and_reported(tokenizer: Any) -> None:
-    examples, report = _prepare(tokenizer)
-    assert examples.offsets.tolist() == [0, 5, 8]
-    assert examples[0][1].tolist() == [False, False, True, True, True]
-    assert str(report) == (
-        "training data: 2 examples, 8 tokens (5 learned), 2 dropped as over 5 tokens"
-    )
-
-
-def test_what_is_too_long_is_cut_where_something_is_left_to_learn(tokenizer: Any) -> None:
-    examples, report = _prepare(tokenizer, overlong="truncate")
-    assert examples.offsets.tolist() == [0, 5, 10, 13]
-    assert examples[1][1].tolist() == [False, True, True, True, True]
-    assert str(report) == (
-        "training data: 3 examples, 13 tokens (9 learned), 1 dropped as over 5 tokens, "
-        "1 cut to 5 tokens"
-    )
-
-
-def test_what_is_too_long_is_an_error(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"f:2: 10 tokens, over data.max_length 5; raise it"):
-        _prepare(tokenizer, overlong="error")
-
-
-def test_nothing_fits(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"training data: no example is left \(4 over data.max_"):
-        _prepare(tokenizer, max_length=2)
-
-
-def test_the_limit_counts_what_is_kept(tokenizer: Any) -> None:
-    examples, report = _prepare(tokenizer, order=[1, 3, 0], limit=1)
-    assert len(examples[0][0]) == 3
-    assert (report.kept, report.dropped) == (1, 1)
-
-
-def test_tokens_outside_the_models_vocabulary(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"f:1: has token \d+, and the model's vocabulary ends at"):
-        _prepare(tokenizer, vocab_size=10)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 4, 10, 64])
+def test_evaluation_takes_every_example_once(layout: Layout, size: int) -> None:
+    batches = _batches(LENGTHS, layout, size)
+    made = [batches.eval_batch(number) for number in range(batches.num_eval_batches)]
+    assert all(len(batch["tokens"]) == size for batch in made)
+    weight = sum(batch["weights"].sum() for batch in made)
+    assert weight == sum(example.target[1:].sum() for example in _examples(LENGTHS))

@@ -1,12 +1,17 @@
 """Loss masks, token by token: ^ stands under what is learned."""
 
+import json
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from train.data import render
+from train.data.encode import Example, encode
+from train.data.records import read_record
+from train.data.render import Learn, render
 from train.errors import UserError
 
 Make = Callable[..., Any]
@@ -43,21 +48,24 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": roles[c[0]], "content": c[2:]} for c in contents]
 
 
-def record(**fields: Any) -> dict[str, Any]:
-    return fields | {"where": "data.jsonl:7"}
+def made(tokenizer: Any, fields: dict[str, Any], learn: Learn = "assistant") -> Example:
+    """The example of a row that is not a preference pair."""
+    return encode(render(read_record(fields), tokenizer, learn), tokenizer)[0]
 
 
-def shown(tokenizer: Any, fields: dict[str, Any]) -> tuple[str, str]:
+def drawn(tokenizer: Any, example: Example) -> tuple[str, str]:
     """The example's text with a special token as one letter, and the mask below it."""
-    example = render(fields, tokenizer)
     assert example.tokens.dtype == np.int32
     assert example.target.dtype == np.bool_
     assert example.tokens.shape == example.target.shape
-    assert example.where == "data.jsonl:7"
     letters = {"<pad>": "P", "<s>": "S", "<e>": "E", "Ġ": " ", "Ċ": "/"}
     tokens = tokenizer.convert_ids_to_tokens(example.tokens.tolist())
     text = "".join(letters.get(token, token) for token in tokens)
     return text, "".join("^" if t else " " for t in example.target).rstrip()
+
+
+def shown(tokenizer: Any, fields: dict[str, Any], learn: Learn = "assistant") -> tuple[str, str]:
+    return drawn(tokenizer, made(tokenizer, fields, learn))
 
 
 @pytest.mark.parametrize(
@@ -153,11 +161,11 @@ def test_the_assistants_words_and_their_end_are_learned(
 ) -> None:
     options = {} if template is None else {"template": template}
     tokenizer = make_tokenizer(**options, pad_token=pad, adds_bos=adds_bos)
-    assert shown(tokenizer, record(messages=turns(*conversation))) == (text, mask)
+    assert shown(tokenizer, {"messages": turns(*conversation)}) == (text, mask)
 
 
 def test_letters_of_several_bytes(tokenizer: Any) -> None:
-    example = render(record(messages=turns("u:é", "a:🙂")), tokenizer)
+    example = made(tokenizer, {"messages": turns("u:é", "a:🙂")})
     # u : é(2) E / a : 🙂(4) E /
     assert example.target.tolist() == [False] * 8 + [True] * 5 + [False]
 
@@ -173,7 +181,7 @@ def test_a_token_over_the_header_and_the_answer_is_the_headers() -> None:
         "{% for m in messages %}{{ m['role'][0] }}\n{{ m['content'] }}.{% endfor %}"
         "{% if add_generation_prompt %}a\n{% endif %}"
     )
-    example = render(record(messages=turns("u:x", "a:\nx")), tokenizer)
+    example = made(tokenizer, {"messages": turns("u:x", "a:\nx")})
     assert example.tokens.tolist() == [0, 3, 6, 4, 2, 5, 6, 4]
     assert example.target.tolist() == [False] * 6 + [True] * 2
 
@@ -208,59 +216,189 @@ def test_a_token_over_the_header_and_the_answer_is_the_headers() -> None:
 def test_completions_and_text(
     make_tokenizer: Make, options: dict[str, Any], fields: dict[str, Any], text: str, mask: str
 ) -> None:
-    assert shown(make_tokenizer(**options), record(**fields)) == (text, mask)
+    assert shown(make_tokenizer(**options), fields) == (text, mask)
 
 
-USER, ANSWER = turns("u:1"), turns("a:2")
+def test_a_doubled_beginning_token_is_made_one(make_tokenizer: Make) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<e>{% endfor %}"
+    tokenizer = make_tokenizer(template, adds_bos=True)
+    assert shown(tokenizer, {"messages": turns("u:<s>hi", "a:y")})[0] == "ShiEyE"
+    assert shown(tokenizer, {"text": "<s><s>hi"})[0] == "ShiE"
+
+
+CONVERSATION = turns("u:1", "a:2", "u:3", "a:45", "u:6")
+
+
+@pytest.mark.parametrize("template", [None, MARKED], ids=["prefixes", "markers"])
+@pytest.mark.parametrize(
+    ("learn", "mask"),
+    [
+        ("assistant", "       ^^        ^^^"),
+        ("last", "                 ^^^"),
+        ("everything", "^^^^^^^^^^^^^^^^^^^^^^^^^^"),
+    ],
+)
+def test_what_is_learned_of_a_conversation(
+    make_tokenizer: Make, template: str | None, learn: Learn, mask: str
+) -> None:
+    tokenizer = make_tokenizer(**({} if template is None else {"template": template}))
+    text = "u:1E/a:2E/u:3E/a:45E/u:6E/"
+    assert shown(tokenizer, {"messages": CONVERSATION}, learn) == (text, mask[: len(text)])
+
+
+def test_everything_of_a_prompt_is_learned_too(tokenizer: Any) -> None:
+    fields = {"prompt": "1+1=", "completion": "2"}
+    assert shown(tokenizer, fields, "everything") == ("1+1=2E", "^^^^^^")
+
+
+TOOLS = (
+    "{% if tools %}{% for t in tools %}[{{ t['function']['name'] }}]{% endfor %}{% endif %}"
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}({{ c['function']['name'] }}){% endfor %}<e>{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["list", "JSON text"])
+def test_tools_and_their_calls(make_tokenizer: Make, as_text: bool) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "add"}}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    messages = [*turns("u:1+1"), call, *turns("t:2", "a:two")]
+    tokenizer = make_tokenizer(TOOLS)
+    fields = {"messages": messages, "tools": json.dumps(tools) if as_text else tools}
+    assert shown(tokenizer, fields) == (
+        "[add]u:1+1Ea:(add)Et:2Ea:twoE",
+        "             ^^^^^^      ^^^^",
+    )
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("conversation", "text", "mask"),
     [
-        ({"messages": USER}, "has no token to learn"),
-        ({"text": ""}, "has no token to learn"),
-        ({"prompt": USER, "completion": USER}, "has no token to learn"),
-        ({}, "needs messages, prompt and completion, or text, and has none"),
-        ({"question": 1}, "and has 'question'; map other columns with data.columns"),
-        ({"messages": "hi"}, "messages must be a list of turns"),
-        ({"messages": []}, "messages must be a list of turns"),
-        ({"messages": ["hi"]}, "messages, turn 1 must be an object"),
-        ({"messages": [*USER, {"role": "wizard", "content": "x"}]}, "turn 2 has the role 'wizard'"),
-        ({"messages": [{"content": "x"}]}, "turn 1 has the role None; use one of system, user"),
-        ({"messages": [{"role": "user"}]}, "turn 1: content must be a string, not NoneType"),
-        ({"messages": [{"role": "user", "content": 3}]}, "content must be a string, not int"),
-        ({"prompt": "x"}, "has no completion"),
-        ({"completion": "x"}, "has no prompt"),
-        ({"prompt": "x", "completion": ANSWER}, "both be strings or both lists"),
-        ({"prompt": 1, "completion": 2}, "prompt must be a list"),
-        ({"text": 3}, "text must be a string, not int"),
-        ({"text": "\ud800"}, "half of a surrogate pair"),
+        (["u:1", "a:2", "a:3"], "u:1E/a:2E/a:3E/", "       ^^   ^^"),
+        (["u:1", "u:2", "a:3"], "u:1E/u:2E/a:3E/", "            ^^"),
+        (["u:1", "a:", "u:2", "a:"], "u:1E/a:E/u:2E/a:E/", "       ^        ^"),
+        (["s:", "u:", "a: x "], "s:E/u:E/a: x E/", "          ^^^^"),
     ],
-)
-def test_what_cannot_be_used(tokenizer: Any, fields: dict[str, Any], said: str) -> None:
+    ids=["assistant twice", "user twice", "empty answers", "white space"],
+)  # fmt: skip
+@pytest.mark.parametrize("template", [None, MARKED], ids=["prefixes", "markers"])
+def test_unusual_orders_of_turns(
+    make_tokenizer: Make, template: str | None, conversation: list[str], text: str, mask: str
+) -> None:
+    tokenizer = make_tokenizer(**({} if template is None else {"template": template}))
+    assert shown(tokenizer, {"messages": turns(*conversation)}) == (text, mask)
+
+
+EMOJI = "👩\u200d👩\u200d👧e\u0301🏳️"
+
+
+@pytest.mark.parametrize("template", [None, MARKED], ids=["prefixes", "markers"])
+def test_letters_over_several_tokens_and_letters_that_join(
+    make_tokenizer: Make, template: str | None
+) -> None:
+    tokenizer = make_tokenizer(**({} if template is None else {"template": template}))
+    example = made(tokenizer, {"messages": turns("u:" + EMOJI, "a:" + EMOJI)})
+    n = len(EMOJI.encode())  # A token a byte.
+    # u : … E / a : … E /
+    expected = [False] * (2 + n + 2 + 2) + [True] * (n + 1) + [False]
+    assert example.target.tolist() == expected
+    learned = tokenizer.decode(example.tokens[example.target])
+    assert learned == EMOJI + "<e>"
+
+
+@pytest.mark.parametrize("learn", ["assistant", "last"])
+def test_a_pair_shares_its_prompt(tokenizer: Any, learn: Learn) -> None:
+    asked = turns("u:1", "a:2", "u:3")
+    rows: list[dict[str, Any]] = [
+        {"prompt": asked, "chosen": turns("a:4"), "rejected": turns("a:56")},
+        {"chosen": [*asked, *turns("a:4")], "rejected": [*asked, *turns("a:56")]},
+    ]
+    for row in rows:
+        pair = encode(render(read_record(row), tokenizer, learn), tokenizer)
+        assert [drawn(tokenizer, side) for side in pair] == [
+            ("u:1E/a:2E/u:3E/a:4E/", "                 ^^"),
+            ("u:1E/a:2E/u:3E/a:56E/", "                 ^^^"),
+        ]
+
+
+def test_a_pair_of_strings(tokenizer: Any) -> None:
+    row = {"prompt": "1+1=", "chosen": "2", "rejected": "3!"}
+    pair = encode(render(read_record(row), tokenizer), tokenizer)
+    assert [drawn(tokenizer, side) for side in pair] == [
+        ("1+1=2E", "    ^^"),
+        ("1+1=3!E", "    ^^^"),
+    ]
+
+
+def test_a_pair_whose_prompt_is_a_string_and_whose_answers_are_turns(tokenizer: Any) -> None:
+    row = {"prompt": "1", "chosen": turns("a:2"), "rejected": turns("a:3")}
+    pair = encode(render(read_record(row), tokenizer), tokenizer)
+    assert [drawn(tokenizer, side)[0] for side in pair] == ["u:1E/a:2E/", "u:1E/a:3E/"]
+
+
+def fault(tokenizer: Any, fields: dict[str, Any], learn: Learn = "assistant") -> str:
     with pytest.raises(UserError) as caught:
-        render(record(**fields), tokenizer)
-    assert str(caught.value).startswith("data.jsonl:7: ")
-    assert said in str(caught.value)
+        made(tokenizer, fields, learn)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_template_that_changes_earlier_turns(make_tokenizer: Make) -> None:
-    with pytest.raises(UserError, match=r"data.jsonl:7: .* turn 2 differently once others follow"):
-        render(record(messages=turns("u:1", "a:2", "u:3", "a:4")), make_tokenizer(UNSTABLE))
+    said = fault(make_tokenizer(UNSTABLE), {"messages": turns("u:1", "a:2", "u:3", "a:4")})
+    assert "turn 2 differently once others follow" in said
 
 
 def test_a_template_that_refuses(make_tokenizer: Make) -> None:
     tokenizer = make_tokenizer("{{ raise_exception('roles\nmust alternate') }}")
-    with pytest.raises(UserError, match=r"7: the chat template refuses .*roles must alternate"):
-        render(record(messages=USER), tokenizer)
+    said = fault(tokenizer, {"messages": turns("u:1")})
+    assert said.startswith("the chat template refuses the conversation (")
+    assert "roles must alternate" in said
+
+
+def test_markers_that_do_not_stand_once_a_turn(make_tokenizer: Make) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    )
+    said = fault(make_tokenizer(template), {"messages": CONVERSATION}, "last")
+    assert "marks 5 pieces of 2 assistant turns" in said
 
 
 def test_no_template(make_tokenizer: Make) -> None:
-    with pytest.raises(UserError, match=r"data.jsonl:7: .* no chat template"):
-        render(record(messages=turns("u:1", "a:2")), make_tokenizer(None))
+    assert "no chat template" in fault(make_tokenizer(None), {"messages": turns("u:1", "a:2")})
 
 
 def test_no_end_token(make_tokenizer: Make) -> None:
-    with pytest.raises(UserError, match=r"data.jsonl:7: the tokenizer has no end-of-text token"):
-        render(record(text="ab"), make_tokenizer(eos_token=None))
+    said = fault(make_tokenizer(eos_token=None), {"text": "ab"})
+    assert said.startswith("the tokenizer has no end-of-text token")
+
+
+def test_half_of_a_surrogate_pair(tokenizer: Any) -> None:
+    assert "half of a surrogate pair" in fault(tokenizer, {"text": "\ud800"})
+
+
+SMOLLM2 = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
+
+
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="make quickstart brings the model")
+def test_a_real_tokenizer_whose_padding_is_its_end_of_turn() -> None:
+    from train.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(SMOLLM2)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    asked, answer = "Cinq fois\n\n3 = ?", "15 🙂\n\ne\u0301"
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    example = made(tokenizer, {"messages": messages * 2})
+    pieces = [
+        f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n",
+        f"{answer}<|im_end|>",
+        f"\n<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n",
+        f"{answer}<|im_end|>",
+        "\n",
+    ]
+    turn = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
+    assert tokenizer.decode(example.tokens).startswith(turn), "its template adds a system turn"
+    edges = [0, *(np.flatnonzero(np.diff(example.target)) + 1).tolist(), len(example.tokens)]
+    parts = [tokenizer.decode(example.tokens[a:b]) for a, b in pairwise(edges)]
+    assert parts[0].endswith(pieces[0])
+    assert parts[1:] == pieces[1:]

@@ -6,20 +6,37 @@ from typing import Any
 
 import pytest
 
-from train.data import load_records
+from train.data.sources import Listed, open_rows
 from train.errors import UserError
 
 
-def _rows(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-    records = load_records(*args, **kwargs)
-    return [records[at] for at in range(len(records))]
+def _rows(*args: Any) -> list[dict[str, Any]]:
+    rows = open_rows(*args)
+    return [rows[at] | {"where": rows.where(at)} for at in range(len(rows))]
 
 
-def _fault(source: Path | str, **kwargs: Any) -> str:
+def _fault(source: Path | str) -> str:
+    """What is wrong with a source, or with its first row that cannot be read."""
     with pytest.raises(UserError) as caught:
-        _rows(str(source), **kwargs)
+        open_rows(str(source))
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def _row_fault(source: Path) -> str:
+    """What is wrong with the first row that cannot be read, with its place."""
+    rows = open_rows(str(source))
+
+    def fault(at: int) -> str | None:
+        try:
+            rows[at]
+        except UserError as error:
+            return f"{rows.where(at)}: {error}"
+        return None
+
+    said = next(filter(None, map(fault, range(len(rows)))))
+    assert "\n" not in said
+    return said
 
 
 def _parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -54,7 +71,7 @@ def test_jsonl(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, said: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "a"}\n' + line + b'\n{"text": "c"}\n')
-    assert _fault(file).startswith(f"{file}:2: {said}")
+    assert _row_fault(file).startswith(f"{file}:2: {said}")
 
 
 def test_a_json_file_is_a_list_or_lines(tmp_path: Path) -> None:
@@ -70,7 +87,7 @@ def test_a_json_file_is_a_list_or_lines(tmp_path: Path) -> None:
     whole.write_text('[\n{"text": 1},\n{"text" 2}\n]')
     assert _fault(whole).startswith(f"{whole}:3: is not JSON (Expecting ':' delimiter, column 9)")
     whole.write_text('[{"text": 1}, 2]')
-    assert _fault(whole) == f"{whole} item 2: is 2, not an object; write a list of objects"
+    assert _row_fault(whole) == f"{whole} item 2: is 2, not an object; write a list of objects"
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -111,24 +128,69 @@ def test_a_pattern_takes_files_by_name(tmp_path: Path) -> None:
 def test_records_are_counted_over_files(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 0), ("c", 1)):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n' * count)
-    records = load_records(str(tmp_path / "*.jsonl"))
+    records = open_rows(str(tmp_path / "*.jsonl"))
     assert len(records) == 3
-    assert records[2]["where"] == f"{tmp_path}/c.jsonl:1"
+    assert records.where(2) == f"{tmp_path}/c.jsonl:1"
     with pytest.raises(IndexError):
         records[3]
 
 
-def test_columns_are_renamed(tmp_path: Path) -> None:
+def test_many_lines_are_read_in_any_order(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    file.write_text('{"q": "1", "a": "2", "text": "no"}\n{"q": "1", "text": "no"}\n')
-    records = load_records(str(file), columns={"prompt": "q", "completion": "a"})
-    assert records[0] == {"prompt": "1", "completion": "2", "where": f"{file}:1"}
-    with pytest.raises(UserError) as caught:
-        records[1]
-    assert str(caught.value) == (
-        f"{file}:2: has no column 'a', which data.columns takes completion from; it has 'q', 'text'"
-    )
-    assert "data.columns: 'question' is no field" in _fault(file, columns={"question": "q"})
+    file.write_text("".join(f'{{"n": {n}}}\n' for n in range(1000)))
+    rows = open_rows(str(file))
+    for at in (999, 0, 63, 64, 128, 127):
+        assert rows[at] == {"n": at}
+
+
+def test_csv_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('prompt,completion\n1,"two,\nthree"\nnull,\n', encoding="utf-8-sig")
+    assert _rows(str(file)) == [
+        {"prompt": "1", "completion": "two,\nthree", "where": f"{file} row 1"},
+        {"prompt": "null", "completion": "", "where": f"{file} row 2"},
+    ]
+
+
+def test_a_malformed_line_of_csv_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,b\n1,2\n1,2,3\n")
+    assert _fault(file).startswith(f"{file}:3: cannot be read as CSV (")
+
+
+def test_arrow_folders(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    Dataset.from_list([{"text": "a"}]).save_to_disk(one)
+    DatasetDict({"test": Dataset.from_list([{"text": "b"}])}).save_to_disk(two)
+    assert _rows(str(one)) == [{"text": "a", "where": f"{one} row 1"}]
+    assert _rows(str(two), "test") == [{"text": "b", "where": f"{two}[test] row 1"}]
+    assert _fault(two) == f"{two}: has no split 'train'; it has test"
+
+
+@pytest.mark.parametrize("kind", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
+def test_the_digest_is_that_of_the_content(tmp_path: Path, kind: str) -> None:
+    def write(text: str) -> str:
+        file = tmp_path / kind
+        if kind == "a.parquet":
+            _parquet(file, [{"text": text}])
+        elif kind == "a.csv":
+            file.write_text(f"text\n{text}\n")
+        else:
+            row = json.dumps({"text": text})
+            file.write_text(f"[{row}]" if kind == "a.json" else row)
+        return open_rows(str(file)).digest()
+
+    first = write("x")
+    assert write("y") != first
+    assert write("x") == first
+
+
+def test_the_digest_of_rows_in_memory() -> None:
+    one, two = ({"text": text, "where": "1"} for text in "ab")
+    assert Listed([one]).digest() != Listed([two]).digest()
+    assert Listed([one])[0] == {"text": "a"}
 
 
 @pytest.mark.parametrize(
@@ -138,10 +200,11 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
         ("nowhere.csv", "no such file"),
         ("no/such/*.jsonl", "no such file"),
         ("./nowhere", "no such file"),
-        ("a.csv", "is of an unknown kind; name a .jsonl, .json or .parquet file"),
+        ("a.txt", "is of an unknown kind; name a .jsonl, .json, .parquet or .csv file"),
         ("folder", "is a folder; name its files"),
         ("empty.jsonl", "holds no records"),
         ("empty.json", "holds no records"),
+        ("empty.csv", "holds no records"),
         ("blank.jsonl", "holds no records"),
         ("nobody/has-this", "[train]: cannot be loaded from the hub"),
         ("nobody/has-this/config", "[train]: cannot be loaded from the hub"),
@@ -152,7 +215,12 @@ def test_nothing_to_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
-    for file, content in (("a.csv", "x"), ("empty.jsonl", ""), ("blank.jsonl", "\n\n")):
+    for file, content in (
+        ("a.txt", "x"),
+        ("empty.csv", ""),
+        ("empty.jsonl", ""),
+        ("blank.jsonl", "\n\n"),
+    ):
         Path(file).write_text(content)
     Path("empty.json").write_text("[]")
     fault = _fault(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from train.data import load_stdlib
+from train.data.stdlib import load_stdlib
 from train.errors import UserError
 
 Sides = tuple[list[dict[str, Any]], list[dict[str, Any]]]

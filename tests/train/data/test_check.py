@@ -1,0 +1,132 @@
+"""The report on data: what it shows, and what it ends with status 2 for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.__main__ import main
+
+Check = Callable[..., tuple[int, str, list[str]]]
+
+
+def _row(answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": "1+1="},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+@pytest.fixture
+def check(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Check:
+    """Checks rows, and a config's data section laid over the usual one."""
+
+    def check(
+        *rows: Any, model: dict[str, str] | None = None, **data: Any
+    ) -> tuple[int, str, list[str]]:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = write_config(data={"train": str(file)} | data, model=model or {})
+        status = main(["data", "check", "--config", str(config)])
+        out, err = capsys.readouterr()
+        return status, out, err.splitlines()
+
+    return check
+
+
+def test_good_data(check: Check) -> None:
+    status, out, err = check(*(_row("2" * n) for n in range(1, 40)), max_length=48)
+    assert (status, err) == (0, [])
+    for said in (
+        "training data: ",
+        "held-out data: ",
+        "padded rows, ",
+        "tokens an example, median ",
+        "over data.max_length",
+        "0 training examples repeat another one",
+        "texts that were tried survive a round trip",
+        "<|start|>assistant\n⟦2",
+        "<|end|>⟧",
+        "nothing found that would make training wrong",
+    ):
+        assert said in out
+
+
+def test_it_writes_no_run(check: Check, tmp_path: Path) -> None:
+    check(*(_row("2" * n) for n in range(1, 40)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_learned_is_in_colour_on_a_terminal(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from train.config import load_config
+    from train.data.check import check
+
+    console = Console(force_terminal=True, color_system="standard", width=80)
+    check(load_config(write_config()), console, shown=1)
+    out = capsys.readouterr().out
+    assert "\x1b[1;32m0" in out
+    assert "⟦" not in out
+
+
+def test_every_fault_is_told(check: Check) -> None:
+    rows = [_row("2" * n) for n in range(1, 40)]
+    status, _, err = check(*rows, {"text": 3}, _row("2"), {"messages": []})
+    assert status == 2
+    assert [line.split(" ", 3)[2].rsplit(":", 2)[1] for line in err] == ["40", "42"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "said"),
+    [
+        ([_row("2")] * 3, {"eval_fraction": 0}, "an epoch has 3 rows, fewer than a batch of 8"),
+        ([{"text": ""}], {}, "rows.jsonl:1: has no token to learn"),
+        ([_row("2")] * 9, {"max_length": 2}, "nothing is left to train on"),
+    ],
+)
+def test_what_makes_training_wrong(
+    check: Check, rows: list[Any], data: dict[str, Any], said: str
+) -> None:
+    status, _, err = check(*rows, **data)
+    assert status == 2
+    assert said in err[0]
+
+
+def test_held_out_data_that_is_trained_on(check: Check, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps(_row(n)) + "\n" for n in ("x", "22", "222")))
+    status, _, err = check(*(_row("2" * n) for n in range(1, 40)), eval=str(held))
+    assert status == 2
+    assert f"{held}:2: is in the training data too, as are 1 others" in err[0]
+
+
+def test_an_end_of_turn_that_is_never_learned(
+    check: Check, tiny_model: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    status, _, err = check(
+        *(_row("2" * n) for n in range(1, 40)),
+        model={"path": str(tiny_model), "chat_template": str(template)},
+    )
+    assert status == 2
+    assert "no end token is learned" in err[0]
+
+
+def test_pairs_are_checked_too(check: Check) -> None:
+    rows = [{"prompt": "1", "chosen": "2" * n, "rejected": "3" * n} for n in range(1, 40)]
+    status, out, _ = check(*rows)
+    assert status == 0
+    assert "held-out data" in out

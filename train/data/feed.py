@@ -1,0 +1,72 @@
+"""Batches on the devices before they are needed, each process bringing its own rows."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from train.data.batches import Arrays
+from train.sharding import batch_sharding
+from train.step import Batch, microbatch_sharding
+
+AHEAD = 2  # Batches that are made, and as many that are on the devices, before they are asked for.
+
+
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch [B, ...] this process's devices hold."""
+    spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[span[0]] for span in spans if span]))
+
+
+def microbatch_rows(mesh: Mesh, num_microbatches: int, rows: int) -> np.ndarray:
+    """Which rows of an update this process's devices hold, where microbatches have `rows` each."""
+    starts = rows * np.arange(num_microbatches)
+    return (starts[:, None] + local_rows(mesh, rows)).ravel()
+
+
+def place(arrays: Arrays, mesh: Mesh, num_microbatches: int | None = None) -> Batch:
+    """This process's rows as part of the global batch, [B, T] or [N, B/N, T] in microbatches."""
+    sharding = batch_sharding(mesh) if num_microbatches is None else microbatch_sharding(mesh)
+    lead = () if num_microbatches is None else (num_microbatches,)
+    return {
+        key: jax.make_array_from_process_local_data(
+            sharding, array.reshape(*lead, -1, array.shape[-1])
+        )
+        for key, array in arrays.items()
+    }
+
+
+class _Made:
+    """What a function makes of numbers, as a source for grain."""
+
+    def __init__(self, make: Callable[[int], Any], stop: int) -> None:
+        self._make, self._stop = make, stop
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._make(int(index))
+
+
+@contextmanager
+def prefetched(
+    make: Callable[[int], Any], put: Callable[[Any], Any], start: int, stop: int
+) -> Iterator[Iterator[Any]]:
+    """put(make(i)) for i from start up to stop, worked out ahead in threads.
+
+    Threads do: rows come from memory-mapped files, and NumPy and the copy to the device leave the
+    interpreter to others.
+    """
+    made = grain.MapDataset.source(_Made(make, stop))[start:]
+    ready = made.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD))
+    ahead = grain.experimental.ThreadPrefetchIterDataset(ready.map(put), prefetch_buffer_size=AHEAD)
+    iterator: Any = iter(ahead)
+    try:
+        yield iterator
+    finally:
+        iterator.close()
