@@ -28,10 +28,12 @@ def test_inline_expressions_run() -> None:
     import jax.numpy as jnp
     import optax
 
-    from gmt_jax import gmt_mask
+    from gmt_jax import gmt, gmt_mask
 
-    names = {"optax": optax, "gmt_mask": gmt_mask}
-    found = [e for e in re.findall(r"`([^`\n]+)`", README) if "gmt_mask(" in e]
+    names = {"optax": optax, "gmt": gmt, "gmt_mask": gmt_mask}
+    found = [
+        e for e in re.findall(r"`([^`\n]+)`", README) if "gmt_mask(" in e or e.startswith("gmt(")
+    ]
     assert len(found) >= 5
     for expression in found:
         transformation = eval(expression, names)

@@ -56,12 +56,12 @@ def moved(old: Any, new: Any) -> Any:
     return jax.tree.map(lambda a, b: word(a) != word(b), old, new)
 
 
-def largest(scores: Any, ratio: float = RATIO, by_layer: bool = True) -> Any:
+def largest(scores: Any) -> Any:
     """Where a score is at least the m-th smallest of its tensor, counting from 0."""
 
     def one(name: str, score: Any) -> np.ndarray:
-        rows = score.reshape(len(score) if name == "layers" and by_layer else 1, -1)
-        m = int(ratio * rows.shape[1])
+        rows = score.reshape(len(score) if name == "layers" else 1, -1)
+        m = int(RATIO * rows.shape[1])
         return (rows >= np.sort(rows, axis=1)[:, m : m + 1]).reshape(score.shape)
 
     return {name: one(name, np.asarray(score)) for name, score in scores.items()}
@@ -123,14 +123,10 @@ def test_under_gmt_the_chosen_weights_move_and_no_others(how: str, mesh: Any) ->
         assert_same(where, expected)
 
 
-def muon() -> Any:
-    return optax.contrib.muon(1e-2, weight_decay=0.1)
-
-
 INNER: dict[str, Any] = {
     "lion": lambda: optax.lion(1e-2, weight_decay=0.1),
     "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=8, weight_decay_rate=0.1),
-    "muon": muon,
+    "muon": lambda: optax.contrib.muon(1e-2, weight_decay=0.1),
     "sgd with momentum": lambda: optax.sgd(1e-2, momentum=0.9, nesterov=True),
     "schedule-free": lambda: optax.contrib.schedule_free_adamw(1e-2, weight_decay=0.1),
     "injected": lambda: optax.inject_hyperparams(optax.adamw)(1e-2, weight_decay=0.1),
@@ -289,8 +285,8 @@ def test_no_moment_grows_before_the_first_mask() -> None:
     assert not any(jnp.any(m) for m in jax.tree.leaves(optax.tree.get(state, "mu")))
 
 
-def randomly(every: int | None = 1, seed: int = 3, ratio: float = RATIO) -> Any:
-    return random_mask(optax.sgd(1e-2), ratio, seed, every=every, stacked=stacked)
+def randomly(every: int | None = 1, seed: int = 3) -> Any:
+    return random_mask(optax.sgd(1e-2), RATIO, seed, every=every, stacked=stacked)
 
 
 def test_random_masks_have_the_size_of_the_others(mesh: Any) -> None:
