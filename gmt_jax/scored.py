@@ -37,6 +37,8 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
     _check_updates("every", every, 1)
     _check_updates("warmup", warmup, 0)
     always = every == 1 and warmup == 0
+    if always and score == "fisher":
+        score = "gradient"  # The squares of one gradient are in its order.
 
     def init(params: Any) -> ScoredState:
         def like(dtype: Any) -> Any:
@@ -72,7 +74,10 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
             return rule.keep(scores, state.mask)
 
         def hold() -> tuple[Any, GmtMaskState]:
-            return state.kept, state.mask._replace(count=optax.safe_increment(count))
+            masked = jnp.where(since < 0, 1, state.mask.masked_fraction)
+            return state.kept, GmtMaskState(
+                optax.safe_increment(count), state.mask.threshold, masked.astype(jnp.float32)
+            )
 
         if always:
             kept, mask = draw()

@@ -255,6 +255,10 @@ RELATIVES: dict[str, tuple[Any, Any]] = {
         lambda: fisher(adamw(), RATIO, warmup=2),
         lambda step, w: over_all(squares(range(3))) if step >= 2 else none(w),
     ),
+    "fisher, anew": (
+        lambda: by_score(adamw(), RATIO, score="fisher", stacked=stacked),
+        lambda step, w: largest(size(gradient(step))),
+    ),
     "fisher, every three": (
         lambda: fisher(adamw(), RATIO, 2, every=3, scope="tensor", stacked=stacked),
         lambda step, w: (
@@ -269,8 +273,10 @@ RELATIVES: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("name", RELATIVES)
 def test_each_relative_trains_what_its_rule_says(name: str) -> None:
     make, rule = RELATIVES[name]
-    for step, (before, where, _) in enumerate(train(make(), 7)):
+    for step, (before, where, state) in enumerate(train(make(), 7)):
         assert_same(where, rule(step, before))
+        share = 1 - sum(np.sum(part) for part in where.values()) / 592
+        np.testing.assert_allclose(optax.tree.get(state, "masked_fraction"), share, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["after a warm-up", "gradient to weight, anew", "fisher"])
