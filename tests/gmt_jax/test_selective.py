@@ -322,6 +322,13 @@ def test_random_masks_are_drawn_anew_by_their_seed() -> None:
     ]
 
 
+def test_leaves_of_one_shape_are_drawn_apart() -> None:
+    grads = {"a": jnp.ones(64), "b": jnp.ones(64)}
+    optimizer = random_mask(optax.sgd(1.0), 0.5, 0)
+    updates, _ = optimizer.update(grads, optimizer.init(grads))
+    assert bool(jnp.any(updates["a"] != updates["b"]))
+
+
 def test_each_entry_is_drawn_as_often_as_another() -> None:
     optimizer = random_mask(optax.sgd(1.0), 0.8, 0)
     params = jnp.zeros((10, 10))

@@ -62,6 +62,21 @@ def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mask", "masked"),
+    [
+        ("{kind: random, ratio: 0.5, every: 2}", [0.5, 0.5]),
+        ("{kind: fisher, ratio: 0.5, warmup: 1, report: true}", [1.0, 0.5]),
+        ("{kind: lisa, every: 1, layers: 1}", [0.33, 0.33]),
+    ],
+)
+def test_it_trains_under_every_kind_of_mask(
+    write_config: Write, mask: str, masked: list[float]
+) -> None:
+    run = _train(write_config(steps=2), f"optimizer.mask={mask}", "mesh={fsdp: 4, tensor: 2}")
+    assert _losses(run, "masked_fraction") == pytest.approx(masked, abs=0.02)
+
+
+@pytest.mark.parametrize(
     ("mesh", "compute_dtype"),
     [
         ((8, 1, 1), "float32"),
