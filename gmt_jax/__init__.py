@@ -8,13 +8,46 @@ magnitude is set to zero, and the optimizer sees only the rest:
 
     optimizer = optax.chain(gmt_mask(0.2), optax.adamw(1e-5))
 
+There a masked weight is still moved by old momentum and weight decay; to leave it exactly where it
+is, wrap the optimizer: `gmt(optax.adamw(1e-5), 0.2)`. The relatives of the method wrap it likewise.
+
 The threshold is exact on any mesh: it is found by counting, so that a sharded gradient is neither
 gathered nor sorted. From Li et al., https://arxiv.org/abs/2406.15330.
 """
 
 from gmt_jax.mask import GmtMaskState, gmt_mask
 from gmt_jax.merge import dare, interpolate
-from gmt_jax.structured import hft, lisa
+from gmt_jax.relatives import (
+    every_few,
+    fisher,
+    gradient_to_weight,
+    magnitude,
+    one_off,
+    random_mask,
+)
+from gmt_jax.report import MaskReport
+from gmt_jax.selective import SelectiveState, by_score, gmt, train_only
+from gmt_jax.structured import hft, hft_choice, lisa, lisa_choice
 
-__all__ = ["GmtMaskState", "dare", "gmt_mask", "hft", "interpolate", "lisa"]
+__all__ = [
+    "GmtMaskState",
+    "MaskReport",
+    "SelectiveState",
+    "by_score",
+    "dare",
+    "every_few",
+    "fisher",
+    "gmt",
+    "gmt_mask",
+    "gradient_to_weight",
+    "hft",
+    "hft_choice",
+    "interpolate",
+    "lisa",
+    "lisa_choice",
+    "magnitude",
+    "one_off",
+    "random_mask",
+    "train_only",
+]
 __version__ = "0.1.0"

@@ -33,7 +33,7 @@ def count_below(
         entries = bits(leaf)
         return [(entries < _per_tensor(c, leaf)).astype(jnp.uint32) for c in candidates]
 
-    counts = jnp.stack(_reduce(("sum",) * len(candidates), arrays, leaf, candidates, axes, active))
+    counts = jnp.stack(reduce(("sum",) * len(candidates), arrays, leaf, candidates, axes, active))
     # The axes that are left come after the candidates and the stack.
     left = tuple(range(1 + stacked, 1 + stacked + len(later)))
     return _add_up(Wide(jnp.zeros_like(counts), counts), left)
@@ -61,7 +61,7 @@ def inside(
 
     axes = tuple(range(stacked, leaf.ndim))
     kinds = ("min", "min", "sum")  # The largest is the smallest complement.
-    smallest, complement, total = _reduce(kinds, arrays, leaf, jnp.stack([low, high]), axes, None)
+    smallest, complement, total = reduce(kinds, arrays, leaf, jnp.stack([low, high]), axes, None)
     return smallest, ~complement, total
 
 
@@ -126,15 +126,17 @@ def _add_up(counts: Wide, axes: tuple[int, ...]) -> Wide:
     )
 
 
-def _reduce(
+def reduce(
     kinds: Sequence[str],
-    arrays: Callable[[jax.Array, jax.Array], list[jax.Array]],
-    leaf: jax.Array,
-    bounds: jax.Array,
+    arrays: Callable[[Any, Any], list[jax.Array]],
+    leaf: Any,
+    bounds: Any,
     axes: tuple[int, ...],
     active: jax.Array | None,
 ) -> list[jax.Array]:
-    """Sums or minima of unsigned arrays of one shape, in the form that the backend is fast at.
+    """Sums or minima of arrays of one shape, in the form that the backend is fast at.
+
+    The arrays are made of a leaf and its bounds, whatever these are; minima are of unsigned ones.
 
     XLA's CPU backend vectorises one reduction of many operands but not many reductions, and can
     leave one out; the other backends fuse many reductions into one.

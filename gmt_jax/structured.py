@@ -34,8 +34,8 @@ def hft(
     In each transformer layer, 2 of the 4 attention matrices and half of the norms are trained; of
     the 3 feed-forward matrices, 2 in a random half of the layers and 1 in the others. Embeddings
     and head are always trained. Every `every` updates a new half is drawn. The gradient of all
-    else is zero; that an optimizer's old momentum and weight decay still move what is not chosen
-    is for a wrapper of the optimizer to prevent, with the same `hft_choice`.
+    else is zero; old momentum and weight decay still move what is not chosen, which `train_only`
+    of the optimizer, with the same `hft_choice`, prevents.
 
     What the paper leaves open is settled so: a half is rounded up, so that of an odd number L of
     layers (L + 1) / 2 train 2 feed-forward matrices. Norms are halved layer by layer, query and
@@ -153,7 +153,8 @@ def keep_chosen(updates: Any, masks: Any) -> Any:
 
 def _gradient_of(make: Callable[[Any], Choice]) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: optax.Params) -> ChoiceState:
-        make(params)  # Refuses what it does not know before anything is trained.
+        if jax.tree.leaves(params):
+            make(params)  # Refuses what it does not know before anything is trained.
         return ChoiceState(jnp.zeros((), jnp.int32))
 
     def update_fn(

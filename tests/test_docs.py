@@ -12,6 +12,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")}
 ALL = "\n".join([README, *GUIDES.values()])
+EXPRESSIONS = [
+    found.replace("\\|", "|")
+    for found in re.findall(r"`([^`\n]+)`", GUIDES["methods.md"])
+    if re.match(r"[\w.]+\(", found)
+]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -23,10 +28,12 @@ def test_inline_expressions_run() -> None:
     import jax.numpy as jnp
     import optax
 
-    from gmt_jax import gmt_mask
+    from gmt_jax import gmt, gmt_mask
 
-    names = {"optax": optax, "gmt_mask": gmt_mask}
-    found = [e for e in re.findall(r"`([^`\n]+)`", README) if "gmt_mask(" in e]
+    names = {"optax": optax, "gmt": gmt, "gmt_mask": gmt_mask}
+    found = [
+        e for e in re.findall(r"`([^`\n]+)`", README) if "gmt_mask(" in e or e.startswith("gmt(")
+    ]
     assert len(found) >= 5
     for expression in found:
         transformation = eval(expression, names)
@@ -40,10 +47,37 @@ def test_commands_exist(command: str) -> None:
     assert caught.value.code == 0
 
 
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_method_in_the_guide_runs(expression: str) -> None:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import gmt_jax
+
+    attention = {name: jnp.ones((4, 2, 2)) for name in ("q", "k", "v", "out")}
+    params = {"embed": jnp.ones((4, 2)), "layers": {"attention": attention}}
+    names = {name: getattr(gmt_jax, name) for name in gmt_jax.__all__}
+    names |= {"optax": optax, "jax": jax, "adamw": optax.adamw(1e-5)}
+    made = eval(expression, names | {"base": params, "tuned": params})
+    if isinstance(made, tuple):  # a transformation
+        made, _ = made.update(params, made.init(params), params)
+    assert jax.tree.structure(made) == jax.tree.structure(params)
+
+
+def test_every_public_name_is_in_the_guide() -> None:
+    import gmt_jax
+
+    functions = {name for name in gmt_jax.__all__ if name.islower()} - {"hft", "lisa"}
+    said = " ".join(EXPRESSIONS)
+    assert {name for name in functions if re.search(rf"\b{name}\(", said)} == functions
+
+
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", ALL, re.DOTALL))
 def test_settings_are_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text(f"run: r\nsteps: 1\nmodel: {{path: m}}\n{text}")
+    data = "" if text.startswith("data:") else "data: {train: d.jsonl}\n"
+    file.write_text(f"run: r\nsteps: 1\nmodel: {{path: m}}\n{data}{text}")
     assert load_config(file).data.train
 
 

@@ -1,6 +1,7 @@
 """The whole vocabulary of configs/: every key is declared, bounded and explained here."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -62,17 +63,87 @@ class BatchSection(Section):
         return self
 
 
-class MaskSection(Section):
-    """Which gradient entries the optimizer sees."""
+# Of each kind of mask, the keys beyond ratio that it takes; those with a star it needs.
+MASKS: dict[str, str] = {
+    "gmt": "ratios final_ratio scope report",
+    "gmt_update": "ratios final_ratio scope report",
+    "random": "ratios final_ratio scope report every",
+    "one_off": "ratios scope report warmup",
+    "every": "ratios final_ratio scope report every*",
+    "gradient_to_weight": "ratios final_ratio scope report every warmup",
+    "magnitude": "ratios final_ratio scope report every",
+    "fisher": "ratios final_ratio scope report every warmup*",
+    "hft": "every* report",
+    "lisa": "every* layers* report",
+    "none": "",
+}
 
-    kind: Literal["gmt", "none"] = "gmt"
-    """gmt: zero the smallest |gradient| of each tensor; none: plain fine-tuning."""
+
+class MaskSection(Section):
+    """The weights that are trained; all kinds but gmt leave the others as they are, to the bit."""
+
+    kind: Literal[
+        "gmt",
+        "gmt_update",
+        "random",
+        "one_off",
+        "every",
+        "gradient_to_weight",
+        "magnitude",
+        "fisher",
+        "hft",
+        "lisa",
+        "none",
+    ] = "gmt"
+    """gmt: masks the smallest |gradient| of each tensor; gmt_update: in AdamW's update too, as all
+    that follow do; random: any entries; one_off: those of the first update, for good; every: those
+    of each `every`-th update; gradient_to_weight: the smallest |gradient| / |weight|, and
+    magnitude: the smallest |weight|, at the first update; fisher: the smallest sums of squared
+    gradients, over `warmup` + 1 updates; hft: half of the matrices of each layer; lisa: all layers
+    but `layers`; none: nothing, which is plain fine-tuning."""
     ratio: Fraction = 0.2
-    """The fraction of entries that is masked (set to zero)."""
+    """The fraction of entries that is masked (set to zero); not of hft and lisa."""
+    ratios: dict[str, Fraction] = Field(default_factory=dict)
+    """Other ratios by path: {"embed|norm": 0.0}; the first expression found in it, else `ratio`."""
+    final_ratio: Fraction | None = None
+    """Where `ratio` moves to, linearly over the run; left out, it stays."""
+    scope: Literal["tensor", "global"] | None = None
+    """One threshold for each tensor, or for all together; left out, tensor, but for fisher."""
+    every: Count | None = None
+    """Updates that a mask lasts; left out, 1 for random, and for the others it stays."""
+    warmup: int | None = Field(None, ge=0)
+    """Updates before the first mask, in which no weight moves."""
+    layers: Count | None = None
+    """How many layers lisa trains at a time."""
+    report: bool = False
+    """Record what the mask does: the share of the norm that it keeps, its overlap with the last."""
+
+    @property
+    def is_global(self) -> bool:
+        """Whether all tensors share a threshold."""
+        return self.scope == "global" or (self.scope is None and self.kind == "fisher")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        takes = MASKS[self.kind].split()
+        for name, field in type(self).model_fields.items():
+            said = getattr(self, name) != field.get_default(call_default_factory=True)
+            if f"{name}*" in takes and not said:
+                raise ValueError(f"kind {self.kind} needs {name}")
+            if said and not {name, f"{name}*"} & {"kind", "ratio", *takes}:
+                raise ValueError(f"kind {self.kind} has no {name}")
+        if self.ratios and self.is_global:
+            raise ValueError("one threshold for all tensors has one ratio; leave out ratios")
+        for pattern in self.ratios:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"ratios: {pattern!r} is no regular expression, {error}") from None
+        return self
 
 
 class OptimizerSection(Section):
-    """Clipping, then the mask, then AdamW."""
+    """Clipping, then AdamW under the mask."""
 
     learning_rate: float = Field(1e-5, gt=0)
     """At the peak, after the warm-up."""

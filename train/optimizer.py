@@ -1,12 +1,26 @@
 """Clip → mask → AdamW, from the config."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import optax
 
-from gmt_jax import gmt_mask
-from train.config import OptimizerSection
+from gmt_jax import (
+    every_few,
+    fisher,
+    gmt,
+    gradient_to_weight,
+    hft_choice,
+    lisa_choice,
+    magnitude,
+    one_off,
+    random_mask,
+    train_only,
+)
+from train.config import MaskSection, OptimizerSection
+from train.errors import UserError
 from train.model import is_stacked
 
 
@@ -31,13 +45,10 @@ def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerSection, steps: int) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    config: OptimizerSection, steps: int, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
     """The gradient's way to the update: its norm is clipped, then it is masked, then AdamW."""
-    parts = []
-    if config.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
-    if config.mask.kind == "gmt":
-        parts.append(gmt_mask(config.mask.ratio, stacked=is_stacked))
     adamw = optax.adamw(
         make_schedule(config, steps),
         b1=config.b1,
@@ -46,7 +57,52 @@ def make_optimizer(config: OptimizerSection, steps: int) -> optax.GradientTransf
         weight_decay=config.weight_decay,
         mask=_is_matrix,
     )
-    return optax.chain(*parts, adamw)
+    masked = _mask(config.mask, adamw, steps, seed)
+    if config.clip_norm is None:
+        return masked
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), masked)
+
+
+BY_SCORE: dict[str, Callable[..., Any]] = {
+    "gmt": partial(gmt, place="gradient"),
+    "gmt_update": gmt,
+    "random": random_mask,
+    "one_off": one_off,
+    "every": every_few,
+    "gradient_to_weight": gradient_to_weight,
+    "magnitude": magnitude,
+    "fisher": fisher,
+}
+
+
+def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
+    """The optimizer `inner` under the mask."""
+    if mask.kind == "none":
+        return inner
+    if mask.kind in ("hft", "lisa"):
+        choice = partial(_choice, mask, seed)
+        return train_only(inner, choice, stacked=is_stacked, report=mask.report)
+    ratio: Any = mask.ratio
+    if mask.final_ratio is not None:
+        ratio = optax.linear_schedule(mask.ratio, mask.final_ratio, max(steps - 1, 1))
+    if mask.ratios:
+        ratio = mask.ratios | {".*": ratio}
+    said = mask.model_dump(include={"scope", "every", "warmup", "report"}, exclude_none=True)
+    if not mask.is_global:
+        said["stacked"] = is_stacked
+    if mask.kind == "random":
+        said["seed"] = seed
+    return BY_SCORE[mask.kind](inner, ratio, **said)
+
+
+def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
+    every = mask.every or 1  # There is one: the section's validator sees to it.
+    try:
+        if mask.kind == "hft":
+            return hft_choice(params, seed, every)
+        return lisa_choice(params, mask.layers or 1, seed, every)
+    except ValueError as error:
+        raise UserError(f"optimizer.mask: {error}") from None
 
 
 def _is_matrix(params: Any) -> Any:

@@ -55,7 +55,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
     steps = supply.steps
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config.optimizer, steps)
+        optimizer = make_optimizer(config.optimizer, steps, config.seed)
         shapes = abstract_params(model)
         shardings = state_shardings(
             mesh, optimizer, shapes, param_shardings(mesh, shapes, logical_axes(model))

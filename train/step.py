@@ -47,15 +47,17 @@ def train_step(
     metrics = {
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
-        "masked_fraction": _masked_fraction(opt_state),
         "target_tokens": total,
-    }
+    } | _of_the_mask(opt_state)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def _masked_fraction(opt_state: Any) -> jax.Array:
-    fraction: jax.Array = optax.tree.get(opt_state, "masked_fraction", jnp.float32(0))
-    return fraction
+def _of_the_mask(opt_state: Any) -> dict[str, jax.Array]:
+    """The masked share of all entries, and the figures of its report where there is one."""
+    report = optax.tree.get(opt_state, "overall")
+    figures = {} if report is None else report._asdict()
+    fraction = optax.tree.get(opt_state, "masked_fraction", jnp.float32(0))
+    return {"masked_fraction": fraction} | {f"mask/{key}": figures[key] for key in figures}
 
 
 def state_shardings(

@@ -11,11 +11,19 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gmt_jax import gmt_mask
+from gmt_jax import gmt, gmt_mask, one_off
 
 
 def masked_adamw(mask_ratio: Any, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
     return optax.chain(gmt_mask(mask_ratio), optax.adamw(learning_rate))
+
+
+def selective_adam(mask_ratio: Any) -> optax.GradientTransformationExtraArgs:
+    return gmt(optax.adam(1e-2), mask_ratio)
+
+
+def lasting_sgd(mask_ratio: Any) -> optax.GradientTransformationExtraArgs:
+    return one_off(optax.sgd(1e-3), mask_ratio)
 
 
 RISING = optax.linear_schedule(0.2, 0.5, 3)
@@ -24,6 +32,8 @@ RISING = optax.linear_schedule(0.2, 0.5, 3)
 TRANSFORMATIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], Any]] = {
     "mask": (gmt_mask, {"mask_ratio": 0.5}, optax.sgd(1e-3)),
     "adamw": (masked_adamw, {"mask_ratio": RISING, "learning_rate": 1e-2}, optax.identity()),
+    "gmt": (selective_adam, {"mask_ratio": 0.5}, optax.identity()),
+    "one-off": (lasting_sgd, {"mask_ratio": 0.0}, optax.identity()),
 }
 # What may be around it.
 WRAPPERS: dict[str, Callable[[Any], Any]] = {

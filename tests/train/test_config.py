@@ -1,10 +1,11 @@
 """The config's vocabulary: what is read, and what is said of mistakes."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from train.config import Config, dump_config, load_config
+from train.config import MASKS, Config, MaskSection, dump_config, load_config
 from train.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -22,7 +23,7 @@ def minimal(tmp_path: Path) -> Path:
 def test_every_shipped_config_is_valid(file: Path) -> None:
     config = load_config(file)
     assert config.run == f"runs/{file.stem}"
-    assert config.optimizer.mask.kind == "gmt"
+    assert config.optimizer.mask.kind == ("one_off" if file.stem == "one-off" else "gmt")
 
 
 def test_the_papers_runs_are_all_there() -> None:
@@ -89,6 +90,11 @@ def test_data_is_a_source_or_a_list_of_them(minimal: Path, given: str, paths: li
         ("batch={size: 3, num_microbatches: 2}", "size 3 is not a multiple of num_microbatches 2"),
         ("mesh.fsdp=0", "an axis has at least 1 device"),
         ("model.compute_dtype=int8", "should be 'float32' or 'bfloat16'"),
+        ("optimizer.mask={kind: lisa, every: 2}", "optimizer.mask: kind lisa needs layers"),
+        ("optimizer.mask={kind: gmt, every: 2}", "optimizer.mask: kind gmt has no every"),
+        ("optimizer.mask={kind: none, report: true}", "optimizer.mask: kind none has no report"),
+        ("optimizer.mask={kind: fisher, warmup: 2, ratios: {a: 0}}", "has one ratio"),
+        ("optimizer.mask.ratios={'(': 0.1}", "ratios: '(' is no regular expression"),
         ("data.train=[]", "data.train: value should have at least 1 item"),
         ("data.train=[{path: x, wait: 1}]", "did you mean data.train.0.weight?"),
         ("data.train=[{weight: 1}]", "data.train.0.path is missing; set it"),
@@ -132,6 +138,12 @@ def test_a_broken_file_is_told_with_its_line(tmp_path: Path, text: str, said: st
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: No such file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_every_kind_of_mask_says_what_it_takes() -> None:
+    assert set(MASKS) == set(get_args(MaskSection.model_fields["kind"].annotation))
+    known = set(MaskSection.model_fields)
+    assert all(key.rstrip("*") in known for keys in MASKS.values() for key in keys.split())
 
 
 def test_every_key_is_explained() -> None:

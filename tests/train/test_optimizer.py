@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from train.config import MaskSection, OptimizerSection
+from train.errors import UserError
 from train.optimizer import make_optimizer, make_schedule
+from train.sharding import make_mesh
+from train.step import state_shardings
 
 
 def _rates(steps: int, **settings: Any) -> np.ndarray:
@@ -80,3 +84,69 @@ def test_without_a_mask_nothing_is_masked(params: Any) -> None:
     optimizer = make_optimizer(OptimizerSection(mask=MaskSection(kind="none")), 10)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves(updates))
+
+
+# The kinds of mask: what each needs, and which share of the entries it masks of the tree below.
+KINDS: dict[str, tuple[dict[str, Any], float]] = {
+    "gmt_update": ({}, 0.25),
+    "random": ({"every": 2}, 0.25),
+    "one_off": ({}, 0.25),
+    "every": ({"every": 2}, 0.25),
+    "gradient_to_weight": ({"every": 1}, 0.25),
+    "magnitude": ({"scope": "global"}, 0.25),
+    "fisher": ({"warmup": 0}, 0.25),
+    "hft": ({"every": 2}, 0.4),
+    "lisa": ({"every": 2, "layers": 1}, 0.4),
+}
+
+
+def _llama(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    attention = {name: rng.standard_normal((2, 4, 4)).astype("f4") for name in ("q", "k", "v", "o")}
+    return {"embed": rng.standard_normal((4, 8)).astype("f4"), "layers": {"attn": attention}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_mask_leaves_the_others_to_the_bit(kind: str) -> None:
+    settings, share = KINDS[kind]
+    section = OptimizerSection(
+        learning_rate=1e-2, weight_decay=0.1, mask=MaskSection(kind=kind, ratio=0.25, **settings)
+    )
+    optimizer = make_optimizer(section, 10, seed=1)
+    params = jax.tree.map(jnp.asarray, _llama(0))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step in range(3):
+        before = params
+        updates, state = update(_llama(1 + step), state, params)
+        params = optax.apply_updates(params, updates)
+        same = jax.tree.map(lambda a, b: a.view("u4") == b.view("u4"), before, params)
+        assert np.mean(np.concatenate([np.ravel(s) for s in jax.tree.leaves(same)])) == share
+    assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(share)
+
+
+def test_ratios_differ_by_path_and_move_over_the_run(params: Any) -> None:
+    mask = MaskSection(kind="gmt_update", ratio=0.0, final_ratio=0.5, ratios={"head": 0.25})
+    optimizer = make_optimizer(OptimizerSection(mask=mask), 3)
+    state = optimizer.init(params)
+    for share in (0.0, 0.25, 0.5):
+        updates, state = optimizer.update(params, state, params)
+        assert float(jnp.mean(updates["head"] == 0)) == 0.25
+        assert float(jnp.mean(updates["layers"]["w"] == 0)) == share
+
+
+def test_a_choice_that_does_not_fit_the_model_is_told() -> None:
+    mask = MaskSection(kind="lisa", every=2, layers=3)
+    with pytest.raises(UserError, match=r"optimizer\.mask: cannot train 3 of 2 layers"):
+        make_optimizer(OptimizerSection(mask=mask), 3).init(_llama(0))
+
+
+def test_a_mask_that_lasts_lies_as_the_parameters_do() -> None:
+    mesh = make_mesh(1, -1, 1)
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _llama(0)))
+    spread = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    shardings = jax.tree.map(lambda _: spread, shapes)
+    mask = MaskSection(kind="fisher", warmup=1)
+    optimizer = make_optimizer(OptimizerSection(mask=mask), 3)
+    state = state_shardings(mesh, optimizer, shapes, shardings).opt_state
+    for name in ("kept", "squares", "mu"):
+        assert set(jax.tree.leaves(optax.tree.get(state, name))) == {spread}

@@ -62,6 +62,21 @@ def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mask", "masked"),
+    [
+        ("{kind: random, ratio: 0.5, every: 2}", [0.5, 0.5]),
+        ("{kind: fisher, ratio: 0.5, warmup: 1, report: true}", [1.0, 0.5]),
+        ("{kind: lisa, every: 1, layers: 1}", [0.33, 0.33]),
+    ],
+)
+def test_it_trains_under_every_kind_of_mask(
+    write_config: Write, mask: str, masked: list[float]
+) -> None:
+    run = _train(write_config(steps=2), f"optimizer.mask={mask}", "mesh={fsdp: 4, tensor: 2}")
+    assert _losses(run, "masked_fraction") == pytest.approx(masked, abs=0.02)
+
+
+@pytest.mark.parametrize(
     ("mesh", "compute_dtype"),
     [
         ((8, 1, 1), "float32"),
@@ -94,7 +109,8 @@ def test_every_mesh_gives_the_same_losses(
 
 
 def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
-    file = write_config(batch={"size": 16, "num_microbatches": 2})
+    lasting = {"mask": {"kind": "every", "every": 4, "report": True}}
+    file = write_config(batch={"size": 16, "num_microbatches": 2}, optimizer=lasting)
     whole = _train(file)
 
     def stop(step: int) -> Callable[[int], float]:
@@ -115,6 +131,8 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
     assert (stopped.checkpoints / "3").is_dir()
     _train(file, override, resume=True)
     assert _losses(stopped) == _losses(whole)
+    assert _losses(whole, "mask/overlap")[:4] == [0, 1, 1, 1]
+    assert _losses(stopped, "mask/ever_kept") == _losses(whole, "mask/ever_kept")
     assert _losses(stopped, "heldout_loss") == _losses(whole, "heldout_loss")
     _assert_same_bits(_weights(stopped, tmp_path), _weights(whole, tmp_path))
 

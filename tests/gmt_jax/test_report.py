@@ -1,0 +1,120 @@
+"""The figures of a mask, against NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gmt_jax import MaskReport, by_score, gmt, train_only
+
+SHAPES = {"w": (16, 24), "layers": (3, 8, 8)}
+STACKED = {"w": 0, "layers": 1}
+
+
+def gradient(step: int) -> dict[str, Any]:
+    rng = np.random.default_rng(step)
+    full = {name: rng.standard_normal(shape).astype("f4") for name, shape in SHAPES.items()}
+    return {name: np.where(rng.random(g.shape) < 0.2, 0, g) for name, g in full.items()}
+
+
+def expected(grads: Any, kept: Any, before: Any, ever: Any) -> MaskReport:
+    """The figures of one tensor."""
+    return MaskReport(
+        masked=np.mean(~kept),
+        norm_kept=np.linalg.norm(grads[kept]) / np.linalg.norm(grads),
+        nonzero_dropped=np.sum((grads != 0) & ~kept) / np.sum(grads != 0),
+        overlap=np.sum(kept & before) / max(np.sum(kept | before), 1),
+        ever_kept=np.mean(ever),
+    )
+
+
+def assert_close(found: Any, said: Any) -> None:
+    for name, a, b in zip(MaskReport._fields, found, said, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+
+
+def halves(params: Any) -> Any:
+    def one(count: Any, p: Any) -> Any:
+        return ((jnp.arange(len(p)) + count) % 2 == 0).reshape(-1, *[1] * (p.ndim - 1))
+
+    return lambda count: jax.tree.map(lambda p: one(count, p), params)
+
+
+METHODS: dict[str, Any] = {
+    "gmt": lambda: gmt(optax.sgd(1.0), 0.5, stacked=STACKED, report=True),
+    "anew every two": lambda: by_score(optax.sgd(1.0), 0.5, every=2, stacked=STACKED, report=True),
+    "by place": lambda: train_only(optax.sgd(1.0), halves, stacked=STACKED, report=True),
+}
+
+
+@pytest.mark.parametrize("axis_type", [None, AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type or AxisType.Auto,))
+
+    def placed(tree: Any) -> Any:
+        if axis_type is None:
+            return jax.tree.map(jnp.asarray, tree)
+        specs = {"w": P("x"), "layers": P(None, "x")}
+        return {
+            name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in tree.items()
+        }
+
+    optimizer = METHODS[method]()
+    with jax.set_mesh(mesh) if axis_type else jax.default_matmul_precision("float32"):
+        state = optimizer.init(placed(gradient(0)))
+        update = jax.jit(optimizer.update)
+        before = ever = jax.tree.map(lambda g: np.zeros(g.shape, bool), gradient(0))
+        for step in range(3):
+            grads = gradient(step)
+            _, new = update(placed(grads), state)
+            assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+            state = new
+            kept = jax.tree.map(lambda seen: (np.asarray(seen) & 1) == 1, new.rule_state.seen)
+            ever = jax.tree.map(np.logical_or, ever, kept)
+            by_tensor = optax.tree.get(state, "by_tensor")
+            parts = (grads, kept, before, ever)
+            found = MaskReport(*(figure["w"] for figure in by_tensor))
+            assert_close(found, expected(*(part["w"] for part in parts)))
+            for layer in range(3):
+                found = MaskReport(*(figure["layers"][layer] for figure in by_tensor))
+                assert_close(found, expected(*(part["layers"][layer] for part in parts)))
+            whole = [np.concatenate([part[name].ravel() for name in SHAPES]) for part in parts]
+            assert_close(optax.tree.get(state, "overall"), expected(*whole))
+            before = kept
+
+
+def test_what_was_kept_is_what_moved() -> None:
+    optimizer = METHODS["gmt"]()
+    ones = jax.tree.map(lambda g: np.where(g == 0, 9, g), gradient(0))
+    updates, state = optimizer.update(ones, optimizer.init(ones))
+    jax.tree.map(
+        lambda u, seen: np.testing.assert_array_equal(u != 0, seen == 3),
+        updates,
+        state.rule_state.seen,
+    )
+
+
+def test_of_no_gradient_no_share_is_kept() -> None:
+    optimizer = gmt(optax.sgd(1.0), 0.5, report=True)
+    nothing = {"w": jnp.zeros(4)}
+    _, state = optimizer.update(nothing, optimizer.init(nothing))
+    assert_close(optax.tree.get(state, "overall"), MaskReport(0, 0, 0, 0, 1))
+
+
+def test_more_entries_than_a_float_counts() -> None:
+    """A float32 that counts one by one stops at 2**24."""
+    optimizer = gmt(optax.sgd(1.0), 0.0, report=True)
+    ones = jnp.ones(2**25, "bfloat16")
+    _, state = jax.jit(optimizer.update)(ones, jax.jit(optimizer.init)(ones))
+    assert float(optax.tree.get(state, "overall").ever_kept) == 1.0
+
+
+def test_no_report_is_held_unless_asked_for() -> None:
+    state = gmt(optax.sgd(1.0), 0.5).init({"w": jnp.ones(4)})
+    assert optax.tree.get(state, "overall") is None
