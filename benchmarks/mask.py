@@ -28,7 +28,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gmt_jax import gmt_mask
+from gmt_jax import by_score, gmt, gmt_mask
 from gmt_jax.rows import Layout
 from gmt_jax.threshold import select
 from gmt_jax.wide import wide
@@ -43,6 +43,7 @@ except ImportError:
     torch = None
 
 RATIO, TOLERANCE = 0.2, 1e-3
+SCORES = ("gradient_to_weight", "weight", "random")
 SLOW = 2.0  # seconds: a method slower than this is timed once
 DEVICES = jax.device_count()
 Tree = dict[str, jax.Array]
@@ -119,9 +120,24 @@ def torch_methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
     return {name: method(threshold) for name, threshold in TORCH.items()}
 
 
+def relatives(stacked: dict[str, int]) -> dict[str, Any]:
+    """The family, each drawing its mask anew at every update, or holding the first one."""
+    inner, by = optax.adamw(1e-5), functools.partial(by_score, stacked=stacked)
+    scores = {f"by_score({s!r})": by(inner, RATIO, score=s) for s in SCORES}
+    return {
+        "gmt": gmt(inner, RATIO, stacked=stacked),
+        **scores,
+        "one_off": by(inner, RATIO, every=None),
+    }
+
+
 def adamw(tree: Tree, *first: optax.GradientTransformation) -> Method:
-    """An AdamW update of parameters that are donated, as in training."""
-    optimizer = optax.chain(*first, optax.adamw(1e-5))
+    """An AdamW update behind other transformations."""
+    return adamw_under(tree, optax.chain(*first, optax.adamw(1e-5)))
+
+
+def adamw_under(tree: Tree, optimizer: optax.GradientTransformation) -> Method:
+    """An update of parameters that are donated, as in training."""
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
@@ -163,6 +179,9 @@ def methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
         f"threshold, exact: {exact} passes": lambda: select(leaves, ranks, layout),
         f"threshold, tolerance 0.001: {near} passes": lambda: select(leaves, ranks, layout, slack),
     }
+    if sum(g.size for g in leaves) <= 10**7:  # each has parameters and moments of its own
+        for name, optimizer in relatives(stacked).items():
+            found[f"AdamW under {name}"] = adamw_under(tree, optimizer)
     if DEVICES > 1:
         return found
     for name, method in OTHERS.items():

@@ -59,7 +59,9 @@ def test_every_method_in_the_guide_runs(expression: str) -> None:
     params = {"embed": jnp.ones((4, 2)), "layers": {"attention": attention}}
     names = {name: getattr(gmt_jax, name) for name in gmt_jax.__all__}
     names |= {"optax": optax, "jax": jax, "adamw": optax.adamw(1e-5)}
-    made = eval(expression, names | {"base": params, "tuned": params})
+    state = gmt_jax.gmt(optax.adamw(1e-5), 0.2, report=True).init(params)
+    made = eval(expression, names | {"base": params, "tuned": params, "state": state})
+    assert made is not None
     if isinstance(made, tuple):  # a transformation
         made, _ = made.update(params, made.init(params), params)
     assert jax.tree.structure(made) == jax.tree.structure(params)

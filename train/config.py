@@ -65,14 +65,14 @@ class BatchSection(Section):
 
 # Of each kind of mask, the keys beyond ratio that it takes; those with a star it needs.
 MASKS: dict[str, str] = {
-    "gmt": "ratios final_ratio scope report",
-    "gmt_update": "ratios final_ratio scope report",
-    "random": "ratios final_ratio scope report every",
-    "one_off": "ratios scope report warmup",
-    "every": "ratios final_ratio scope report every*",
-    "gradient_to_weight": "ratios final_ratio scope report every warmup",
-    "magnitude": "ratios final_ratio scope report every",
-    "fisher": "ratios final_ratio scope report every warmup*",
+    "gmt": "ratios final_ratio scope tolerance report",
+    "gmt_update": "ratios final_ratio scope tolerance report",
+    "random": "ratios final_ratio scope tolerance report every",
+    "one_off": "ratios scope tolerance report warmup",
+    "every": "ratios final_ratio scope tolerance report every*",
+    "gradient_to_weight": "ratios final_ratio scope tolerance report every warmup",
+    "magnitude": "ratios final_ratio scope tolerance report every",
+    "fisher": "ratios final_ratio scope tolerance report every warmup*",
     "hft": "every* report",
     "lisa": "every* layers* report",
     "none": "",
@@ -109,6 +109,8 @@ class MaskSection(Section):
     """Where `ratio` moves to, linearly over the run; left out, it stays."""
     scope: Literal["tensor", "global"] | None = None
     """One threshold for each tensor, or for all together; left out, tensor, but for fisher."""
+    tolerance: Fraction = 0.0
+    """The fraction of entries by which the mask may fall short; 0.001 halves the search's time."""
     every: Count | None = None
     """Updates that a mask lasts; left out, 1 for random, and for the others it stays."""
     warmup: int | None = Field(None, ge=0)

@@ -87,7 +87,9 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         ratio = optax.linear_schedule(mask.ratio, mask.final_ratio, max(steps - 1, 1))
     if mask.ratios:
         ratio = mask.ratios | {".*": ratio}
-    said = mask.model_dump(include={"scope", "every", "warmup", "report"}, exclude_none=True)
+    said = mask.model_dump(
+        include={"scope", "tolerance", "every", "warmup", "report"}, exclude_none=True
+    )
     if not mask.is_global:
         said["stacked"] = is_stacked
     if mask.kind == "random":
