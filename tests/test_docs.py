@@ -62,9 +62,10 @@ def test_every_method_in_the_guide_runs(expression: str) -> None:
     state = gmt_jax.gmt(optax.adamw(1e-5), 0.2, report=True).init(params)
     made = eval(expression, names | {"base": params, "tuned": params, "state": state})
     assert made is not None
-    if isinstance(made, tuple):  # a transformation
+    if hasattr(made, "update"):  # a transformation
         made, _ = made.update(params, made.init(params), params)
-    assert jax.tree.structure(made) == jax.tree.structure(params)
+    if "state" not in expression:
+        assert jax.tree.structure(made) == jax.tree.structure(params)
 
 
 def test_every_public_name_is_in_the_guide() -> None:
