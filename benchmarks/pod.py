@@ -117,14 +117,10 @@ def estimated_cycles(text: str) -> tuple[int, int]:
         re.findall(r"^((?:ENTRY )?%[\w.-]+) \(.*?\{$(.*?)^\}", text, re.MULTILINE | re.DOTALL)
     )
     entry = next(body for name, body in parts.items() if name.startswith("ENTRY "))
-    loops = re.findall(r" while\(.*?body=(%[\w.-]+)", entry)
+    loops = re.findall(r" while\(.*?body=(%[\w.-]+)", text)
 
     def total(body: str) -> int:
-        """With the longest branch of a condition: the one that counts."""
-        found = " ".join(re.findall(r"branch_computations=\{(.*?)\}", body))
-        branches = re.findall(r"%[\w.-]+", found)
-        taken = max((total(parts[name]) for name in branches), default=0)
-        return taken + sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
+        return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
 
     return total(entry), max((total(parts[loop]) for loop in loops), default=0)
 

@@ -62,6 +62,11 @@ class _Bracket(NamedTuple):
         return subtract(self.below_high, self.below_low)
 
 
+class _Search(NamedTuple):
+    passes: jax.Array  # int32 scalar: times that the data was read
+    bracket: _Bracket
+
+
 @partial(jax.jit, static_argnames="layout")
 def select(
     leaves: Sequence[jax.Array], ranks: Wide, layout: Layout, slack: Wide | None = None
@@ -90,36 +95,48 @@ def select(
         at_low = at_most(ranks, bracket.below_low)
         return is_known(bracket) | (exact & (at_low | at_most(bracket.entries, wide([3]))))
 
-    def one_pass(state: tuple[jax.Array, _Bracket]) -> tuple[jax.Array, _Bracket]:
-        # The barrier ties the leaves to the pass. Else XLA computes their bits once, before the
-        # loop, and keeps them: a second copy of the gradient.
-        ((passes, bracket), tied) = lax.optimization_barrier((state, list(leaves)))
-        counted, known = is_counted(bracket), is_known(bracket)
+    def is_waiting(state: _Search) -> jax.Array:
+        stalled = state.bracket.stalled & (state.passes < EVENLY_FROM)
+        return ~jnp.all(is_counted(state.bracket) | stalled)
 
-        def count(leaves: Sequence[jax.Array]) -> _Bracket:
-            even = _divide(bracket)
-            near = _interpolate(bracket, ranks, slack, rows.mantissas)
-            candidates = jnp.where(passes == 0, first, near)
-            candidates = jnp.where(passes < EVENLY_FROM, candidates, even)
-            candidates = _distinct(candidates, bracket)
-            narrower = _narrow(bracket, candidates, rows.count(leaves, candidates, counted), ranks)
-            return _where(counted, bracket, narrower)
+    def is_unfinished(state: _Search) -> jax.Array:
+        return ~jnp.all(is_known(state.bracket))
 
-        def read_off(leaves: Sequence[jax.Array]) -> _Bracket:
-            closer = _read_off(bracket, counted, ranks, rows.inside(leaves, *bracket[:2]))
-            return _where(known, bracket, closer)
+    def count(state: _Search) -> _Search:
+        (passes, bracket), tied = _tied(state, leaves)
+        counted, even = is_counted(bracket), _divide(bracket)
+        near = _interpolate(bracket, ranks, slack, rows.mantissas)
+        candidates = jnp.where(passes == 0, first, near)
+        candidates = jnp.where(passes < EVENLY_FROM, candidates, even)
+        candidates = _distinct(candidates, bracket)
+        narrower = _narrow(bracket, candidates, rows.count(tied, candidates, counted), ranks)
+        return replicate(_Search(passes + 1, _where(counted, bracket, narrower)), rows.mesh)
 
-        reading = jnp.all(counted | (bracket.stalled & (passes < EVENLY_FROM)))
-        bracket = lax.cond(reading, read_off, count, tied)
-        return replicate((passes + 1, bracket), rows.mesh)
+    def read_off(state: _Search) -> _Search:
+        (passes, bracket), tied = _tied(state, leaves)
+        inside = rows.inside(tied, *bracket[:2])
+        closer = _read_off(bracket, is_counted(bracket), ranks, inside)
+        closer = _where(is_known(bracket), bracket, closer)
+        return replicate(_Search(passes + 1, closer), rows.mesh)
 
-    passes, bracket = lax.while_loop(
-        lambda state: ~jnp.all(is_known(state[1])),
-        one_pass,
-        replicate((jnp.int32(0), _everywhere(rows, ranks)), rows.mesh),
-    )
+    def read_and_count(state: _Search) -> _Search:
+        return lax.while_loop(is_waiting, count, read_off(state))
+
+    start = replicate(_Search(jnp.int32(0), _everywhere(rows, ranks)), rows.mesh)
+    search = lax.while_loop(is_waiting, count, start)
+    passes, bracket = lax.while_loop(is_unfinished, read_and_count, search)
     below = jnp.sum(as_float(bracket.below_low))
     return Selected(rows.split(bracket.low), below, passes)
+
+
+def _tied(state: _Search, leaves: Sequence[jax.Array]) -> tuple[_Search, list[jax.Array]]:
+    """The leaves tied to a pass.
+
+    Else XLA computes their bits once, before the loop, and keeps them: a second copy of the
+    gradient.
+    """
+    tied: tuple[_Search, list[jax.Array]] = lax.optimization_barrier((state, list(leaves)))
+    return tied
 
 
 def _everywhere(rows: Rows, ranks: Wide) -> _Bracket:

@@ -109,7 +109,8 @@ def test_a_count_is_one_collective_for_the_whole_tree(mesh: Mesh, leaves: int) -
     branches = [text for name, text in parts.items() if "main" not in name]
     moved = sorted(filter(None, (yields(text, *COLLECTIVES) for text in branches)), key=len)
     assert [[kind for kind, _ in found] for found in moved] == [
-        ["all-reduce"],
+        ["all-reduce"],  # the counts before thresholds are first read off
+        ["all-reduce"],  # those after, where that was not enough
         ["all-reduce"] * 2,
     ]
     assert max(size for found in moved for _, size in found) <= FEW_BYTES
