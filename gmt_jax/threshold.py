@@ -190,7 +190,12 @@ def _interpolate(bracket: _Bracket, ranks: Wide, slack: Wide, mantissas: np.ndar
     width = bracket.width.astype(jnp.float32)
     bend = 1 - jnp.exp2(-width * np.exp2(-mantissas.astype(np.float32)))
     places = at + SPREAD * jnp.sqrt(at * (1 - at) / entries) + BEND * bend
-    between = bracket.low + (jnp.clip(places, 0, 1) * width).astype(bracket.low.dtype)
+    # At a power of two the floats, and with them their bits, begin to lie twice as far apart.
+    octave = np.left_shift(np.ones_like(mantissas), mantissas).astype(bracket.low.dtype)
+    near = jnp.minimum(bracket.width, octave - bracket.low % octave).astype(jnp.float32)
+    along = jnp.clip(places, 0, 1) * (2 * width - near)
+    along = jnp.where(along < near, along, (near + along) / 2)
+    between = bracket.low + jnp.minimum(along, width).astype(bracket.low.dtype)
     # Between a few entries, or over octaves, nothing says where they should lie.
     unknown = (entries <= len(SPREAD)) | (width <= len(SPREAD)) | (bend > 0.75)
     return jnp.where(unknown, _divide(bracket), between)
