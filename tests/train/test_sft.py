@@ -138,7 +138,7 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
 
 
 def test_a_killed_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
-    file = write_config(steps=150, evaluation={"every": 150}, checkpoint={"every": 5, "keep": 2})
+    file = write_config(steps=60, evaluation={"every": 60}, checkpoint={"every": 5, "keep": 2})
     whole = _train(file)
     killed = Run(Path(f"{whole.folder}-killed"))
     command = [sys.executable, "-m", "train", "sft", "--config", str(file), f"run={killed.folder}"]
