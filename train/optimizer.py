@@ -19,9 +19,9 @@ from gmt_jax import (
     random_mask,
     train_only,
 )
-from train.config import MaskSection, OptimizerSection
 from train.errors import UserError
 from train.model import is_stacked
+from train.sections import MaskSection, OptimizerSection
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:

@@ -5,8 +5,9 @@ from typing import get_args
 
 import pytest
 
-from train.config import MASKS, Config, MaskSection, dump_config, load_config
+from train.config import Config, dump_config, load_config
 from train.errors import UserError
+from train.sections import MASKS, MaskSection
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MINIMAL = "run: runs/x\nmodel: {path: m}\ndata: {train: d.jsonl}\n"

@@ -1,0 +1,1 @@
+"""The commands of python -m train; what they need is imported when they run."""

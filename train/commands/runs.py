@@ -1,0 +1,72 @@
+"""Commands that start from a config: sft, data check."""
+
+import argparse
+from pathlib import Path
+
+from train.commands.parser import Commands, add, group
+
+
+def _sft(args: argparse.Namespace) -> None:
+    from train.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from rich.console import Console
+
+    from train.sft import sft
+
+    sft(config, resume=args.resume, console=Console())
+
+
+def _data_check(args: argparse.Namespace) -> None:
+    from train.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from rich.console import Console
+
+    from train.data.check import check
+
+    check(config, Console(), args.examples)
+
+
+def _add_config(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+    made.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's"
+    )
+
+
+def _add_runs(commands: Commands) -> None:
+    made = add(
+        commands,
+        "sft",
+        _sft,
+        "Supervised fine-tuning from a config.",
+        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.ratio=0.5",
+    )
+    _add_config(made)
+    made.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in the config's folder from its newest checkpoint, if there is one",
+    )
+
+
+def _add_data(commands: Commands) -> None:
+    made = add(
+        commands,
+        "check",
+        _data_check,
+        "Report on a config's data before it is trained on; the exit status is 2 where something "
+        "would make training wrong.",
+        "gmt-train data check --config configs/quickstart.yaml",
+    )
+    _add_config(made)
+    made.add_argument(
+        "--examples", type=int, default=3, help="how many are shown, with what is learned of them"
+    )
+
+
+def declare(commands: Commands) -> None:
+    """Adds them to the program's."""
+    _add_runs(commands)
+    _add_data(group(commands, "data", "Look at data."))
