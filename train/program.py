@@ -16,7 +16,13 @@ from train.model import ModelConfig, abstract_params, logical_axes
 from train.objective.sft import sft_loss
 from train.optimizer import make_optimizer
 from train.sharding import param_shardings
-from train.step import Batch, TrainState, jit_train_step, state_shardings
+from train.step import (
+    Batch,
+    TrainState,
+    jit_train_step,
+    microbatch_sharding,
+    state_shardings,
+)
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:
@@ -66,6 +72,21 @@ class Program:
         opt_state = jax.eval_shape(self.optimizer.init, shapes)
         step = jax.ShapeDtypeStruct((), np.int32)
         return abstract(TrainState(step, shapes, opt_state), self.shardings)
+
+    def abstract_batch(self) -> Batch:
+        """The ShapeDtypeStructs of an update's microbatches, whose rows are the longest."""
+        batch, data = self.config.batch, self.config.data
+        shape = (batch.num_microbatches, batch.size // batch.num_microbatches, data.max_length)
+        names = ["tokens", "targets", "weights"]
+        if data.layout == "packed":
+            names += ["segment_ids", "positions"]
+        dtypes = {name: np.float32 if name == "weights" else np.int32 for name in names}
+        sharding = microbatch_sharding(self.mesh)
+        made: Any = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, dtype in dtypes.items()
+        }
+        return made
 
     def train_step(self) -> Any:
         """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics)."""
