@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,6 +65,11 @@ class Compiled:
         """Bytes of the gradients, and of their sum over microbatches where there are several."""
         return self.kept["parameters"] * (1 if self.num_microbatches == 1 else 2)
 
+    @property
+    def fixed(self) -> int:
+        """Bytes that no smaller microbatch saves."""
+        return sum(self.kept.values()) + self.gradients
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -87,14 +92,14 @@ def make_plan(
     topology: str | None,
     *,
     plain: bool,
-    search: bool,
+    explore: bool,
     say: Callable[[Compiled], None],
 ) -> Plan:
     """Compiles the config's step for the devices here or for a TPU slice.
 
     Args:
       plain: compile it without its mask too.
-      search: compile other microbatches too, until the largest that fits is known.
+      explore: compile other microbatches too, until the largest that fits is known.
       say: called with each as it is compiled, which may take minutes.
 
     Raises:
@@ -112,11 +117,12 @@ def make_plan(
         say(made)
         return made
 
-    with _uncached():
+    with _uncached() if topology else nullcontext():
         given = compiled(config)
         masked = config.optimizer.mask.kind != "none"
         without = compiled(_unmasked(config)) if plain and masked and given.fits else None
-        searched = _search(given, compiled) if search and limit is not None else []
+        hopeful = limit is not None and given.fixed < limit
+        searched = search(given, compiled) if explore and hopeful else []
     return Plan(given, without, tuple(searched), limit)
 
 
@@ -179,7 +185,7 @@ def bytes_wanted(message: str) -> int | None:
     return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else None
 
 
-def _search(given: Compiled, compiled: Callable[[Config], Compiled]) -> list[Compiled]:
+def search(given: Compiled, compiled: Callable[[Config], Compiled]) -> list[Compiled]:
     """Bisects the numbers of microbatches that the mesh allows, from the given one."""
     config = given.program.config
     rows = config.batch.size // given.ways

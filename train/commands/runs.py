@@ -32,7 +32,7 @@ def _plan(args: argparse.Namespace) -> None:
     def say(made: Compiled) -> None:
         console.print(said_of(made), highlight=False, markup=False, soft_wrap=True)
 
-    plan = make_plan(config, args.topology, plain=args.plain, search=args.search, say=say)
+    plan = make_plan(config, args.topology, plain=args.plain, explore=args.search, say=say)
     print_plan(plan, console)
     if not plan.given.fits:
         raise UserError(advice(plan))

@@ -56,13 +56,12 @@ def advice(plan: Plan) -> str:
     wants = "more" if made.needs is None else size(made.needs)
     start = f"the step needs {wants} a device of {size(plan.limit or 0)}; "
     split = mesh.size // mesh.shape["data"]
-    fixed = sum(made.kept.values()) + made.gradients
     if best := plan.largest:
         return start + f"set batch.num_microbatches={best.num_microbatches}, which fits"
-    if plan.limit is not None and fixed > plan.limit:
+    if plan.limit is not None and made.fixed > plan.limit:
         return start + (
-            f"weights, optimizer state and gradients alone are {size(fixed)} when split "
-            f"{split} ways: split them {math.ceil(split * fixed / plan.limit)} ways or more, "
+            f"weights, optimizer state and gradients alone are {size(made.fixed)} when split "
+            f"{split} ways: split them {math.ceil(split * made.fixed / plan.limit)} ways or more, "
             "along mesh.fsdp or mesh.tensor, over more devices"
             + (" or over those along mesh.data" if mesh.shape["data"] > 1 else "")
         )
