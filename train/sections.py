@@ -30,12 +30,14 @@ class MeshSection(Section):
     """Copies of the model, each with its own rows."""
     fsdp: int = Field(-1, ge=-1)
     """Ways in which weights, optimizer state and rows are split."""
+    context: int = Field(1, ge=-1)
+    """Ways in which each row is split along its length; weights are split as by fsdp."""
     tensor: int = Field(1, ge=-1)
     """Ways in which each layer's heads, ffn and vocabulary are split."""
 
     @model_validator(mode="after")
     def _no_zero(self) -> Self:
-        if 0 in (self.data, self.fsdp, self.tensor):
+        if 0 in (self.data, self.fsdp, self.context, self.tensor):
             raise ValueError("an axis has at least 1 device (or -1 for the rest)")
         return self
 
