@@ -15,10 +15,8 @@ def timed(methods: dict[str, Method], rounds: int) -> dict[str, float]:
     """The median seconds of each, taken in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for method in methods.values():
-        start = time.perf_counter()
-        jax.block_until_ready(method())  # compiles
-        if time.perf_counter() - start < 5 * SLOW:
-            jax.block_until_ready(method())  # and again, for arrays that lie otherwise by now
+        for _ in range(2):  # compiles, and again for arrays that lie otherwise by then
+            jax.block_until_ready(method())
     for _ in range(rounds):
         for name, method in methods.items():
             if seconds[name] and seconds[name][0] > SLOW:

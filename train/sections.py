@@ -157,6 +157,9 @@ class OptimizerSection(Section):
     """AdamW's decay of the squared gradient's running mean."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's addition to the root of that mean."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the gradient's running mean. That of its square is float32 always: bfloat16 would lose an
+    update's change to it, which is a thousandth."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled; on matrices only, not on norms and biases."""
     clip_norm: float | None = Field(1.0, gt=0)
