@@ -15,7 +15,6 @@ from train.sections import MaskSection, OptimizerSection
 from train.sharding import make_mesh
 from train.step import state_shardings
 
-
 DTYPES: tuple[Any, Any] = ("float32", "bfloat16")
 
 
