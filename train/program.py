@@ -26,7 +26,7 @@ from train.step import (
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:
-    """Sees that a microbatch's rows can be split over the mesh.
+    """Sees that a microbatch's rows, and their length, can be split over the mesh.
 
     Raises:
       UserError: where they cannot.
@@ -37,6 +37,11 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         raise UserError(
             f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
             f"{ways} devices along data and fsdp; change batch.size or batch.num_microbatches"
+        )
+    length, context = config.data.max_length, mesh.shape["context"]
+    if length % context:
+        raise UserError(
+            f"data.max_length: {length} is not divisible by the {context} devices along context"
         )
 
 
