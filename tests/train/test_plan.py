@@ -64,7 +64,7 @@ def test_the_price_of_the_mask_on_a_slice(
     command = ["plan", "--config", str(file), path, "--topology", "v5e:2x2", "--no-search"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "4 devices, TPU v5 lite: data 1, fsdp 4, tensor 1" in out
+    assert "4 devices, TPU v5 lite: data 1, fsdp 4, context 1, tensor 1" in out
     assert "mask gmt, 2 microbatches of 1 row a device" in out
     assert "the mask adds" in out
     assert "all-reduce, each pass of a search" in out
@@ -137,7 +137,7 @@ def test_the_architectures_have_as_many_parameters_as_the_models(name: str, coun
 
 def pretend(config: Any, fits: bool = False, **mesh: int) -> Compiled:
     """A compiled step of 100 bytes a row and device, beside 40 of each kind that is kept."""
-    shape = {"data": 1, "fsdp": 4, "tensor": 1} | mesh
+    shape = {"data": 1, "fsdp": 4, "context": 1, "tensor": 1} | mesh
     program: Any = SimpleNamespace(
         config=config, mesh=SimpleNamespace(shape=shape, size=math.prod(shape.values()))
     )
@@ -168,7 +168,7 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
 @pytest.mark.parametrize(
     ("size", "mesh", "limit", "said"),
     [
-        (64, {}, 150, "split them 5 ways or more, along mesh.fsdp or mesh.tensor"),
+        (64, {}, 150, "split them 5 ways or more, along mesh.fsdp, mesh.context or mesh.tensor"),
         (64, {"data": 2}, 150, "or over those along mesh.data"),
         (64, {}, 300, "raise batch.num_microbatches, or set model.remat=full, or shorten"),
         (4, {}, 300, "; set model.remat=full, or shorten data.max_length, or split each row"),

@@ -62,7 +62,7 @@ def advice(plan: Plan) -> str:
         return start + (
             f"weights, optimizer state and gradients alone are {size(made.fixed)} when split "
             f"{split} ways: split them {math.ceil(split * made.fixed / plan.limit)} ways or more, "
-            "along mesh.fsdp or mesh.tensor, over more devices"
+            "along mesh.fsdp, mesh.context or mesh.tensor, over more devices"
             + (" or over those along mesh.data" if mesh.shape["data"] > 1 else "")
         )
     changes = []
@@ -72,7 +72,7 @@ def advice(plan: Plan) -> str:
         changes.append("set model.remat=full")
     if mesh.shape["data"] > 1:
         changes.append("set mesh.data=1 and mesh.fsdp=-1")
-    changes += ["shorten data.max_length", "split each row over mesh.tensor"]
+    changes += ["shorten data.max_length", "split each row over mesh.context or mesh.tensor"]
     return start + ", or ".join(changes)
 
 
