@@ -11,6 +11,7 @@ from rich.console import Console
 
 from train.checkpoint import Checkpoints, abstract
 from train.config import Config
+from train.distributed import check_same, first_ahead
 from train.errors import UserError
 from train.export import export
 from train.generate import Sampling, complete
@@ -33,6 +34,9 @@ from train.step import Batch, TrainState, jit_eval_step, jit_train_step, state_s
 from train.supply import Supply, make_supply
 from train.tokenizer import load_tokenizer, prompt_ids
 
+# Seconds in which process 0 must have tokenised the data, while the others wait.
+DATA_TIMEOUT = 6 * 3600
+
 
 def sft(config: Config, *, resume: bool, console: Console) -> None:
     """Fine-tunes a model as the config says, and prints the report.
@@ -52,7 +56,9 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
-    supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    with first_ahead("tokenised data", DATA_TIMEOUT):
+        supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    check_same("the config or the data", f"{config} {supply.digest}")
     steps = supply.steps
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.optimizer, steps, config.seed)
