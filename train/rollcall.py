@@ -101,7 +101,7 @@ def call_roll(place: Place, seconds: float) -> Roll:
         roll.leave(_HERE)
         return roll
     for peer in peers.values():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), peer:
             _send(peer, str(fault))
     raise fault
 
@@ -159,9 +159,11 @@ def _answer(place: Place, deadline: float, seconds: float) -> socket.socket:
             time.sleep(_PAUSE)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     peer.settimeout(seconds + _PATIENCE)  # Process 0 may have begun to wait after this one.
-    _send(peer, f"process {place.process} of {place.processes}")
+    with contextlib.suppress(OSError):
+        _send(peer, f"process {place.process} of {place.processes}")
     said = _receive(peer)
     if said != _HERE:
+        peer.close()
         raise UserError(said or "process 0 left before all others had come")
     peer.settimeout(None)
     return peer
