@@ -59,12 +59,14 @@ class Attention(nnx.Module):
             cache = KeyValue(k, v)
             k, v = k.astype(x.dtype), v.astype(x.dtype)
         mask = place.seen & (place.distance < window)
-        mixed = constrain(attend(q, k, v, mask), "batch", None, "heads")
+        # Queries stay where their part of the row is; keys and values come to them whole.
+        k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
+        mixed = constrain(attend(q, k, v, mask), "batch", "length", "heads")
         return self.out(mixed), cache
 
     def _heads(self, linear: Linear, norm: RMSNorm | None, x: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, heads, head_dim]."""
-        y = constrain(linear(x), "batch", None, "heads")
+        y = constrain(linear(x), "batch", "length", "heads")
         y = y.reshape(*x.shape[:2], -1, self.head_dim)
         return y if norm is None else norm(y)
 
