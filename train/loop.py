@@ -1,12 +1,10 @@
 """The training loop: batches → step → log → evaluate → save."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from train.checkpoint import Checkpoints
@@ -14,6 +12,7 @@ from train.errors import UserError
 from train.observe.progress import Display
 from train.run import Run
 from train.step import Batch, TrainState
+from train.stopping import stop_request
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def train(
     if start == 0:
         _evaluate(state, parts, run, display, 0)
         _sample(state, parts, run, 0)
-    with _stop_request() as stopping, parts.batches(step, cadence.steps) as batches:
+    with stop_request() as stopping, parts.batches(step, cadence.steps) as batches:
         window = _Window(clock, step)
         last = step >= cadence.steps
         while not last:
@@ -67,7 +66,7 @@ def train(
             state, metrics = parts.train_step(state, batch)
             step += 1
             window.tokens += tokens
-            last = step == cadence.steps or stopping()
+            last = step == cadence.steps or stopping(step)
             save = last or step % cadence.save_every == 0
             if save or step % cadence.log_every == 0:
                 record = _numbers(step, metrics, parts)
@@ -141,23 +140,3 @@ def _evaluate(state: TrainState, parts: Parts, run: Run, display: Display, step:
 def _sample(state: TrainState, parts: Parts, run: Run, step: int) -> None:
     for prompt, completion in parts.sample(state.params):
         run.log_sample({"step": step, "prompt": prompt, "completion": completion})
-
-
-@contextmanager
-def _stop_request() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGINT or SIGTERM has come; a second one ends the program at once."""
-    asked = False
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from train.checkpoint import Checkpoints
 from train.config import Config
+from train.distributed import check_same, first_ahead
 from train.export import export
 from train.generate import Sampling, complete
 from train.loop import Cadence, Parts, train
@@ -23,6 +24,9 @@ from train.sharding import make_mesh
 from train.step import TrainState, jit_eval_step
 from train.supply import Supply, make_supply
 from train.tokenizer import load_tokenizer, prompt_ids
+
+# Seconds in which process 0 must have tokenised the data, while the others wait.
+DATA_TIMEOUT = 6 * 3600
 
 
 def sft(config: Config, *, resume: bool, console: Console) -> None:
@@ -43,7 +47,9 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
-    supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    with first_ahead("tokenised data", DATA_TIMEOUT):
+        supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    check_same("the config or the data", f"{config} {supply.digest}")
     steps = supply.steps
     program = Program(config, model, mesh, steps)
     with jax.set_mesh(mesh):

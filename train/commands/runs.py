@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from train.commands.parser import Commands, add, group
+from train.commands.place import add_place, find_place
 
 
 def _sft(args: argparse.Namespace) -> None:
@@ -12,9 +13,17 @@ def _sft(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     from rich.console import Console
 
-    from train.sft import sft
+    if args.coordinator is None:
+        from train.sft import sft
 
-    sft(config, resume=args.resume, console=Console())
+        sft(config, resume=args.resume, console=Console())
+        return
+    from train.distributed import is_first, joined
+
+    with joined(find_place(args), args.join_timeout):
+        from train.sft import sft
+
+        sft(config, resume=args.resume, console=Console(quiet=not is_first()))
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -77,6 +86,10 @@ def _add_runs(commands: Commands) -> None:
         action="store_true",
         help="continue the run in the config's folder from its newest checkpoint, if there is one",
     )
+    add_place(made)
+
+
+def _add_plan(commands: Commands) -> None:
     made = add(
         commands,
         "plan",
@@ -124,4 +137,5 @@ def _add_data(commands: Commands) -> None:
 def declare(commands: Commands) -> None:
     """Adds them to the program's."""
     _add_runs(commands)
+    _add_plan(commands)
     _add_data(group(commands, "data", "Look at data."))

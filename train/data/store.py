@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,7 +92,7 @@ def store(
     """
     folder = cache / _digest(rows, tokenizer, reading)
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
         partial.mkdir(parents=True)
         try:
             _write(partial, rows, tokenizer, reading, advance, stop)

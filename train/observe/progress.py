@@ -50,6 +50,8 @@ class Display:
 
     def show(self, record: dict[str, Any]) -> None:
         """Shows a record: under the bar on a terminal, as a line elsewhere."""
+        if self._console.quiet:
+            return
         left = record.get("seconds_left")
         said = "" if left is None else f"{_minutes(left)} left"
         if not self._console.is_terminal:
