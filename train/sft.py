@@ -18,6 +18,7 @@ from train.loop import Cadence, Parts, train
 from train.model import (
     ModelConfig,
     abstract_params,
+    choose_attention,
     load_model_config,
     load_params,
     logical_axes,
@@ -51,6 +52,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     _check_rows(config, mesh)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
+    attention = choose_attention(config.model.attention, model, mesh, config.model.compute_dtype)
     tokenizer = load_tokenizer(base, config.model.chat_template)
     supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
     steps = supply.steps
@@ -73,7 +75,15 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
             done = int(state.step)
             run.forget_after(done or -1)  # What comes before the first update is done again.
             parts = _parts(
-                config, model, tokenizer, mesh, optimizer, shardings, supply, checkpoints
+                config,
+                model,
+                attention,
+                tokenizer,
+                mesh,
+                optimizer,
+                shardings,
+                supply,
+                checkpoints,
             )
             cadence = Cadence(
                 steps, config.log_every, config.evaluation.every, config.checkpoint.every
@@ -130,6 +140,7 @@ def _check_rows(config: Config, mesh: Mesh) -> None:
 def _parts(
     config: Config,
     model: ModelConfig,
+    attention: str,
     tokenizer: Any,
     mesh: Mesh,
     optimizer: Any,
@@ -142,7 +153,7 @@ def _parts(
     dtype, remat = section.compute_dtype, section.remat
 
     def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return sft_loss(model, params, batch, dtype=dtype, remat=remat)
+        return sft_loss(model, params, batch, dtype=dtype, remat=remat, attention=attention)
 
     eval_step = jit_eval_step(loss, mesh, shardings.params)
 
