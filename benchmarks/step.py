@@ -1,6 +1,6 @@
 """A training step of a real model, beside transformers on PyTorch and without the mask.
 
-    python benchmarks/train.py --model models/SmolLM2-135M-Instruct
+    python benchmarks/step.py --model models/SmolLM2-135M-Instruct
 
 Every row is a whole AdamW step in float32 on the same tokens: loss, gradients, update. All rows
 are timed in turn, round after round, and a row's ratio is the median over the rounds of its ratio
@@ -13,13 +13,10 @@ import gc
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path.pop(0)  # This folder, in which "train" would be this file.
 
 import jax
 import numpy as np
@@ -95,7 +92,7 @@ def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return run
 
