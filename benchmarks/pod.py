@@ -12,48 +12,33 @@ search, of which there are about six.
 """
 
 import argparse
-import math
 import os
 import platform
 import re
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
-# The compiler is to look for neither a TPU nor the machine that would hold one, to lock none,
-# and to compile each time anew.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
-}
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # To compile each time anew.
 
 import jax
 import optax
-from jax.experimental import topologies
 
 from gmt_jax import gmt_mask
-from train.model import ModelConfig, abstract_params, is_stacked, logical_axes
+from train.compiled import collectives, computations, cycles
+from train.model import abstract_params, is_stacked, load_model_config, logical_axes
 from train.sharding import make_mesh, param_shardings
 from train.step import state_shardings
+from train.topology import slice_devices
 
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:8x8x8")
-# vocabulary, hidden, intermediate, layers, heads, kv heads
-MODELS = {
-    "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
-    "llama-2-13b": (32000, 5120, 13824, 40, 40, 40),
-    "llama-3-8b": (128256, 4096, 14336, 32, 32, 8),
-    "llama-3-70b": (128256, 8192, 28672, 80, 64, 8),
-}
+FOLDER = Path(__file__).parents[1] / "configs" / "models"
+MODELS = ("llama-2-7b", "llama-2-13b", "llama-3-8b", "llama-3-70b")
 OPTIMIZERS = {
     "adamw": optax.adamw(1e-5),
     "with gmt": optax.chain(gmt_mask(0.2, stacked=is_stacked), optax.adamw(1e-5)),
 }
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
 
 
 class Program(NamedTuple):
@@ -68,19 +53,10 @@ class Program(NamedTuple):
     collectives: dict[str, tuple[int, int]]  # kind: how many, bytes of the largest
 
 
-def model_config(name: str) -> ModelConfig:
-    """The architecture of a model; the rest of its config.json does not matter here."""
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    keys += ("num_attention_heads", "num_key_value_heads")
-    sizes = dict(zip(keys, MODELS[name], strict=True))
-    return ModelConfig.from_hf({"model_type": "llama", "rms_norm_eps": 1e-5, **sizes})
-
-
 def compile_update(topology: str, model: str, optimizer: Any) -> Program:
     """The update of one model for one topology, with parameters and state donated."""
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = make_mesh(devices=chips)
-    config = model_config(model)
+    mesh = make_mesh(devices=slice_devices(topology))
+    config = load_model_config(FOLDER / model)
     shapes = abstract_params(config)
     shardings = param_shardings(mesh, shapes, logical_axes(config))
     split = state_shardings(mesh, optimizer, shapes, shardings)
@@ -107,35 +83,23 @@ def compile_update(topology: str, model: str, optimizer: Any) -> Program:
         memory.temp_size_in_bytes,
         seconds,
         *estimated_cycles(text),
-        collectives(text),
+        largest_collectives(text),
     )
 
 
 def estimated_cycles(text: str) -> tuple[int, int]:
     """Of the kernels that run once, and of those in one round of the longest loop."""
-    parts: dict[str, str] = dict(
-        re.findall(r"^((?:ENTRY )?%[\w.-]+) \(.*?\{$(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    )
-    entry = next(body for name, body in parts.items() if name.startswith("ENTRY "))
+    parts = computations(text)
     loops = re.findall(r" while\(.*?body=(%[\w.-]+)", text)
-
-    def total(body: str) -> int:
-        return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
-
-    return total(entry), max((total(parts[loop]) for loop in loops), default=0)
+    return cycles(parts["ENTRY"]), max((cycles(parts[loop]) for loop in loops), default=0)
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
+def largest_collectives(text: str) -> dict[str, tuple[int, int]]:
     """Of every kind, how many there are and the bytes of the largest, all its operands summed."""
     found: dict[str, tuple[int, int]] = {}
-    pattern = rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\("
-    for yields, kind in re.findall(pattern, text):
-        sizes = [
-            BYTES[dtype] * math.prod(map(int, filter(None, shape.split(","))))
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", yields)
-        ]
-        count, largest = found.get(kind, (0, 0))
-        found[kind] = count + 1, max(largest, sum(sizes))
+    for each in collectives(text):
+        count, largest = found.get(each.kind, (0, 0))
+        found[each.kind] = count + 1, max(largest, each.size)
     return found
 
 
@@ -175,7 +139,7 @@ def main() -> None:
     """Prints a table: three rows for each topology and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, metavar="NAME")
-    parser.add_argument("--model", nargs="+", default=[*MODELS], choices=[*MODELS])
+    parser.add_argument("--model", nargs="+", default=MODELS, choices=MODELS)
     chosen = parser.parse_args()
     print(
         f"jax {jax.__version__}, libtpu {version('libtpu')}, compiled on {os.cpu_count()} cores, "

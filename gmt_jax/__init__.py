@@ -21,13 +21,14 @@ from gmt_jax.relatives import (
     every_few,
     fisher,
     gradient_to_weight,
+    hft,
+    lisa,
     magnitude,
     one_off,
     random_mask,
 )
 from gmt_jax.report import MaskReport
 from gmt_jax.selective import SelectiveState, by_score, gmt, train_only
-from gmt_jax.structured import hft, hft_choice, lisa, lisa_choice
 
 __all__ = [
     "GmtMaskState",
@@ -41,10 +42,8 @@ __all__ = [
     "gmt_mask",
     "gradient_to_weight",
     "hft",
-    "hft_choice",
     "interpolate",
     "lisa",
-    "lisa_choice",
     "magnitude",
     "one_off",
     "random_mask",

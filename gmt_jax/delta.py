@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gmt_jax.paths import name_of
+
 
 class TensorDelta(NamedTuple):
     """The entries of one tensor that changed, in row-major order."""
@@ -60,12 +62,12 @@ def apply(base: Any, delta: Any) -> Any:
         array = np.asarray(base)
         if delta.values.dtype != array.dtype:
             raise ValueError(
-                f"{_name(path)}: the delta is {delta.values.dtype}, but the base {array.dtype}"
+                f"{name_of(path)}: the delta is {delta.values.dtype}, but the base {array.dtype}"
             )
         try:
             at = decode_positions(delta.positions, delta.values.size, array.size)
         except ValueError as error:
-            raise ValueError(f"{_name(path)}: {error}") from None
+            raise ValueError(f"{name_of(path)}: {error}") from None
         tuned = array.copy(order="C")
         _bits(tuned)[at] = _bits(delta.values)
         return tuned
@@ -113,7 +115,7 @@ def _extract(path: Any, base: Any, tuned: Any) -> TensorDelta:
     old, new = np.asarray(base), np.asarray(tuned)
     if (old.shape, old.dtype) != (new.shape, new.dtype):
         raise ValueError(
-            f"{_name(path)}: the base is {old.dtype}{list(old.shape)}, "
+            f"{name_of(path)}: the base is {old.dtype}{list(old.shape)}, "
             f"the tuned tensor {new.dtype}{list(new.shape)}"
         )
     at = np.flatnonzero(_bits(old) != _bits(new))
@@ -138,7 +140,3 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.astype(bool), bitorder="little")
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "the tensor"

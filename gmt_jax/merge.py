@@ -1,7 +1,6 @@
 """What can be done with two sets of weights after training: drop and rescale, interpolate."""
 
 import numbers
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import KeyPath
+
+from gmt_jax.paths import key_of, name_of
 
 
 def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) -> Any:
@@ -61,9 +62,8 @@ def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) ->
 
     def one(path: KeyPath, base: Any, tuned: Any) -> jax.Array:
         _check(path, base, tuned)
-        # By path and not by order, so that a leaf's draw does not depend on its neighbours.
-        own = jax.random.fold_in(key, zlib.crc32(_name(path).encode()))
-        return _dare(jnp.asarray(base), jnp.asarray(tuned), jnp.float32(drop_rate), own)
+        rate = jnp.float32(drop_rate)
+        return _dare(jnp.asarray(base), jnp.asarray(tuned), rate, key_of(path, key))
 
     return jax.tree_util.tree_map_with_path(one, base, tuned)
 
@@ -138,12 +138,8 @@ def _is_number(number: Any, valid: Callable[[float], bool]) -> bool:
 def _check(path: KeyPath, base: Any, tuned: Any) -> None:
     if (base.shape, base.dtype) != (tuned.shape, tuned.dtype):
         raise ValueError(
-            f"{_name(path)}: the base is {base.dtype}{list(base.shape)}, "
+            f"{name_of(path)}: the base is {base.dtype}{list(base.shape)}, "
             f"the tuned leaf {tuned.dtype}{list(tuned.shape)}"
         )
     if not jnp.issubdtype(base.dtype, jnp.floating):
-        raise TypeError(f"{_name(path)}: weights to merge must be floats, not {base.dtype}")
-
-
-def _name(path: KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
+        raise TypeError(f"{name_of(path)}: weights to merge must be floats, not {base.dtype}")

@@ -1,15 +1,19 @@
-"""The relatives of Gradient-Mask Tuning by name: each a score and a time at which a mask is drawn.
+"""The relatives of Gradient-Mask Tuning by name; what they do not choose keeps its bits.
 
-All keep the entries with the largest scores and leave the others, to the bit, where they are. The
-arguments are those of `by_score`, as are the options by keyword that each passes on to it.
+Most are a score and a time at which a mask is drawn, and keep the entries with the largest scores:
+the arguments are those of `by_score`, as are the options by keyword that each passes on to it.
+`hft` and `lisa` choose matrices and layers, and pass theirs on to `train_only`.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import optax
 
-from gmt_jax.selective import by_score
+from gmt_jax.roles import ROLES
+from gmt_jax.selective import by_score, train_only
 from gmt_jax.smallest import MaskRatio
+from gmt_jax.structured import Choice, hft_choice, lisa_choice
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
@@ -139,3 +143,64 @@ def fisher(inner: Inner, mask_ratio: MaskRatio, warmup: int, **options: Any) -> 
     """
     options = {"every": None, "scope": "global"} | options
     return by_score(inner, mask_ratio, score="fisher", warmup=warmup, **options)
+
+
+def hft(
+    inner: Inner, seed: int, every: int, *, roles: Mapping[str, str] = ROLES, **options: Any
+) -> Optimizer:
+    """Half Fine-Tuning: half of the matrices of each layer, drawn anew every `every` updates.
+
+    Which half, `gmt_jax.structured.hft_choice` says; a model whose paths it does not know is
+    refused.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from gmt_jax import hft
+      >>> optimizer = hft(optax.sgd(1.0), seed=0, every=100)
+      >>> ones = jnp.ones((4, 1))  # Four layers.
+      >>> params = {"layers": {"mlp": {"gate": ones, "up": ones, "down": ones}}}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> for name, update in updates["layers"]["mlp"].items():
+      ...     print(name, update.ravel())
+      down [-0. -1. -1. -0.]
+      gate [-1. -1. -0. -1.]
+      up [-1. -0. -0. -0.]
+
+    References:
+      Hui et al., `HFT: Half Fine-Tuning for Large Language Models
+      <https://arxiv.org/abs/2404.18466>`_, 2024.
+    """
+    return train_only(inner, lambda params: hft_choice(params, seed, every, roles=roles), **options)
+
+
+def lisa(
+    inner: Inner,
+    layers: int,
+    seed: int,
+    every: int,
+    *,
+    roles: Mapping[str, str] = ROLES,
+    **options: Any,
+) -> Optimizer:
+    """LISA: `layers` random layers, drawn anew every `every` updates; embeddings, head, last norm.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from gmt_jax import lisa
+      >>> optimizer = lisa(optax.sgd(1.0), layers=2, seed=0, every=20)
+      >>> params = {"layers": {"attention_norm": jnp.ones((6, 1))}}  # Six layers.
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> print(updates["layers"]["attention_norm"].ravel())
+      [-0. -1. -0. -1. -0. -0.]
+
+    References:
+      Pan et al., `LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model
+      Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
+    """
+
+    def choice(params: Any) -> Choice:
+        return lisa_choice(params, layers, seed, every, roles=roles)
+
+    return train_only(inner, choice, **options)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gmt_jax.paths import name_of
+
 _PARAM = "(?:/(?:weight|kernel|bias|scale|embedding))?"
 _OUTSIDE = r"(?!.*layers[/_])(?:.*/)?"
 _LAYER = r"(?:.*/)?layers(?:[/_](?P<layer>\d+))?/"
@@ -82,7 +84,7 @@ def read_model(params: Any, roles: Mapping[str, str] = ROLES) -> Model:
         there are no layers, or not as many in one place as in another.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    found = [(_name(path), tuple(leaf.shape)) for path, leaf in flat]
+    found = [(name_of(path).replace(".", "/"), tuple(leaf.shape)) for path, leaf in flat]
     places = [_place(name, shape, roles) for name, shape in found]
     unknown = [name for (name, _), place in zip(found, places, strict=True) if place is None]
     if unknown:
@@ -135,10 +137,6 @@ def _groups(places: Sequence[Place], layers: int, roles: Mapping[str, str]) -> d
     if lacking:
         raise ValueError(f"the parameters lack {', '.join(lacking)}")
     return groups
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/").replace(".", "/")
 
 
 def _short(names: Sequence[str]) -> list[str]:

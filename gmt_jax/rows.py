@@ -98,12 +98,10 @@ class Rows:
         dtypes = self.dtypes[: len(self.layout.sizes)]
         return np.asarray(self.layout.expand(np.array([jnp.finfo(d).nmant for d in dtypes])))
 
-    def count(
-        self, leaves: Sequence[jax.Array], candidates: jax.Array, done: jax.Array | None = None
-    ) -> Wide:
+    def count(self, leaves: Sequence[jax.Array], candidates: jax.Array, done: jax.Array) -> Wide:
         """How many entries lie below each of the candidates, [K, R]; where done, anything."""
         active: list[jax.Array | None] = [None] * len(leaves)
-        if done is not None and self.mesh is None:
+        if self.mesh is None:
             # Over a mesh a count ends in a sum over the devices: they must not part at a branch.
             active = [~jnp.all(part) for part in self.layout.split(done)]
         leaves_with = zip(leaves, self._bits, self.layout.stacked, strict=True)

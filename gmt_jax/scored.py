@@ -1,6 +1,5 @@
 """Which entries are trained, by a score: what is scored, and when the mask is drawn anew."""
 
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from gmt_jax.paths import key_of
 from gmt_jax.smallest import GmtMaskState, Smallest
 
 SCORES = ("gradient", "gradient_to_weight", "weight", "random", "fisher")
@@ -127,8 +127,7 @@ def _random(grads: Any, seed: Any, draw: Any) -> Any:
     key = jax.random.fold_in(jax.random.key(seed), draw)
 
     def one(path: Any, g: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return _draw(jax.random.fold_in(key, zlib.crc32(name.encode())), g)
+        return _draw(key_of(path, key), g)
 
     return jax.tree_util.tree_map_with_path(one, grads)
 

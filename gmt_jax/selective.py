@@ -170,7 +170,9 @@ def train_only(
 
     Args:
       inner: any optimizer.
-      choice: of a tree of parameters, as ``hft_choice`` and ``lisa_choice`` make it.
+      choice: of a tree of parameters gives what is trained, as those in `gmt_jax.structured` do:
+        of the number of updates done, a tree of bools (or a prefix of one), each broadcastable to
+        its parameter.
       stacked: which layers the report tells apart, as in ``gmt_mask``.
       place: as in ``gmt``.
       report: as in ``gmt``.
@@ -184,13 +186,13 @@ def train_only(
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from gmt_jax import lisa_choice, train_only
-      >>> choice = lambda params: lisa_choice(params, layers=1, seed=0, every=20)
+      >>> from gmt_jax import train_only
+      >>> choice = lambda params: lambda count: {"head": True, "rest": False}
       >>> optimizer = train_only(optax.adamw(0.1), choice)
-      >>> params = {"layers": {"attention_norm": jnp.ones((3, 2))}}
+      >>> params = {"head": jnp.ones(2), "rest": jnp.ones(3)}
       >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-      >>> print(optax.apply_updates(params, updates)["layers"]["attention_norm"][:, 0])
-      [1.        0.8999907 1.       ]
+      >>> print(optax.apply_updates(params, updates)["rest"])
+      [1. 1. 1.]
     """
 
     def init(params: Any) -> ChosenState:
@@ -200,7 +202,8 @@ def train_only(
 
     def choose(grads: Any, state: ChosenState, params: Any) -> tuple[Any, ChosenState]:
         del params
-        kept, leaves = choice(grads)(state.count), jax.tree.leaves(grads)
+        kept = jax.tree.broadcast(choice(grads)(state.count), grads)
+        leaves = jax.tree.leaves(grads)
         means = [jnp.mean(mask, dtype=jnp.float32) for mask in jax.tree.leaves(kept)]
         entries = sum(g.size for g in leaves)
         share = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))

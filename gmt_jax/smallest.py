@@ -16,6 +16,7 @@ from jax import lax
 from jax.tree_util import KeyPath
 
 from gmt_jax.bits import magnitude, magnitude_bits
+from gmt_jax.paths import name_of
 from gmt_jax.replicate import mesh_of, replicate
 from gmt_jax.rows import Layout, key_dtypes
 from gmt_jax.threshold import select
@@ -174,20 +175,16 @@ def _parts(ratio: Any, sizes: list[int]) -> Wide:
 
 def _ratio_at(ratios: Mapping[str, Any], path: KeyPath) -> Any:
     """The ratio of the first pattern that is found in a leaf's path."""
-    name = _name(path)
+    name = name_of(path)
     for pattern, ratio in ratios.items():
         if re.search(pattern, name):
             return ratio
     raise ValueError(f"no pattern of mask_ratio is found in {name}; end with '.*' for the rest")
 
 
-def _name(path: KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "the gradient"
-
-
 def stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
     """How many leading axes of a leaf index tensors. Refuses a leaf that cannot be masked."""
-    name = _name(path)
+    name = name_of(path)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise TypeError(
             f"gmt_mask needs float or complex gradients, but {name} is {leaf.dtype}; "

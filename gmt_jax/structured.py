@@ -6,12 +6,11 @@ is the same on every mesh, after a restart, and whether layers are stacked or no
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gmt_jax.roles import ROLES, read_model
 
@@ -20,22 +19,12 @@ from gmt_jax.roles import ROLES, read_model
 Choice = Callable[[jax.Array | int], Any]
 
 
-class ChoiceState(NamedTuple):
-    """State of `hft` and `lisa`: what is drawn follows from the count."""
-
-    count: jax.Array  # type: ignore[assignment]  # int32 scalar: updates done
-
-
-def hft(
-    seed: int, every: int, *, roles: Mapping[str, str] = ROLES
-) -> optax.GradientTransformationExtraArgs:
-    """Half Fine-Tuning: keeps the gradient of a random half of the matrices, round by round.
+def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] = ROLES) -> Choice:
+    """What Half Fine-Tuning trains of a model, as a function of the number of updates done.
 
     In each transformer layer, 2 of the 4 attention matrices and half of the norms are trained; of
     the 3 feed-forward matrices, 2 in a random half of the layers and 1 in the others. Embeddings
-    and head are always trained. Every `every` updates a new half is drawn. The gradient of all
-    else is zero; old momentum and weight decay still move what is not chosen, which `train_only`
-    of the optimizer, with the same `hft_choice`, prevents.
+    and head are always trained. Every `every` updates a new half is drawn.
 
     What the paper leaves open is settled so: a half is rounded up, so that of an odd number L of
     layers (L + 1) / 2 train 2 feed-forward matrices. Norms are halved layer by layer, query and
@@ -43,79 +32,31 @@ def hft(
     L + 1 are. A bias goes with its matrix. A tied head is the embeddings.
 
     Args:
+      params: a tree of arrays or of their shapes.
       seed: of all draws.
       every: updates a round; the paper's round is a whole run, or a stage of several.
       roles: what each path is, as in `ROLES`.
 
-    Returns:
-      The transformation; its state is a `ChoiceState`.
-
     Raises:
-      ValueError: at the first sight of the parameters or gradients, naming every path that is of
-        no role and every member that a layer lacks; if `every` is less than 1.
+      ValueError: naming every path that is of no role and every member that a layer lacks; if
+        `every` is less than 1.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from gmt_jax import hft
-      >>> transformation = hft(seed=0, every=100)
+      >>> from gmt_jax.structured import hft_choice
       >>> ones = jnp.ones((4, 2, 2))  # Four layers.
-      >>> gradient = {"layers": {"mlp": {"gate": ones, "up": ones, "down": ones}}}
-      >>> kept, _ = transformation.update(gradient, transformation.init(gradient))
-      >>> for name, g in kept["layers"]["mlp"].items():
-      ...     print(name, g[:, 0, 0])
-      down [0. 1. 1. 0.]
-      gate [1. 1. 0. 1.]
-      up [1. 0. 0. 0.]
+      >>> choice = hft_choice({"layers": {"mlp": {"gate": ones, "up": ones, "down": ones}}}, 0, 100)
+      >>> for name, mask in choice(0)["layers"]["mlp"].items():
+      ...     print(name, mask.ravel())
+      down [False  True  True False]
+      gate [ True  True False  True]
+      up [ True False False False]
 
     References:
       Hui et al., `HFT: Half Fine-Tuning for Large Language Models
       <https://arxiv.org/abs/2404.18466>`_, 2024.
     """
     _check_positive(every=every)
-    return _gradient_of(lambda tree: hft_choice(tree, seed, every, roles=roles))
-
-
-def lisa(
-    layers: int, seed: int, every: int, *, roles: Mapping[str, str] = ROLES
-) -> optax.GradientTransformationExtraArgs:
-    """Layerwise sampling: keeps the gradient of a few random layers, round by round.
-
-    Of the transformer layers `layers` are trained, each of them as likely as another; every `every`
-    updates they are drawn anew. Embeddings, head and final norm belong to no layer and are always
-    trained. The gradient of all else is zero, as in `hft`.
-
-    Args:
-      layers: how many layers are trained in a round.
-      seed: of all draws.
-      every: updates a round.
-      roles: what each path is, as in `ROLES`.
-
-    Returns:
-      The transformation; its state is a `ChoiceState`.
-
-    Raises:
-      ValueError: at the first sight of the parameters or gradients, naming every path that is of
-        no role, or if there are fewer layers; if `layers` or `every` is less than 1.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from gmt_jax import lisa
-      >>> transformation = lisa(layers=2, seed=0, every=20)
-      >>> gradient = {"layers": {"attention_norm": jnp.ones((6, 2))}}  # Six layers.
-      >>> kept, _ = transformation.update(gradient, transformation.init(gradient))
-      >>> print(kept["layers"]["attention_norm"][:, 0])
-      [0. 1. 0. 1. 0. 0.]
-
-    References:
-      Pan et al., `LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model
-      Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
-    """
-    _check_positive(every=every, layers=layers)
-    return _gradient_of(lambda tree: lisa_choice(tree, layers, seed, every, roles=roles))
-
-
-def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] = ROLES) -> Choice:
-    """What `hft` trains of a tree of arrays or their shapes, as a function of the count."""
     model = read_model(params, roles)
 
     def choice(count: jax.Array | int) -> Any:
@@ -132,7 +73,35 @@ def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] =
 def lisa_choice(
     params: Any, layers: int, seed: int, every: int, *, roles: Mapping[str, str] = ROLES
 ) -> Choice:
-    """What `lisa` trains of a tree of arrays or their shapes, as a function of the count."""
+    """What LISA trains of a model: a few random layers, as a function of the updates done.
+
+    Of the transformer layers `layers` are trained, each of them as likely as another; every `every`
+    updates they are drawn anew. Embeddings, head and final norm belong to no layer and are always
+    trained.
+
+    Args:
+      params: a tree of arrays or of their shapes.
+      layers: how many layers are trained in a round.
+      seed: of all draws.
+      every: updates a round.
+      roles: what each path is, as in `ROLES`.
+
+    Raises:
+      ValueError: naming every path that is of no role, or if there are fewer layers; if `layers` or
+        `every` is less than 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gmt_jax.structured import lisa_choice
+      >>> params = {"layers": {"attention_norm": jnp.ones((6, 2))}}  # Six layers.
+      >>> print(lisa_choice(params, 2, 0, 20)(0)["layers"]["attention_norm"].ravel())
+      [False  True False  True False False]
+
+    References:
+      Pan et al., `LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model
+      Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
+    """
+    _check_positive(every=every, layers=layers)
     model = read_model(params, roles)
     if isinstance(layers, int) and layers > model.layers:
         raise ValueError(f"cannot train {layers} of {model.layers} layers")
@@ -143,31 +112,6 @@ def lisa_choice(
         return model.masks(dict.fromkeys(members, chosen))
 
     return choice
-
-
-def keep_chosen(updates: Any, masks: Any) -> Any:
-    """The updates, with zeros where the masks that a `Choice` gave are False."""
-
-    return jax.tree.map(lambda update, mask: jnp.where(mask, update, 0), updates, masks)
-
-
-def _gradient_of(make: Callable[[Any], Choice]) -> optax.GradientTransformationExtraArgs:
-    def init_fn(params: optax.Params) -> ChoiceState:
-        if jax.tree.leaves(params):
-            make(params)  # Refuses what it does not know before anything is trained.
-        return ChoiceState(jnp.zeros((), jnp.int32))
-
-    def update_fn(
-        updates: optax.Updates,
-        state: ChoiceState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, ChoiceState]:
-        del params, extra_args
-        kept = keep_chosen(updates, make(updates)(state.count))
-        return kept, ChoiceState(optax.safe_increment(state.count))
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _round_key(seed: int, count: jax.Array | int, every: int) -> jax.Array:

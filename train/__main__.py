@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from train.commands import models, pairs, runs
-from train.errors import UserError
+from train.errors import UserError, show
 
 # Packages of the extra; without them the program says what to install.
 EXTRA = {
@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.do(args)
     except UserError as error:
-        for line in error.lines:
-            print(f"gmt-train: error: {line}", file=sys.stderr)
+        show(error)
         return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -1,5 +1,6 @@
 """The one exception that is meant for the user rather than for us."""
 
+import sys
 from collections.abc import Sequence
 
 
@@ -32,3 +33,9 @@ class DataError(UserError):
 
     def __str__(self) -> str:
         return "; ".join(self.lines)
+
+
+def show(error: UserError) -> None:
+    """Prints an error's lines to stderr."""
+    for line in error.lines:
+        print(f"gmt-train: error: {line}", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from train.distributed import is_first
 from train.errors import UserError
 from train.model import ModelConfig, save_params
 
@@ -37,12 +38,17 @@ def export(
 ) -> None:
     """Writes weights, config, tokenizer and chat template to `out`.
 
+    Where there are several processes, all call this together and the first one writes.
+
     Args:
       base: the folder of the model that was tuned; its tokenizer is taken over as it is.
       dtype: of the stored weights, float32 or bfloat16.
       chat_template: the file of the template that was trained with, where it is not the base's.
       replace: whether what lies at `out` may be removed, as a run's own earlier export may.
     """
+    if not is_first():
+        save_params(params, config, None, dtype)
+        return
     with new_folder(out, replace=replace) as folder:
         save_params(params, config, folder, dtype)
         for name in COMPANIONS:

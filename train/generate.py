@@ -11,6 +11,7 @@ import numpy as np
 
 from train.errors import UserError
 from train.model import ModelConfig, decode, init_cache, logits
+from train.sharding import constrain
 
 # Prompts are padded to a multiple of this, so that few lengths are ever compiled.
 ROUND = 64
@@ -55,9 +56,9 @@ def generate(
         _generate(
             config,
             params,
-            jnp.asarray(tokens),
-            jnp.asarray(lengths),
-            jnp.asarray(stop_ids, jnp.int32),
+            tokens,
+            lengths,
+            np.asarray(stop_ids, np.int32),
             sampling,
             dtype,
         )
@@ -101,8 +102,8 @@ def _generate(
     first = choose(hidden, jnp.int32(0))
     blank = jnp.zeros((rows, total), jnp.int32)
     carry = (jnp.int32(0), first, blank, jnp.zeros(rows, bool), cache)
-    new: jax.Array = jax.lax.while_loop(going, advance, carry)[2]
-    return new
+    new = jax.lax.while_loop(going, advance, carry)[2]
+    return constrain(new, None, None)  # Each process reads all of it.
 
 
 def _choose(scores: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

@@ -1,12 +1,10 @@
 """The training loop: batches → step → log → evaluate → save."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from train.checkpoint import Checkpoints
@@ -14,6 +12,7 @@ from train.errors import UserError
 from train.observe.progress import Display
 from train.run import Run
 from train.step import Batch, TrainState
+from train.stopping import stop_request
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Parts:
     evaluate: Callable[[Any], float | None]  # params -> held-out loss
     sample: Callable[[Any], list[tuple[str, str]]]  # params -> prompts with their completions
     learning_rate: Callable[[int], Any]  # updates done -> of the next update
+    peak_tokens_per_s: float | None = None  # at all the devices' peak, where that is known
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
     if start == 0:
         _evaluate(state, parts, run, display, 0)
         _sample(state, parts, run, 0)
-    with _stop_request() as stopping, parts.batches(step, cadence.steps) as batches:
+    with stop_request() as stopping, parts.batches(step, cadence.steps) as batches:
         window = _Window(clock, step)
         last = step >= cadence.steps
         while not last:
@@ -67,12 +67,14 @@ def train(
             state, metrics = parts.train_step(state, batch)
             step += 1
             window.tokens += tokens
-            last = step == cadence.steps or stopping()
+            last = step == cadence.steps or stopping(step)
             save = last or step % cadence.save_every == 0
             if save or step % cadence.log_every == 0:
                 record = _numbers(step, metrics, parts)
                 _refuse_non_finite(record, checkpoints)
                 record |= window.close(step, cadence.steps)
+                if parts.peak_tokens_per_s:
+                    record["mfu"] = record["tokens_per_s"] / parts.peak_tokens_per_s
                 run.log(record)
                 display.show(record)
             if step % cadence.evaluate_every == 0 or step == cadence.steps:
@@ -141,23 +143,3 @@ def _evaluate(state: TrainState, parts: Parts, run: Run, display: Display, step:
 def _sample(state: TrainState, parts: Parts, run: Run, step: int) -> None:
     for prompt, completion in parts.sample(state.params):
         run.log_sample({"step": step, "prompt": prompt, "completion": completion})
-
-
-@contextmanager
-def _stop_request() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGINT or SIGTERM has come; a second one ends the program at once."""
-    asked = False
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

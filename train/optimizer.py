@@ -12,13 +12,12 @@ from gmt_jax import (
     fisher,
     gmt,
     gradient_to_weight,
-    hft_choice,
-    lisa_choice,
     magnitude,
     one_off,
     random_mask,
     train_only,
 )
+from gmt_jax.structured import hft_choice, lisa_choice
 from train.errors import UserError
 from train.model import is_stacked
 from train.sections import MaskSection, OptimizerSection
@@ -54,6 +53,7 @@ def make_optimizer(
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
+        mu_dtype=config.mu_dtype,
         weight_decay=config.weight_decay,
         mask=_is_matrix,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config, differing_keys, dump_config, load_config
+from train.distributed import barrier, is_first
 from train.errors import UserError
 
 # Keys in which a continued run may differ from its beginning: none of them changes a weight,
@@ -68,15 +69,28 @@ class Run:
         )
 
     def start(self, config: Config) -> None:
-        """Makes the folder and saves the resolved config in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.config_file.exists():
+        """Makes the folder and saves the resolved config in it.
+
+        Raises:
+          UserError: where another process does not see what the first one wrote.
+        """
+        barrier(f"{self.folder}: to be made when all have looked at it")
+        if is_first() and not self.config_file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.config_file.with_suffix(".tmp")
             partial.write_text(dump_config(config), encoding="utf-8")
             partial.replace(self.config_file)
+        barrier(f"{self.folder}: to be seen by all")
+        if not self.config_file.exists():
+            raise UserError(
+                f"{self.folder} is not the folder that process 0 writes to; "
+                "set run to one on storage that all processes share"
+            )
 
     def forget_after(self, step: int) -> None:
         """Drops records of updates past a restored step: they are about to be done again."""
+        if not is_first():
+            return
         for file in (self.metrics_file, self.samples_file):
             kept = [record for record in read_records(file) if record["step"] <= step]
             if file.exists():
@@ -99,6 +113,8 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:
+    if not is_first():
+        return
     with file.open("a", encoding="utf-8") as out:
         out.write(_line(record))
 

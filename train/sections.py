@@ -33,12 +33,14 @@ class MeshSection(Section):
     """Copies of the model, each with its own rows."""
     fsdp: int = Field(-1, ge=-1)
     """Ways in which weights, optimizer state and rows are split."""
+    context: int = Field(1, ge=-1)
+    """Ways in which each row is split along its length; weights are split as by fsdp."""
     tensor: int = Field(1, ge=-1)
     """Ways in which each layer's heads, ffn and vocabulary are split."""
 
     @model_validator(mode="after")
     def _no_zero(self) -> Self:
-        if 0 in (self.data, self.fsdp, self.tensor):
+        if 0 in (self.data, self.fsdp, self.context, self.tensor):
             raise ValueError("an axis has at least 1 device (or -1 for the rest)")
         return self
 
@@ -158,6 +160,9 @@ class OptimizerSection(Section):
     """AdamW's decay of the squared gradient's running mean."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's addition to the root of that mean."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the gradient's running mean. That of its square is float32 always: bfloat16 would lose an
+    update's change to it, which is a thousandth."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled; on matrices only, not on norms and biases."""
     clip_norm: float | None = Field(1.0, gt=0)

@@ -6,33 +6,28 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from rich.console import Console
 
-from train.checkpoint import Checkpoints, abstract
+from train.checkpoint import Checkpoints
 from train.config import Config
-from train.errors import UserError
+from train.distributed import check_same, first_ahead
 from train.export import export
+from train.flops import peak_tokens_per_s
 from train.generate import Sampling, complete
 from train.loop import Cadence, Parts, train
-from train.model import (
-    ModelConfig,
-    abstract_params,
-    choose_attention,
-    load_model_config,
-    load_params,
-    logical_axes,
-    resolve_model,
-)
-from train.objective.sft import sft_loss
+from train.model import load_model_config, load_params, resolve_model
 from train.observe.progress import Display
 from train.observe.report import print_report
-from train.optimizer import make_optimizer, make_schedule
+from train.optimizer import make_schedule
+from train.program import Program, check_rows
 from train.run import Run
-from train.sharding import make_mesh, param_shardings
-from train.step import Batch, TrainState, jit_eval_step, jit_train_step, state_shardings
+from train.sharding import make_mesh
+from train.step import TrainState, jit_eval_step
 from train.supply import Supply, make_supply
 from train.tokenizer import load_tokenizer, prompt_ids
+
+# Seconds in which process 0 must have tokenised the data, while the others wait.
+DATA_TIMEOUT = 6 * 3600
 
 
 def sft(config: Config, *, resume: bool, console: Console) -> None:
@@ -49,42 +44,29 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
         print_report(run, console)
         return
     mesh = make_mesh(**config.mesh.model_dump())
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
-    attention = choose_attention(config.model.attention, model, mesh, config.model.compute_dtype)
     tokenizer = load_tokenizer(base, config.model.chat_template)
-    supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    with first_ahead("tokenised data", DATA_TIMEOUT):
+        supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
+    check_same("the config or the data", f"{config} {supply.digest}")
     steps = supply.steps
+    program = Program(config, model, mesh, steps)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config.optimizer, steps, config.seed)
-        shapes = abstract_params(model)
-        shardings = state_shardings(
-            mesh, optimizer, shapes, param_shardings(mesh, shapes, logical_axes(model))
-        )
-        initial = _initial_state(model, base, optimizer, shardings)
+        initial = _initial_state(program, base)
         # Weights that cannot be read are told before the run's folder is there.
         state = None if run.checkpoints.is_dir() else initial()
         run.start(config)
         checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep)
         try:
             if checkpoints.latest_step is not None:
-                state = checkpoints.restore(_abstract_state(optimizer, shapes, shardings))
+                state = checkpoints.restore(program.abstract_state())
             elif state is None:
                 state = initial()
             done = int(state.step)
             run.forget_after(done or -1)  # What comes before the first update is done again.
-            parts = _parts(
-                config,
-                model,
-                attention,
-                tokenizer,
-                mesh,
-                optimizer,
-                shardings,
-                supply,
-                checkpoints,
-            )
+            parts = _parts(program, tokenizer, supply, checkpoints)
             cadence = Cadence(
                 steps, config.log_every, config.evaluation.every, config.checkpoint.every
             )
@@ -108,54 +90,23 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     print_report(run, console)
 
 
-def _abstract_state(optimizer: Any, shapes: Any, shardings: TrainState) -> TrainState:
-    opt_state = jax.eval_shape(optimizer.init, shapes)
-    step = jax.ShapeDtypeStruct((), np.int32)
-    return abstract(TrainState(step, shapes, opt_state), shardings)
-
-
-def _initial_state(
-    model: ModelConfig, base: Path, optimizer: Any, shardings: TrainState
-) -> Callable[[], TrainState]:
+def _initial_state(program: Program, base: Path) -> Callable[[], TrainState]:
     """Pre-trained weights and a fresh optimizer state, made in place on the mesh."""
 
     def initial() -> TrainState:
-        params = load_params(base, model, shardings.params)
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+        shardings = program.shardings
+        params = load_params(base, program.model, shardings.params)
+        opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
         return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
 
     return initial
 
 
-def _check_rows(config: Config, mesh: Mesh) -> None:
-    rows = config.batch.size // config.batch.num_microbatches
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise UserError(
-            f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
-            f"{ways} devices along data and fsdp; change batch.size or batch.num_microbatches"
-        )
-
-
-def _parts(
-    config: Config,
-    model: ModelConfig,
-    attention: str,
-    tokenizer: Any,
-    mesh: Mesh,
-    optimizer: Any,
-    shardings: TrainState,
-    supply: Supply,
-    checkpoints: Checkpoints,
-) -> Parts:
+def _parts(program: Program, tokenizer: Any, supply: Supply, checkpoints: Checkpoints) -> Parts:
     """The loop's calls, bound to this run."""
-    section = config.model
-    dtype, remat = section.compute_dtype, section.remat
-
-    def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return sft_loss(model, params, batch, dtype=dtype, remat=remat, attention=attention)
-
-    eval_step = jit_eval_step(loss, mesh, shardings.params)
+    config, model = program.config, program.model
+    devices = program.mesh.devices.flatten()
+    eval_step = jit_eval_step(program.loss, program.mesh, program.shardings.params)
 
     def evaluate(params: Any) -> float | None:
         if supply.held_out is None:
@@ -174,13 +125,16 @@ def _parts(
     def sample(params: Any) -> list[tuple[str, str]]:
         if not prompts:
             return []
-        made = complete(model, params, tokenizer, ids, sampling, dtype)
+        made = complete(model, params, tokenizer, ids, sampling, config.model.compute_dtype)
         return list(zip(prompts, made, strict=True))
 
     return Parts(
         batches=lambda start, stop: supply.batches(start, stop, checkpoints.attach_stream),
-        train_step=jit_train_step(loss, optimizer, mesh, shardings),
+        train_step=program.train_step(),
         evaluate=evaluate,
         sample=sample,
         learning_rate=make_schedule(config.optimizer, supply.steps),
+        peak_tokens_per_s=peak_tokens_per_s(
+            model, config.data.max_length, devices[0], len(devices)
+        ),
     )

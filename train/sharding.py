@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")  # From the slowest network to the fastest.
 
 # Logical axis -> mesh axes that split it. An axis that is not listed is whole on every device.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),
+    "length": ("context",),
+    "embed": ("fsdp", "context"),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -23,11 +26,22 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    context: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh over all devices with the axes data, fsdp and tensor; -1 once for "the rest"."""
+    """A mesh over all devices with the axes data, fsdp, context and tensor; -1 once for "the rest".
+
+    Of several TPU slices each holds whole copies of the model: the data axis runs between them
+    first, over which nothing but gradients is summed.
+
+    Raises:
+      UserError: where the sizes do not match the devices, or the data axis the slices.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
     said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     rest = [axis for axis, size in sizes.items() if size == -1]
     if len(rest) > 1:
@@ -37,11 +51,28 @@ def make_mesh(
         sizes[rest[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"mesh: {said} does not match the {len(devices)} devices here; "
-            "set mesh.data, mesh.fsdp and mesh.tensor so that their product does (-1: the rest)"
+            f"mesh: {said} does not match the {len(devices)} devices here; set mesh.data, "
+            "mesh.fsdp, mesh.context and mesh.tensor so that their product does (-1: the rest)"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    placed = _placed(tuple(sizes.values()), devices)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _placed(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in the mesh's shape, so that neighbours along its last axes are close."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh: data={shape[0]} is not a multiple of the {slices} slices here; "
+            "every slice is to hold whole copies of the model"
+        )
+    return create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]),
+        (slices, *(1 for _ in shape[1:])),
+        devices,
+        allow_split_physical_axes=True,
     )
 
 
@@ -90,3 +121,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def ways(axis: str) -> int:
+    """In how many parts the mesh that is set splits a logical axis; 1 where none is set."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    return math.prod(mesh.get(name, 1) for name in RULES[axis])

@@ -30,6 +30,7 @@ class Supply:
     # (updates done, updates in all) -> each update's microbatches, and the tokens in them
     batches: Callable[[int, int, Attach], AbstractContextManager[Any]]
     held_out: Callable[[], AbstractContextManager[Any]] | None  # All of it once, [B, T] each.
+    digest: str = ""  # Equal for equal data, where it is known beforehand.
 
 
 def make_supply(
@@ -69,7 +70,8 @@ def _indexed(
         )
 
     steps = config.steps or math.ceil(rows * config.epochs / size)
-    return Supply(steps, batches, _held_out(config, made.held_out, mesh))
+    digest = " ".join(side.digest for side in made.sides)
+    return Supply(steps, batches, _held_out(config, made.held_out, mesh), digest)
 
 
 def _streamed(

@@ -21,13 +21,12 @@ from gmt_jax import (
     gmt,
     gmt_mask,
     gradient_to_weight,
-    hft_choice,
-    lisa_choice,
     magnitude,
     one_off,
     random_mask,
     train_only,
 )
+from gmt_jax.structured import hft_choice, lisa_choice
 
 SHAPES = {"w": (24, 16), "b": (16,), "layers": (3, 8, 8)}
 SPECS = {"w": P("x", "y"), "b": P("y"), "layers": P(None, "x")}

@@ -14,8 +14,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gmt_jax.structured
-from gmt_jax import hft, lisa
-from gmt_jax.structured import ChoiceState, hft_choice, keep_chosen, lisa_choice
+from gmt_jax import SelectiveState, hft, lisa
+from gmt_jax.selective import ChosenState
+from gmt_jax.structured import hft_choice, lisa_choice
 from train.model import ModelConfig, abstract_params
 from train.model.tensors import TENSORS
 
@@ -58,7 +59,7 @@ def rows(masks: dict[str, Any], names: list[str]) -> np.ndarray:
 
 def test_the_docstrings_run() -> None:
     result = doctest.testmod(gmt_jax.structured)
-    assert result.attempted > 8
+    assert result.attempted > 6
     assert result.failed == 0
 
 
@@ -187,15 +188,23 @@ def gradient(layers: int = 8) -> Any:
 
 
 def make(kind: str, **keys: Any) -> optax.GradientTransformationExtraArgs:
-    keys = {"seed": 0, "every": 7} | keys
-    return hft(**keys) if kind == "hft" else lisa(3, **keys)
+    """The choice alone: what is not chosen of a gradient becomes zero, the rest passes."""
+    keys = {"seed": 0, "every": 7, "place": "gradient"} | keys
+    return hft(optax.identity(), **keys) if kind == "hft" else lisa(optax.identity(), 3, **keys)
+
+
+def after(count: Any) -> SelectiveState:
+    """The state when so many updates are done."""
+    return SelectiveState(
+        optax.identity().init({}), ChosenState(jnp.asarray(count, jnp.int32), jnp.float32(0))
+    )
 
 
 @BOTH
 def test_the_gradient_is_kept_where_chosen_and_zero_elsewhere(kind: str) -> None:
     g, transformation = gradient(), make(kind)
-    kept, state = transformation.update(g, ChoiceState(jnp.int32(15)))
-    assert state.count == 16
+    kept, state = transformation.update(g, after(15))
+    assert state.rule_state.count == 16
     masks = flat(CHOICES[kind](g)(15))
     for name, value in flat(kept).items():
         np.testing.assert_array_equal(value, np.where(masks[name], flat(g)[name], 0))
@@ -209,7 +218,7 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(kind: str) -> None:
     for _ in range(8):
         out, state = update(g, state)
         kept.append(flat(out))
-    resumed, _ = make(kind, every=3).update(g, ChoiceState(jnp.int32(7)))
+    resumed, _ = make(kind, every=3).update(g, after(7))
     for name, value in flat(resumed).items():
         np.testing.assert_array_equal(value, kept[7][name])
 
@@ -219,7 +228,7 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(kind: str) -> None:
 def test_eight_devices_draw_and_keep_what_one_does(kind: str, axis_type: AxisType) -> None:
     g, transformation = gradient(), make(kind)
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
-    alone, _ = transformation.update(g, ChoiceState(jnp.int32(20)))
+    alone, _ = transformation.update(g, after(20))
     masks = flat(CHOICES[kind](g)(20))
 
     def spread(leaf: jax.Array) -> jax.Array:
@@ -228,7 +237,7 @@ def test_eight_devices_draw_and_keep_what_one_does(kind: str, axis_type: AxisTyp
 
     g = jax.tree.map(spread, g)
     with jax.set_mesh(mesh):
-        state = ChoiceState(jax.device_put(jnp.int32(20), NamedSharding(mesh, P())))
+        state = jax.device_put(after(20), NamedSharding(mesh, P()))
         for update in (jax.jit(transformation.update), transformation.update):
             kept, _ = update(g, state)
             for name, value in flat(kept).items():
@@ -237,7 +246,7 @@ def test_eight_devices_draw_and_keep_what_one_does(kind: str, axis_type: AxisTyp
                 lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), kept, g
             )
             assert all(jax.tree.leaves(same))
-        drawn = flat(jax.jit(CHOICES[kind](g))(state.count))
+        drawn = flat(jax.jit(CHOICES[kind](g))(state.rule_state.count))
     for name, mask in drawn.items():
         np.testing.assert_array_equal(mask, masks[name])
 
@@ -255,9 +264,9 @@ def test_it_runs_in_a_scan_and_serves_all_rounds_with_one_program(kind: str) -> 
         return jax.lax.scan(step, state, None, 6)
 
     state, kept = run(transformation.init(g))
-    assert state.count == 6
+    assert state.rule_state.count == 6
     for count in range(6):
-        alone, _ = transformation.update(g, ChoiceState(jnp.int32(count)))
+        alone, _ = transformation.update(g, after(count))
         for name, value in flat(alone).items():
             np.testing.assert_array_equal(flat(kept)[name][count], value)
 
@@ -265,9 +274,8 @@ def test_it_runs_in_a_scan_and_serves_all_rounds_with_one_program(kind: str) -> 
 @BOTH
 def test_infinities_and_nan_of_what_is_not_chosen_become_zero(kind: str) -> None:
     g = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), shapes(8))
-    masks = CHOICES[kind](g)(0)
-    kept = flat(keep_chosen(g, masks))
-    for name, mask in flat(masks).items():
+    kept = flat(make(kind).update(g, after(0))[0])
+    for name, mask in flat(CHOICES[kind](g)(0)).items():
         chosen = np.broadcast_to(mask, kept[name].shape)
         assert np.isnan(kept[name][chosen]).all()
         assert (kept[name][~chosen] == 0).all()
@@ -297,17 +305,18 @@ def test_parts_that_optax_leaves_out_are_left_alone(kind: str) -> None:
     g = gradient()
     optimizer = optax.masked(make(kind), {name: name == "layers" for name in g})
     kept, _ = optimizer.update(g, optimizer.init(g))
-    alone, _ = make(kind).update(g, ChoiceState(jnp.int32(0)))
+    alone, _ = make(kind).update(g, after(0))
     jax.tree.map(np.testing.assert_array_equal, kept, alone)
 
 
 @BOTH
 def test_the_seed_and_the_round_may_be_injected(kind: str) -> None:
     g = gradient()
-    factory = hft if kind == "hft" else (lambda seed, every: lisa(3, seed, every))
-    optimizer = optax.inject_hyperparams(factory)(seed=0, every=7)
+    optimizer = optax.inject_hyperparams(lambda seed, every: make(kind, seed=seed, every=every))(
+        seed=0, every=7
+    )
     kept, _ = jax.jit(optimizer.update)(g, optimizer.init(g))
-    alone, _ = make(kind).update(g, ChoiceState(jnp.int32(0)))
+    alone, _ = make(kind).update(g, after(0))
     jax.tree.map(np.testing.assert_array_equal, kept, alone)
 
 
@@ -317,16 +326,16 @@ def test_an_unknown_model_is_refused_before_it_is_trained(kind: str) -> None:
     with pytest.raises(ValueError, match="not known: transformer/h;"):
         make(kind).init(tree)
     with pytest.raises(ValueError, match="not known: transformer/h;"):
-        make(kind).update(tree, ChoiceState(jnp.int32(0)))
+        make(kind).update(tree, after(0))
 
 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (lambda: hft(0, every=0), "every must be at least 1, got 0"),
-        (lambda: lisa(1, 0, every=-1), "every must be at least 1, got -1"),
-        (lambda: lisa(0, 0, every=1), "layers must be at least 1, got 0"),
-        (lambda: lisa(9, 0, every=1).init(shapes(8)), "cannot train 9 of 8 layers"),
+        (lambda: hft_choice(shapes(8), 0, every=0), "every must be at least 1, got 0"),
+        (lambda: lisa_choice(shapes(8), 1, 0, every=-1), "every must be at least 1, got -1"),
+        (lambda: lisa_choice(shapes(8), 0, 0, every=1), "layers must be at least 1, got 0"),
+        (lambda: lisa_choice(shapes(8), 9, 0, every=1), "cannot train 9 of 8 layers"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(bad: Any, said: str) -> None:

@@ -14,7 +14,9 @@ from train.__main__ import main
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize("command", ["sft", "data check", "export", "generate", "import-gguf"])
+@pytest.mark.parametrize(
+    "command", ["sft", "plan", "data check", "export", "generate", "import-gguf"]
+)
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command.split(), "--help"])

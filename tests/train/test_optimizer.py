@@ -15,6 +15,8 @@ from train.sections import MaskSection, OptimizerSection
 from train.sharding import make_mesh
 from train.step import state_shardings
 
+DTYPES: tuple[Any, Any] = ("float32", "bfloat16")
+
 
 def _rates(steps: int, **settings: Any) -> np.ndarray:
     schedule = make_schedule(OptimizerSection(learning_rate=1.0, **settings), steps)
@@ -78,6 +80,18 @@ def test_the_norm_is_clipped_before_the_mask(params: Any) -> None:
     kept = jax.tree.map(lambda g, m: jnp.where(m != 0, g, 0.0), params, seen)
     expected = optax.tree.scale(1e-3 / optax.tree.norm(params), kept)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen, expected)
+
+
+def test_the_first_moment_may_be_held_in_half_the_bytes(params: Any) -> None:
+    plain, half = (make_optimizer(OptimizerSection(mu_dtype=d), 10) for d in DTYPES)
+    updates, state = half.update(params, half.init(params), params)
+    kinds = {
+        name: {str(leaf.dtype) for leaf in jax.tree.leaves(optax.tree.get(state, name))}
+        for name in ("mu", "nu")
+    }
+    assert kinds == {"mu": {"bfloat16"}, "nu": {"float32"}}
+    expected, _ = plain.update(params, plain.init(params), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), updates, expected)
 
 
 def test_without_a_mask_nothing_is_masked(params: Any) -> None:

@@ -79,22 +79,23 @@ def test_it_trains_under_every_kind_of_mask(
 @pytest.mark.parametrize(
     ("mesh", "compute_dtype"),
     [
-        ((8, 1, 1), "float32"),
-        ((1, 8, 1), "float32"),
-        ((2, 2, 2), "float32"),
-        ((2, 2, 2), "bfloat16"),
+        ((8, 1, 1, 1), "float32"),
+        ((1, 8, 1, 1), "float32"),
+        ((2, 2, 2, 1), "float32"),
+        ((1, 2, 2, 2), "float32"),
+        ((2, 2, 2, 1), "bfloat16"),
     ],
     ids=str,
 )
 def test_every_mesh_gives_the_same_losses(
-    write_config: Write, mesh: tuple[int, int, int], compute_dtype: str
+    write_config: Write, mesh: tuple[int, ...], compute_dtype: str
 ) -> None:
-    data, fsdp, tensor = mesh
+    data, fsdp, tensor, context = mesh
     dtype = f"model.compute_dtype={compute_dtype}"
     spread = _train(
         write_config(steps=3),
         dtype,
-        f"mesh={{data: {data}, fsdp: {fsdp}, tensor: {tensor}}}",
+        f"mesh={{data: {data}, fsdp: {fsdp}, context: {context}, tensor: {tensor}}}",
     )
     again = write_config(steps=3, run=str(spread.folder) + "-alone")
     with pytest.MonkeyPatch.context() as patch:

@@ -8,14 +8,16 @@ from train.sharding import make_mesh, param_shardings
 
 
 def test_the_rest_of_the_devices_goes_to_the_open_axis() -> None:
-    assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    sizes = {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
+    assert dict(make_mesh(2, -1, 2).shape) == sizes
+    assert dict(make_mesh(2, 1, 1, -1).shape) == sizes | {"fsdp": 1, "context": 4, "tensor": 1}
 
 
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((3, -1, 1), "data=3, fsdp=-1, tensor=1 does not match the 8 devices"),
-        ((1, 2, 2), "data=1, fsdp=2, tensor=2 does not match the 8 devices"),
+        ((3, -1, 1), "data=3, fsdp=-1, context=1, tensor=1 does not match the 8 devices"),
+        ((1, 2, 2), "data=1, fsdp=2, context=1, tensor=2 does not match the 8 devices"),
         ((-1, -1, 1), "only one axis may be -1"),
     ],
 )

@@ -1,9 +1,10 @@
-"""Commands that start from a config: sft, data check."""
+"""Commands that start from a config: sft, plan, data check."""
 
 import argparse
 from pathlib import Path
 
 from train.commands.parser import Commands, add, group
+from train.commands.place import add_place, find_place
 
 
 def _sft(args: argparse.Namespace) -> None:
@@ -12,9 +13,38 @@ def _sft(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     from rich.console import Console
 
-    from train.sft import sft
+    if args.coordinator is None:
+        from train.sft import sft
 
-    sft(config, resume=args.resume, console=Console())
+        sft(config, resume=args.resume, console=Console())
+        return
+    from train.distributed import is_first, joined
+
+    with joined(find_place(args), args.join_timeout):
+        from train.sft import sft
+
+        sft(config, resume=args.resume, console=Console(quiet=not is_first()))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from train.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from rich.console import Console
+
+    from train.errors import UserError
+    from train.observe.plan import advice, print_plan, said_of
+    from train.plan import Compiled, make_plan
+
+    console = Console()
+
+    def say(made: Compiled) -> None:
+        console.print(said_of(made), highlight=False, markup=False, soft_wrap=True)
+
+    plan = make_plan(config, args.topology, plain=args.plain, explore=args.search, say=say)
+    print_plan(plan, console)
+    if not plan.given.fits:
+        raise UserError(advice(plan))
 
 
 def _data_check(args: argparse.Namespace) -> None:
@@ -49,6 +79,36 @@ def _add_runs(commands: Commands) -> None:
         action="store_true",
         help="continue the run in the config's folder from its newest checkpoint, if there is one",
     )
+    add_place(made)
+
+
+def _add_plan(commands: Commands) -> None:
+    made = add(
+        commands,
+        "plan",
+        _plan,
+        "Compile a config's train step, without weights or data, and say what it needs.",
+        "gmt-train plan --config configs/paper-general-llama-2-7b.yaml --topology v5e:4x4 "
+        "model.path=configs/models/llama-2-7b",
+    )
+    _add_config(made)
+    made.add_argument(
+        "--topology",
+        help="a TPU slice, which need not be there: v5e:4x4, v6e:8x8, v5p:4x4x4 "
+        "(default: the devices here)",
+    )
+    made.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile other microbatches too, until the largest that fits is known",
+    )
+    made.add_argument(
+        "--plain",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile it without the mask too, so that the difference is what the mask costs",
+    )
 
 
 def _add_data(commands: Commands) -> None:
@@ -69,4 +129,5 @@ def _add_data(commands: Commands) -> None:
 def declare(commands: Commands) -> None:
     """Adds them to the program's."""
     _add_runs(commands)
+    _add_plan(commands)
     _add_data(group(commands, "data", "Look at data."))

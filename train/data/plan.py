@@ -1,7 +1,7 @@
 """The plan of packed rows, kept on disk."""
 
 import hashlib
-import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ def plan_rows(lengths: np.ndarray, capacity: int, cache: Path) -> Plan:
     if not file.exists():
         rows = best_fit(lengths, capacity)
         cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / f"{digest}.{os.getpid()}.partial.npz"
+        partial = cache / f"{digest}.{secrets.token_hex(4)}.partial.npz"
         np.savez(partial, members=rows.members, offsets=rows.offsets)
         partial.replace(file)
     with np.load(file) as saved:

@@ -1,5 +1,6 @@
 """The two sides, training and held-out: which examples are used, and in which rows."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,12 @@ class Side:
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
         return np.concatenate([part.lengths for part in self.parts])
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal examples in the same order."""
+        digests = [part.store.index["digest"][part.used] for part in self.parts]
+        return hashlib.blake2b(np.concatenate(digests), digest_size=16).hexdigest()
 
     @property
     def padding(self) -> float:

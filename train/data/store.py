@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from train.data.digest import digest
 from train.data.encode import Example, examples, tokenise
 from train.data.records import read_record
 from train.data.render import Learn, Rendered, render
@@ -91,7 +92,7 @@ def store(
     """
     folder = cache / _digest(rows, tokenizer, reading)
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
         partial.mkdir(parents=True)
         try:
             _write(partial, rows, tokenizer, reading, advance, stop)
@@ -120,7 +121,7 @@ def _mapped(file: Path, dtype: Any) -> np.ndarray:
 
 
 def _digest(rows: Rows, tokenizer: Any, reading: Reading) -> str:
-    parts = [
+    return digest(
         _LAYOUT,
         version("transformers"),
         version("tokenizers"),
@@ -129,8 +130,7 @@ def _digest(rows: Rows, tokenizer: Any, reading: Reading) -> str:
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else "",
-    ]
-    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+    )
 
 
 def _write(
@@ -221,7 +221,7 @@ def _entries(made: list[tuple[int, Example]]) -> np.ndarray:
     index = np.empty(len(made), INDEX)
     for at, (number, (tokens, target)) in enumerate(made):
         learned = target.tobytes()  # Bytes are searched several times as fast as short arrays.
-        digest = int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
+        content = int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
         first = learned.find(b"\1", 1)
-        index[at] = (number, len(tokens), learned.count(b"\1"), first, tokens.max(), digest)
+        index[at] = (number, len(tokens), learned.count(b"\1"), first, tokens.max(), content)
     return index

@@ -68,15 +68,17 @@ class Attention(nnx.Module):
             v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
             cache = KeyValue(k, v)
             k, v = k.astype(x.dtype), v.astype(x.dtype)
+        # Queries stay where their part of the row is; keys and values come to them whole.
+        k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
         # Kernels are made for a window, so that of layers which differ each kind has its own.
         kinds = [partial(place.attend, size) for size in self.windows]
         mixed = kinds[0](q, k, v) if len(kinds) == 1 else jax.lax.switch(window, kinds, q, k, v)
-        mixed = constrain(mixed.reshape(*x.shape[:2], -1), "batch", None, "heads")
+        mixed = constrain(mixed.reshape(*x.shape[:2], -1), "batch", "length", "heads")
         return self.out(mixed), cache
 
     def _heads(self, linear: Linear, norm: RMSNorm | None, x: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, heads, head_dim]."""
-        y = constrain(linear(x), "batch", None, "heads")
+        y = constrain(linear(x), "batch", "length", "heads")
         y = y.reshape(*x.shape[:2], -1, self.head_dim)
         return y if norm is None else norm(y)
 

@@ -47,7 +47,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = jax.nn.silu(self.gate(x)) * self.up(x)  # [B, T, F]
-        return self.down(constrain(inner, "batch", None, "ffn"))
+        return self.down(constrain(inner, "batch", "length", "ffn"))
 
 
 class Layer(nnx.Module):
@@ -66,7 +66,7 @@ class Layer(nnx.Module):
         mixed, cache = self.attention(self.attention_norm(x), window, place, cache)
         x = x + mixed
         x = x + self.mlp(self.mlp_norm(x))
-        return constrain(x, "batch", None, None), cache
+        return constrain(x, "batch", "length", None), cache
 
 
 class Decoder(nnx.Module):
@@ -107,7 +107,7 @@ class Decoder(nnx.Module):
         # Looked up in whole rows, so that the result is split by rows of the batch from the start;
         # and in float32, in which the gradient of a frequent token must be summed.
         table = constrain(self.embed[...], "vocab", None)
-        x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", None, None)
+        x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", "length", None)
         place = self._place(tokens, cache, start, documents, attention)
         graphdef, stacked = nnx.split(self.layers)
         kinds = distinct_windows(self.config)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from train.errors import UserError
 from train.model.attention import Attend
 from train.model.config import ModelConfig
-from train.sharding import partition_spec
+from train.sharding import partition_spec, ways
 
 BACKENDS = {"cudnn": "gpu", "splash": "tpu"}
 # Rows of scores that XLA's attention holds at a time, and how often it may be written out.
@@ -87,15 +87,15 @@ def _softmax(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.A
     A token that sees nothing gets numbers without meaning, but finite ones.
     """
     B, T, H, head_dim = q.shape
-    S, K = k.shape[1:3]
-    # A group's rows lie below each other, so that both products are plain ones and only small
-    # arrays are transposed.
-    q = q.reshape(B, T, K, H // K, head_dim).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, head_dim)
-    scores = jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, K, H // K, T, S)
+    K = k.shape[2]
+    # A group's rows lie together, so that both products are plain and only small arrays turn.
+    q = q.reshape(B, T, K, H // K, head_dim).transpose(0, 2, 3, 1, 4)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+    heads = (0, 1), (0, 1)
+    scores = jax.lax.dot_general(q, k, (((4,), (3,)), heads), preferred_element_type=jnp.float32)
     scores = jnp.where(mask[..., None, None, :, :], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, -1, S)
-    mixed = jnp.matmul(weights, v.transpose(0, 2, 1, 3)).reshape(B, K, H // K, T, head_dim)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jax.lax.dot_general(weights, v, (((4,), (2,)), heads))
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
 
 
@@ -104,7 +104,7 @@ def _xla(
 ) -> jax.Array:
     """Rows in pieces, each of which looks at no more keys than it may see."""
     T = q.shape[1]
-    size = T if _axis("context") > 1 else max(ROWS, -(-T // PIECES))
+    size = T if ways("length") > 1 else max(ROWS, -(-T // PIECES))
     pieces = []
     for begin in range(0, T, size):
         end = min(begin + size, T)
@@ -185,9 +185,3 @@ def _splash(
     if segments is not None:
         documents = splash.SegmentIds(lengthen(segments), lengthen(segments))
     return jax.vmap(kernel)(q, k, v, documents).swapaxes(1, 2)[:, :T]
-
-
-def _axis(name: str) -> int:
-    """The size of a mesh axis, 1 where it is not there."""
-    size: int = jax.sharding.get_abstract_mesh().shape.get(name, 1)
-    return size

@@ -42,4 +42,4 @@ def scores(hidden: jax.Array, head: jax.Array, dtype: Any) -> jax.Array:
         head.astype(dtype),
         preferred_element_type=jnp.float32,
     )
-    return constrain(y, "batch", *[None] * (y.ndim - 2), "vocab")
+    return constrain(y, "batch", *["length"] * (y.ndim - 2), "vocab")

@@ -1,7 +1,6 @@
 """Writes a decoder's weights as safetensors files that transformers loads."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from safetensors.numpy import save_file
 
 from train.errors import UserError
 from train.model.config import ModelConfig
 from train.model.functional import Params
 from train.model.tensors import TENSORS
 from train.model.weights import INDEX
+from train.tensorfile import Layout, write_safetensors
+
+# Our dtype -> safetensors' name of it.
+LABELS = {"float32": "F32", "bfloat16": "BF16"}
 
 
 class _Piece(NamedTuple):
@@ -28,11 +30,11 @@ class _Piece(NamedTuple):
     param: jax.Array
     layer: int | None
 
-    def bytes(self, dtype: Any) -> int:
+    def layout(self, dtype: str) -> Layout:
         shape = self.param.shape if self.layer is None else self.param.shape[1:]
-        return math.prod(shape) * jnp.dtype(dtype).itemsize
+        return Layout(LABELS[dtype], shape)
 
-    def fetch(self, dtype: Any) -> np.ndarray:
+    def fetch(self, dtype: str) -> np.ndarray:
         """The tensor in this process's memory. Where there are several, all call it together."""
         array = _take(self.param, self.layer, jnp.dtype(dtype))
         if not array.is_fully_addressable:
@@ -43,29 +45,33 @@ class _Piece(NamedTuple):
 def save_params(
     params: Params,
     config: ModelConfig,
-    folder: Path,
+    folder: Path | None,
     dtype: str = "bfloat16",
     *,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes the weights and config.json; all of it or nothing.
 
-    One file's tensors are held in memory at a time. Where there are several processes, all call
-    this together and the first one writes.
+    One tensor is held in memory at a time. Where there are several processes, all call this
+    together and one writes.
 
     Args:
-      folder: exists, and holds no weights yet.
+      folder: exists, and holds no weights yet; None in the processes that do not write.
       dtype: of the stored weights, float32 or bfloat16.
       max_file_bytes: above it, the weights are cut into several files with an index.
     """
+    files = _files(_pieces(params, config), dtype, max_file_bytes)
+    if folder is None:
+        for pieces in files.values():
+            for piece in pieces:
+                piece.fetch(dtype)
+        return
     if any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: holds weights already; choose another folder")
-    files = _files(_pieces(params, config), dtype, max_file_bytes)
     written: list[Path] = []
     try:
         for name, pieces in files.items():
-            arrays = {piece.name: piece.fetch(dtype) for piece in pieces}
-            _write(folder / name, partial(save_file, arrays, metadata={"format": "pt"}), written)
+            _write(folder / name, partial(_save, pieces, dtype), written)
         if len(files) > 1:
             _write(folder / INDEX, partial(_dump, _index(files, dtype)), written)
         _write(folder / "config.json", partial(_dump, _stored_as(config, dtype)), written)
@@ -92,12 +98,12 @@ def _pieces(params: Params, config: ModelConfig) -> list[_Piece]:
     return whole + layers
 
 
-def _files(pieces: list[_Piece], dtype: Any, limit: int) -> dict[str, list[_Piece]]:
+def _files(pieces: list[_Piece], dtype: str, limit: int) -> dict[str, list[_Piece]]:
     """The pieces of each file by its name; a piece above the limit has a file to itself."""
     groups: list[list[_Piece]] = [[]]
     room = limit
     for piece in pieces:
-        size = piece.bytes(dtype)
+        size = piece.layout(dtype).bytes
         if size > room and groups[-1]:
             groups.append([])
             room = limit
@@ -109,8 +115,8 @@ def _files(pieces: list[_Piece], dtype: Any, limit: int) -> dict[str, list[_Piec
     return {f"model-{i:05d}-of-{count:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
-def _index(files: dict[str, list[_Piece]], dtype: Any) -> dict[str, Any]:
-    total = sum(piece.bytes(dtype) for pieces in files.values() for piece in pieces)
+def _index(files: dict[str, list[_Piece]], dtype: str) -> dict[str, Any]:
+    total = sum(piece.layout(dtype).bytes for pieces in files.values() for piece in pieces)
     places = {piece.name: file for file, pieces in files.items() for piece in pieces}
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
@@ -123,8 +129,6 @@ def _stored_as(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 def _write(path: Path, save: Callable[[Path], None], written: list[Path]) -> None:
     """Writes under another name first, so that `path` is whole or not there at all."""
-    if jax.process_index() != 0:
-        return
     temporary = path.with_name(f".{path.name}.partial")
     try:
         save(temporary)
@@ -132,6 +136,12 @@ def _write(path: Path, save: Callable[[Path], None], written: list[Path]) -> Non
     finally:
         temporary.unlink(missing_ok=True)
     written.append(path)
+
+
+def _save(pieces: list[_Piece], dtype: str, path: Path) -> None:
+    by_name = {piece.name: piece for piece in pieces}
+    layouts = {name: piece.layout(dtype) for name, piece in by_name.items()}
+    write_safetensors(path, layouts, lambda name: by_name[name].fetch(dtype), {"format": "pt"})
 
 
 def _dump(content: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Finds a model: a folder as it is, or a name on the Hugging Face hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -17,11 +18,14 @@ from train.errors import UserError
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
 
-def resolve_model(name_or_path: str, revision: str | None = None) -> Path:
+def resolve_model(
+    name_or_path: str, revision: str | None = None, patterns: Sequence[str] = FETCHED
+) -> Path:
     """The folder of a model that lies on this machine or is fetched from the hub.
 
     Args:
       revision: the commit, tag or branch of a hub name.
+      patterns: the files that are fetched.
 
     Raises:
       UserError: if it is neither, or cannot be fetched.
@@ -33,7 +37,7 @@ def resolve_model(name_or_path: str, revision: str | None = None) -> Path:
         return folder
     wanted = f"{name_or_path} at revision {revision}" if revision else name_or_path
     try:
-        fetched = snapshot_download(name_or_path, revision=revision, allow_patterns=list(FETCHED))
+        fetched = snapshot_download(name_or_path, revision=revision, allow_patterns=list(patterns))
     except HFValidationError:
         raise UserError(
             f"{wanted}: no such folder, and not a hub name such as owner/model; check the path"

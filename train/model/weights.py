@@ -5,13 +5,16 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes  # noqa: F401 (teaches NumPy bfloat16, which safetensors then returns)
 import numpy as np
 import safetensors
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from train.errors import UserError
 from train.model.config import ModelConfig
@@ -90,28 +93,50 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
     return params
 
 
-def _load(store: Store, row: Tensor, shape: tuple[int, ...], sharding: Any) -> jax.Array:
-    """One parameter, or one stacked from its layers' tensors."""
-    parts: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+def _load(store: Store, row: Tensor, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+    """One parameter, or one stacked from its layers' tensors.
+
+    What this process's devices hold of one tensor is all that is in its memory beside them.
+    """
+    if not row.stacked:
+        return _tensor(store, row.name, shape, sharding).astype(jnp.float32)
+    one = _unstacked(sharding)
+    stack = _zeros(shape, sharding)
+    for layer in range(shape[0]):
+        tensor = _tensor(store, row.name.format(layer), shape[1:], one)
+        stack = jax.block_until_ready(_set_layer(stack, tensor, layer, sharding))
+    return stack
+
+
+def _tensor(store: Store, name: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+    """A tensor in the file's type; devices that hold the same part share one reading."""
+    parts: dict[str, np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = index or ()
-        bounds = tuple(at.indices(size) for at, size in zip(index, shape, strict=True))
-        if bounds not in parts:  # Devices that hold the same part share one reading.
-            parts[bounds] = read(bounds)
-        return parts[bounds]
-
-    def read(bounds: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-        if not row.stacked:
-            return store.read(row.name, tuple(slice(*b) for b in bounds)).astype(np.float32)
-        layers = range(*bounds[0])
-        rest = tuple(slice(*b) for b in bounds[1:])
-        stack = np.empty((len(layers), *(len(range(*b)) for b in bounds[1:])), np.float32)
-        for at, layer in enumerate(layers):
-            stack[at] = store.read(row.name.format(layer), rest)
-        return stack
+        bounds = index or ()
+        if str(bounds) not in parts:
+            parts[str(bounds)] = store.read(name, bounds)
+        return parts[str(bounds)]
 
     return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _unstacked(sharding: Sharding) -> Sharding:
+    """Of one layer, where the layers together lie so."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _zeros(shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), sharding)
+
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _set_layer(stack: jax.Array, tensor: jax.Array, layer: int, sharding: Sharding) -> jax.Array:
+    stack = jax.lax.dynamic_update_index_in_dim(stack, tensor.astype(stack.dtype), layer, 0)
+    return jax.lax.with_sharding_constraint(stack, sharding)
 
 
 @contextlib.contextmanager

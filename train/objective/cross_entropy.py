@@ -1,6 +1,5 @@
 """Cross-entropy over a large vocabulary, of which only a piece of the logits exists at a time."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from train.model import scores
-from train.sharding import RULES, constrain
+from train.sharding import constrain, ways
 
 # Tokens a device whose float32 logits [tokens, V] are held at a time.
 TOKENS = 1024
@@ -79,12 +78,15 @@ def _loss_and_gradient(
     total = jax.nn.logsumexp(logits, axis=-1)
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]
     d_logits = (jnp.exp(logits - total[..., None]) - hit) * weights[..., None]
-    d_logits = constrain(d_logits.astype(dtype), "batch", None, "vocab")
+    d_logits = constrain(d_logits.astype(dtype), "batch", "length", "vocab")
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_hidden = product("btv,vd->btd", d_logits, head.astype(dtype)).astype(hidden.dtype)
     d_head += product("btv,btd->vd", d_logits, hidden.astype(dtype))
     losses = total - _pick(logits, targets)
-    return constrain(d_head, "vocab", "embed"), (losses, constrain(d_hidden, "batch", None, None))
+    return constrain(d_head, "vocab", "embed"), (
+        losses,
+        constrain(d_hidden, "batch", "length", None),
+    )
 
 
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -100,12 +102,11 @@ def _in_pieces(
     where n does not divide T, tokens of weight 0 are added.
     """
     B, T = whole[1].shape
-    mesh = jax.sharding.get_abstract_mesh().shape
-    devices = math.prod(mesh.get(axis, 1) for axis in RULES["batch"])
-    pieces = min(-(-B * T // (devices * TOKENS)), T)
-    if pieces == 1:
+    context = ways("length")
+    pieces = min(-(-B * T // (ways("batch") * context * TOKENS)), T // context)
+    if pieces <= 1:
         return step(carry, whole)
-    size = -(-T // pieces)
+    size = -(-T // (pieces * context)) * context
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, size * pieces - T)] + [(0, 0)] * (x.ndim - 2))

@@ -11,6 +11,7 @@ FORMATS = {
     "loss": "{:.4f}",
     "heldout_loss": "{:.4f}",
     "tokens_per_s": "{:,.0f}",
+    "mfu": "{:.1%}",
     "masked_fraction": "{:.2%}",
     "learning_rate": "{:.2e}",
 }
@@ -18,6 +19,7 @@ LABELS = {
     "loss": "loss",
     "heldout_loss": "held-out",
     "tokens_per_s": "tokens/s",
+    "mfu": "MFU",
     "masked_fraction": "masked",
     "learning_rate": "lr",
 }
@@ -50,6 +52,8 @@ class Display:
 
     def show(self, record: dict[str, Any]) -> None:
         """Shows a record: under the bar on a terminal, as a line elsewhere."""
+        if self._console.quiet:
+            return
         left = record.get("seconds_left")
         said = "" if left is None else f"{_minutes(left)} left"
         if not self._console.is_terminal:

@@ -115,9 +115,11 @@ def test_bfloat16_is_near_and_its_gradient_is_float32(config: ModelConfig, param
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 1), (2, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8), (2, 1, 1, 4)], ids=str
+)
 def test_a_mesh_changes_no_gradient(
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     config: ModelConfig,
     params: Any,
     compiled: dict[str, Any],

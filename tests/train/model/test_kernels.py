@@ -110,7 +110,7 @@ def test_what_cudnn_is_asked_for_is_plain_attention(
 @ARE_PACKED
 @pytest.mark.usefixtures("interpreted")
 def test_on_a_mesh_each_device_has_its_rows_and_heads(packed: bool) -> None:
-    with jax.set_mesh(make_mesh(1, 2, 2, jax.devices()[:4])):
+    with jax.set_mesh(make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])):
         _assert_equal("splash", packed, 70, length=200)
 
 

@@ -67,16 +67,16 @@ def test_nothing_stays_of_a_save_that_failed(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, config, params = saved
-    save_file, calls = saving.save_file, 0
+    write_safetensors, calls = saving.write_safetensors, 0
 
-    def full(arrays: Any, path: Path, metadata: Any) -> None:
+    def full(path: Path, *arguments: Any) -> None:
         nonlocal calls
         calls += 1
-        save_file(arrays, path, metadata)
+        write_safetensors(path, *arguments)
         if calls == 2:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(saving, "write_safetensors", full)
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(OSError, match="No space left"):

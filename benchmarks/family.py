@@ -1,0 +1,71 @@
+"""GMT's relatives, each timed in turn with GMT itself."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import keystr
+from others import RATIO, Tree
+from timing import timed
+from updates import adamw_under
+
+from gmt_jax import by_score, gmt, hft, lisa
+
+
+def relatives(stacked: dict[str, int]) -> dict[str, tuple[Any, Any]]:
+    """By name: the optimizer, which draws its mask at every update, and its scores alone."""
+    inner = optax.adamw(1e-5)
+    by = partial(by_score, inner, RATIO, stacked=stacked)
+    lasting = partial(by, warmup=1)  # holds the mask that it draws, as one that lasts does
+    return {
+        "gmt, one threshold for all": (gmt(inner, RATIO, scope="global"), None),
+        "one_off, every_few": (lasting(), None),
+        "... their mask held": (by(every=None), None),
+        "gradient_to_weight": (lasting(score="gradient_to_weight"), ratios),
+        "magnitude": (lasting(score="weight"), None),
+        "random_mask": (by(score="random"), randoms),
+        "fisher": (lasting(score="fisher"), squares),
+        "hft": (hft(inner, seed=0, every=1), None),
+        "lisa": (lisa(inner, layers=2, seed=0, every=1), None),
+    }
+
+
+def ratios(params: Tree, grads: Tree) -> Any:
+    return jax.tree.map(lambda w, g: jnp.abs(g) / jnp.abs(w), params, grads)
+
+
+def squares(params: Tree, grads: Tree) -> Any:
+    return jax.tree.map(lambda w, g: w + jnp.square(g), params, grads)
+
+
+def randoms(params: Tree, grads: Tree) -> Any:
+    def one(path: Any, g: jax.Array) -> jax.Array:
+        return jax.random.bits(
+            jax.random.key(len(keystr(path))), g.shape, out_sharding=jax.typeof(g).sharding
+        )
+
+    return jax.tree_util.tree_map_with_path(one, grads)
+
+
+def print_family(
+    title: str, params: Tree, grads: Tree, stacked: dict[str, int], rounds: int
+) -> None:
+    """One row a relative. Each holds parameters and moments of its own: one is there at a time."""
+    print(f"\n{title}\n\n| AdamW under | ms | gmt, ms | of gmt | its scores alone, ms |")
+    print("|---" * 5 + "|")
+    for name, (optimizer, scores) in relatives(stacked).items():
+        methods = {
+            "own": adamw_under(params, optimizer, grads),
+            "gmt": adamw_under(params, gmt(optax.adamw(1e-5), RATIO, stacked=stacked), grads),
+        }
+        if scores:
+            methods["scores"] = partial(jax.jit(scores), params, grads)
+        ms = {key: 1e3 * seconds for key, seconds in timed(methods, rounds).items()}
+        alone = f"{ms['scores']:,.0f}" if scores else ""
+        print(
+            f"| {name} | {ms['own']:,.0f} | {ms['gmt']:,.0f} | {ms['own'] / ms['gmt']:.2f} "
+            f"| {alone} |",
+            flush=True,
+        )

@@ -1,0 +1,89 @@
+"""Other ways to mask the smallest part of gradients: in JAX, and PyTorch's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+torch: Any
+try:
+    import torch
+except ImportError:
+    torch = None
+
+RATIO = 0.2
+Tree = dict[str, jax.Array]
+Method = Callable[[], Any]
+
+
+def by_threshold(
+    threshold: Callable[[jax.Array], jax.Array],
+) -> Callable[..., Any]:
+    """Masks every tensor below a threshold that a function of its |g| finds."""
+
+    def of_tensor(g: jax.Array) -> jax.Array:
+        size = jnp.abs(g)
+        return jnp.where(size < threshold(size.ravel()), 0, g)
+
+    def masked(tree: Tree, stacked: dict[str, int]) -> Any:
+        out = {}
+        for name, g in tree.items():
+            mask: Any = of_tensor
+            if stacked[name]:  # a loop, so that one layer's copies are there at a time
+                mask = lambda g: lax.map(of_tensor, g)  # noqa: E731
+            out[name] = mask(g)
+        return out
+
+    return masked
+
+
+def kept(n: int) -> int:
+    return n - int(RATIO * n)
+
+
+OTHERS = {
+    "jnp.quantile": by_threshold(
+        lambda a: jnp.quantile(a.astype("float32"), RATIO, method="higher")
+    ),
+    "jnp.sort": by_threshold(lambda a: jnp.sort(a)[int(RATIO * a.size)]),
+    "lax.top_k": by_threshold(lambda a: lax.top_k(a, kept(a.size))[0][-1]),
+    "lax.approx_max_k": by_threshold(lambda a: lax.approx_max_k(a, kept(a.size))[0][-1]),
+}
+
+
+def torch_quantile(a: Any) -> Any:
+    """As PyTorch code has it: quantile takes no more than 2**24 entries, kthvalue any number."""
+    if a.numel() > 2**24:
+        return a.kthvalue(int(RATIO * a.numel()) + 1).values
+    return torch.quantile(a.float(), RATIO, interpolation="higher")
+
+
+TORCH = {
+    "torch.topk": lambda a: torch.topk(a, kept(a.numel())).values[-1],
+    "torch.kthvalue": lambda a: a.kthvalue(int(RATIO * a.numel()) + 1).values,
+    "torch.quantile": torch_quantile,
+}
+
+
+def torch_methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
+    """Mask copies of the gradients in place, tensor by tensor."""
+    if torch is None:
+        return {}
+    kind = torch.bfloat16 if next(iter(tree.values())).dtype == jnp.bfloat16 else torch.float32
+    tensors = []
+    for name, g in tree.items():
+        whole = torch.from_numpy(np.array(g, np.float32)).to(kind)
+        tensors += list(whole) if stacked[name] else [whole]
+
+    def method(threshold: Callable[[Any], Any]) -> Method:
+        def run() -> None:
+            for g in tensors:
+                size = g.abs()
+                torch.where(size >= threshold(size.flatten()), g, 0)
+
+        return run
+
+    return {name: method(threshold) for name, threshold in TORCH.items()}

@@ -1,0 +1,77 @@
+"""What is timed on a model: its gradients, an optimizer's update of it, its training step."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from train.model import is_stacked, load_model_config, load_params
+from train.objective.sft import sft_loss
+from train.tokenizer import load_tokenizer
+
+Tree = dict[str, jax.Array]
+Method = Callable[[], Any]
+
+
+def adamw(tree: Tree, *first: optax.GradientTransformation) -> Method:
+    """An AdamW update behind other transformations."""
+    return adamw_under(tree, optax.chain(*first, optax.adamw(1e-5)), tree)
+
+
+def adamw_under(params: Tree, optimizer: optax.GradientTransformation, grads: Tree) -> Method:
+    """An update of parameters that are donated, as in training."""
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+    held = [jax.tree.map(jnp.copy, params), jax.jit(optimizer.init)(params)]
+
+    def run() -> Any:
+        held[:] = compiled(*held, grads)
+        return held
+
+    return run
+
+
+class Model:
+    """A model with its weights, and 2 x 256 tokens of the standard library's source."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = load_model_config(folder)
+        flat, self.treedef = jax.tree.flatten_with_path(load_params(folder, self.config))
+        self.params = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+        self.stacked = dict(zip(self.params, (is_stacked(path) for path, _ in flat), strict=True))
+        ids = load_tokenizer(folder, None)(Path(argparse.__file__).read_text())["input_ids"]
+        rows = np.array(ids[: 2 * 257], np.int32).reshape(2, 257)
+        columns = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((2, 256))}
+        self.batch = {name: jnp.asarray(column) for name, column in columns.items()}
+
+    def loss(self, params: Tree) -> jax.Array:
+        """Nats a token."""
+        tree = jax.tree.unflatten(self.treedef, list(params.values()))
+        total, weight = sft_loss(self.config, tree, self.batch, dtype="float32", remat="none")
+        return total / weight
+
+    def step(self, *first: optax.GradientTransformation) -> Method:
+        """A training step with AdamW."""
+        optimizer = optax.chain(*first, optax.adamw(1e-5))
+
+        def update(params: Tree, state: Any) -> Any:
+            updates, state = optimizer.update(jax.grad(self.loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        compiled = jax.jit(update, donate_argnums=(0, 1))
+        held = [jax.tree.map(jnp.copy, self.params), jax.jit(optimizer.init)(self.params)]
+
+        def run() -> Any:
+            held[:] = compiled(*held)
+            return held
+
+        return run

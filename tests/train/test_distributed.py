@@ -1,0 +1,151 @@
+"""Two processes of four devices each: the run of one process with eight, and its ends."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from train.config import load_config
+from train.run import Run, read_records
+from train.sft import sft
+
+Write = Callable[..., Path]
+Processes = list[subprocess.Popen[str]]
+
+
+@contextmanager
+def _processes(file: Path, *arguments: str, count: int = 2, absent: int = 0) -> Iterator[Processes]:
+    """`sft` in several processes on this machine; those left at the end are killed."""
+    flags = re.sub(r"device_count=\d+", "device_count=4", os.environ["XLA_FLAGS"])
+    with socket.socket() as held:  # Bound, so that nobody else is given its port.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        place = f"--coordinator 127.0.0.1:{held.getsockname()[1]} --processes {count + absent}"
+        command = [sys.executable, "-m", "train", "sft", "--config", str(file), *place.split()]
+        started = [
+            subprocess.Popen(
+                [*command, "--process", str(number), *arguments],
+                env=os.environ | {"XLA_FLAGS": flags},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+        try:
+            yield started
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
+
+
+def _ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    """A process's exit status, output and errors."""
+    out, errors = process.communicate(timeout=seconds)
+    said = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+    return process.returncode, "\n".join(said), errors
+
+
+def _alone(file: Path, *overrides: str, resume: bool = False) -> Run:
+    config = load_config(file, overrides)
+    sft(config, resume=resume, console=Console(quiet=True))
+    return Run(Path(config.run))
+
+
+def _numbers(run: Run, key: str) -> list[float]:
+    return [record[key] for record in read_records(run.metrics_file) if key in record]
+
+
+def _wait_for_records(run: Run, count: int, processes: Processes) -> None:
+    for _ in range(2000):
+        if len(_numbers(run, "loss")) >= count:
+            return
+        assert all(process.poll() is None for process in processes), _ended(processes[0])
+        time.sleep(0.05)
+
+
+def _assert_same(found: Run, wanted: Run) -> None:
+    """Equal up to the order in which eight devices' sums are added: a few units in the last place."""
+    for key in ("loss", "heldout_loss", "grad_norm"):
+        np.testing.assert_allclose(_numbers(found, key), _numbers(wanted, key), rtol=2e-6)
+    ours, theirs = (load_file(run.export / "model.safetensors") for run in (found, wanted))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-6, err_msg=name)
+    assert list(read_records(found.samples_file)) == list(read_records(wanted.samples_file))
+
+
+@pytest.fixture
+def settings(write_config: Write) -> Path:
+    return write_config(
+        steps=4,
+        batch={"size": 16, "num_microbatches": 2},
+        evaluation={"every": 4, "max_new_tokens": 2, "prompts": ["3+9="]},
+        export_dtype="float32",
+    )
+
+
+def test_two_processes_give_the_run_of_one(settings: Path, tmp_path: Path) -> None:
+    one = _alone(settings)
+    with _processes(settings, f"run={tmp_path / 'two'}") as started:
+        status, said, errors = _ended(started[0])
+        assert status == 0, errors
+        assert _ended(started[1])[:2] == (0, ""), "process 1 runs to the end and says nothing"
+    assert "step 4/4" in said
+    two = Run(tmp_path / "two")
+    _assert_same(two, one)
+    shutil.rmtree(two.checkpoints / "4")
+    shutil.rmtree(two.export)
+    _assert_same(_alone(settings, f"run={two.folder}", resume=True), one)
+
+
+def test_one_of_two_is_asked_to_stop_and_both_go_on_later(settings: Path, tmp_path: Path) -> None:
+    steps = "steps=40"
+    run = Run(tmp_path / "run")
+    with _processes(settings, steps) as started:
+        _wait_for_records(run, 2, started)
+        started[1].send_signal(signal.SIGTERM)
+        status, said, errors = _ended(started[0])
+        assert status == 0, errors
+        assert _ended(started[1])[0] == 0
+    stopped = int(re.search(r"stopped and saved at step (\d+)", said)[1])
+    assert stopped == len(_numbers(run, "loss")) < 40
+    assert (run.checkpoints / str(stopped)).is_dir()
+    last = "steps=40"
+    with _processes(settings, last, "--resume") as started:
+        _wait_for_records(run, stopped + 1, started)
+
+
+def test_a_process_that_never_comes_is_named(settings: Path, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with _processes(settings, "--join-timeout", "5", count=2, absent=2) as started:
+        for process in started:
+            status, _, errors = _ended(process)
+            assert status == 2
+            assert errors.endswith("error: processes 2, 3 of 4 did not come within 5 s\n")
+    assert time.monotonic() - begun < 60
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_dies_ends_the_other(settings: Path, tmp_path: Path, killed: int) -> None:
+    with _processes(settings, "steps=1000") as started:
+        _wait_for_records(Run(tmp_path / "run"), 2, started)
+        started[killed].kill()
+        status, _, errors = _ended(started[1 - killed], seconds=30)
+    assert status == 2
+    assert f"gmt-train: error: process {killed} is gone" in errors
+    assert "Traceback" not in errors

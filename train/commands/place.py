@@ -1,0 +1,47 @@
+"""The options that say which of several processes this one is."""
+
+import argparse
+
+from train.errors import UserError
+from train.rollcall import Place
+
+AUTO = "auto"
+
+
+def add_place(made: argparse.ArgumentParser) -> None:
+    """Adds them to a command's."""
+    group = made.add_argument_group("several processes, the same command in each")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0; or auto: TPU pods, GKE, Slurm and MPI say everything themselves",
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument(
+        "--join-timeout", type=float, default=300, metavar="SECONDS", help="wait so long for all"
+    )
+
+
+def find_place(args: argparse.Namespace) -> Place | None:
+    """What the options say; None: jax is to find it out.
+
+    Raises:
+      UserError: where they do not fit together.
+    """
+    numbers = (args.processes, args.process)
+    if args.coordinator == AUTO:
+        if numbers != (None, None):
+            raise UserError("--coordinator auto finds --processes and --process; leave them out")
+        return None
+    host, _, port = args.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator: must be HOST:PORT or auto, got {args.coordinator!r}")
+    if None in numbers:
+        raise UserError("--coordinator HOST:PORT needs --processes N and --process I")
+    if not 0 <= args.process < args.processes:
+        raise UserError(
+            f"--process: must be from 0 up to {args.processes - 1} (--processes - 1), "
+            f"got {args.process}"
+        )
+    return Place(host.strip("[]"), int(port), args.processes, args.process)

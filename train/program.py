@@ -1,0 +1,118 @@
+"""The program that a config asks for: what `sft` runs is what `plan` compiles."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from train.checkpoint import abstract
+from train.config import Config
+from train.errors import UserError
+from train.model import ModelConfig, abstract_params, choose_attention, logical_axes
+from train.objective.sft import sft_loss
+from train.optimizer import make_optimizer
+from train.sharding import param_shardings
+from train.step import (
+    Batch,
+    TrainState,
+    jit_train_step,
+    microbatch_sharding,
+    state_shardings,
+)
+
+
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """Sees that a microbatch's rows, and their length, can be split over the mesh.
+
+    Raises:
+      UserError: where they cannot.
+    """
+    rows = config.batch.size // config.batch.num_microbatches
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise UserError(
+            f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
+            f"{ways} devices along data and fsdp; change batch.size or batch.num_microbatches"
+        )
+    length, context = config.data.max_length, mesh.shape["context"]
+    if length % context:
+        raise UserError(
+            f"data.max_length: {length} is not divisible by the {context} devices along context"
+        )
+
+
+@dataclass(frozen=True)
+class Program:
+    """Loss, optimizer, shardings and train step of a config on a mesh; nothing is allocated.
+
+    Raises:
+      UserError: where the config's attention cannot be computed there.
+    """
+
+    config: Config
+    model: ModelConfig
+    mesh: Mesh
+    steps: int  # updates in all, of which the schedules are functions
+
+    def __post_init__(self) -> None:
+        _ = self.attention  # Refused here, before anything is written.
+
+    @cached_property
+    def attention(self) -> str:
+        """What computes attention."""
+        section = self.config.model
+        return choose_attention(section.attention, self.model, self.mesh, section.compute_dtype)
+
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Of one microbatch: the sum over its target tokens, and their weight."""
+        section = self.config.model
+        return sft_loss(
+            self.model,
+            params,
+            batch,
+            dtype=section.compute_dtype,
+            remat=section.remat,
+            attention=self.attention,
+        )
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        """Clip → mask → AdamW."""
+        return make_optimizer(self.config.optimizer, self.steps, self.config.seed)
+
+    @cached_property
+    def shardings(self) -> TrainState:
+        """Where every leaf of the state lies."""
+        shapes = abstract_params(self.model)
+        params = param_shardings(self.mesh, shapes, logical_axes(self.model))
+        return state_shardings(self.mesh, self.optimizer, shapes, params)
+
+    def abstract_state(self) -> TrainState:
+        """The state's ShapeDtypeStructs, with their shardings."""
+        shapes = abstract_params(self.model)
+        opt_state = jax.eval_shape(self.optimizer.init, shapes)
+        step = jax.ShapeDtypeStruct((), np.int32)
+        return abstract(TrainState(step, shapes, opt_state), self.shardings)
+
+    def abstract_batch(self) -> Batch:
+        """The ShapeDtypeStructs of an update's microbatches, whose rows are the longest."""
+        batch, data = self.config.batch, self.config.data
+        shape = (batch.num_microbatches, batch.size // batch.num_microbatches, data.max_length)
+        names = ["tokens", "targets", "weights"]
+        if data.layout == "packed":
+            names += ["segment_ids", "positions"]
+        dtypes = {name: np.float32 if name == "weights" else np.int32 for name in names}
+        sharding = microbatch_sharding(self.mesh)
+        made: Any = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, dtype in dtypes.items()
+        }
+        return made
+
+    def train_step(self) -> Any:
+        """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics)."""
+        return jit_train_step(self.loss, self.optimizer, self.mesh, self.shardings)
