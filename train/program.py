@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,6 +44,17 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         raise UserError(
             f"data.max_length: {length} is not divisible by the {context} devices along context"
         )
+
+
+def keep_compiled(config: Config) -> None:
+    """Keeps compiled programs in the config's cache, unless jax was told where already.
+
+    A program is read back only where versions, flags and devices are the same, a CPU's
+    instruction set included. To be called before the first program is compiled.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(config.cache).expanduser() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from train.model import load_model_config, load_params, resolve_model
 from train.observe.progress import Display
 from train.observe.report import print_report
 from train.optimizer import make_schedule
-from train.program import Program, check_rows
+from train.program import Program, check_rows, keep_compiled
 from train.run import Run
 from train.sharding import make_mesh
 from train.step import TrainState, jit_eval_step
@@ -43,6 +43,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     if run.is_finished(config):
         print_report(run, console)
         return
+    keep_compiled(config)
     mesh = make_mesh(**config.mesh.model_dump())
     check_rows(config, mesh)
     base = resolve_model(config.model.path, config.model.revision)

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from train.config import load_config
+from train.errors import UserError
 from train.model import load_model_config
-from train.program import Program
+from train.program import Program, keep_compiled
 from train.sft import sft
 from train.sharding import make_mesh
 
@@ -41,3 +42,26 @@ def test_the_planned_step_is_the_one_that_sft_runs(
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
     assert lowered.as_text() == texts[0]
+
+
+def test_attention_that_the_devices_cannot_compute_is_refused_before_anything_is_written(
+    write_config: Callable[..., Path],
+) -> None:
+    config = load_config(write_config(), ["model.attention=splash"])
+    with pytest.raises(UserError, match="splash is for TPUs"):
+        sft(config, resume=False, console=Console(quiet=True))
+    assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_cache_unless_jax_was_told_where(
+    write_config: Callable[..., Path], chosen: str | None
+) -> None:
+    config = load_config(write_config())
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", chosen)
+        keep_compiled(config)
+        assert jax.config.jax_compilation_cache_dir == (chosen or f"{config.cache}/xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
