@@ -11,8 +11,9 @@ from rich.console import Console
 
 from train.compiled import profile
 from train.config import load_config
+from train.errors import UserError
 from train.model import abstract_params, load_model_config
-from train.program import Program
+from train.program import Program, keep_compiled
 from train.sft import sft
 from train.sharding import make_mesh
 
@@ -80,5 +81,28 @@ def test_no_device_ever_holds_more_than_its_part_of_a_fresh_state(
     memory = init.lower(state.params).compile().memory_analysis()
     weights = sum(4 * leaf.size for leaf in jax.tree.leaves(abstract_params(program.model)))
     assert memory.argument_size_in_bytes < 1.05 * weights / 8
-    assert memory.output_size_in_bytes < 1.05 * 2 * weights / 8
+    assert memory.output_size_in_bytes < 1.1 * 2 * weights / 8
     assert memory.temp_size_in_bytes < 0.05 * weights / 8
+
+
+def test_attention_that_the_devices_cannot_compute_is_refused_before_anything_is_written(
+    write_config: Callable[..., Path],
+) -> None:
+    config = load_config(write_config(), ["model.attention=splash"])
+    with pytest.raises(UserError, match="splash is for TPUs"):
+        sft(config, resume=False, console=Console(quiet=True))
+    assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_cache_unless_jax_was_told_where(
+    write_config: Callable[..., Path], chosen: str | None
+) -> None:
+    config = load_config(write_config())
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", chosen)
+        keep_compiled(config)
+        assert jax.config.jax_compilation_cache_dir == (chosen or f"{config.cache}/xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
