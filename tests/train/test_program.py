@@ -58,10 +58,11 @@ def test_compiled_programs_are_kept_in_the_cache_unless_jax_was_told_where(
     write_config: Callable[..., Path], chosen: str | None
 ) -> None:
     config = load_config(write_config())
-    before = jax.config.jax_compilation_cache_dir
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
     try:
-        jax.config.update("jax_compilation_cache_dir", chosen)
+        jax.config.update(name, chosen)
         keep_compiled(config)
-        assert jax.config.jax_compilation_cache_dir == (chosen or f"{config.cache}/xla")
+        assert getattr(jax.config, name) == (chosen or f"{config.cache}/xla")
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update(name, before)
