@@ -1,6 +1,7 @@
 """The code in the README and the guides runs, and what they name exists."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ EXPRESSIONS = [
     for found in re.findall(r"`([^`\n]+)`", GUIDES["methods.md"])
     if re.match(r"[\w.]+\(", found)
 ]
+
+
+def _commands() -> list[str]:
+    """Every call of the program in a block of commands, on one line, without what follows it."""
+    blocks = re.findall(r"```(?:console|bash)\n(.*?)```", ALL, re.DOTALL)
+    lines = "\n".join(re.sub(r"\\?\n\s+", " ", block) for block in blocks).splitlines()
+    calls = [call for line in lines for call in line.split("gmt-train ")[1:]]
+    return sorted({re.split(r"['&#]", call)[0].strip() for call in calls})
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -45,6 +54,20 @@ def test_commands_exist(command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
+
+
+@pytest.mark.parametrize("call", _commands())
+def test_options_and_settings_exist(call: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = call.split()
+    command = list(takewhile(re.compile("[a-z][a-z-]*").fullmatch, words))
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    known = capsys.readouterr().out
+    assert {word for word in words if word.startswith("--") and word not in known} == set()
+    if "--config" in words:
+        file = words[words.index("--config") + 1]
+        settings = [word for word in words if re.match(r"[a-z]+[\w.]*=", word)]
+        assert load_config(ROOT / file, settings) if file.startswith("configs/") else file == "FILE"
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

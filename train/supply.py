@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
 from train.config import Config
 from train.data.build import build_datasets, build_held_out
-from train.data.feed import local_rows, microbatch_rows, place, prefetched
+from train.data.feed import local_rows, microbatch_rows, place, prefetched, row_groups
 from train.data.sides import Side
 from train.data.stream import Share, Stream
 from train.errors import UserError
@@ -82,16 +81,17 @@ def _streamed(
         _say(side, console)
     pieces = config.batch.num_microbatches
     mine = microbatch_rows(mesh, pieces, config.batch.size // pieces)
+    share = Share(*row_groups(mesh, config.batch.size // pieces))
     stream = Stream(
         config.data,
         tokenizer,
         rows=len(mine),
         seed=config.seed,
-        share=Share(jax.process_index(), jax.process_count()),
+        share=share,
     )
 
     def put(arrays: Any) -> Any:
-        used = int(arrays.pop("used").sum()) * jax.process_count()
+        used = int(arrays.pop("used").sum()) * share.count
         return place(arrays, mesh, pieces), used
 
     @contextmanager

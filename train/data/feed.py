@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train.data.batches import Arrays
+from train.errors import UserError
 from train.sharding import batch_sharding
 from train.step import Batch, microbatch_sharding
 
@@ -20,6 +21,25 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """Which rows of a batch [B, ...] this process's devices hold."""
     spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[span[0]] for span in spans if span]))
+
+
+def row_groups(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """Which group of processes this one is in, and how many there are: a group holds the same rows.
+
+    Raises:
+      UserError: where two groups have some rows in common, but not all.
+    """
+    held: dict[int, set[int]] = {}
+    spans: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((rows,)))
+    for device, (span, *_) in spans.items():
+        held.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
+    groups = sorted({tuple(sorted(each)) for each in held.values()})
+    if sum(map(len, groups)) != rows:
+        raise UserError(
+            "mesh: processes share some of their rows; make data and fsdp together a multiple or a "
+            "divisor of the number of processes"
+        )
+    return groups.index(tuple(sorted(held[jax.process_index()]))), len(groups)
 
 
 def microbatch_rows(mesh: Mesh, num_microbatches: int, rows: int) -> np.ndarray:

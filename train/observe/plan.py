@@ -15,10 +15,11 @@ from train.plan import Compiled, Plan
 
 def said_of(made: Compiled) -> str:
     """One line on one compilation."""
-    needs = "more than the compiler says" if made.needs is None else size(made.needs)
+    needs = "too much" if made.needs is None else size(made.needs)
+    verdict = "" if made.fits is None else ", fits" if made.fits else ", does not fit"
     return (
-        f"mask {_kind(made)}, {_pieces(made)}: {needs} a device, "
-        f"{'fits' if made.fits else 'does not fit'} (compiled in {made.seconds:.0f} s)"
+        f"mask {_kind(made)}, {_pieces(made)}: {needs} a device{verdict} "
+        f"(compiled in {made.seconds:.0f} s)"
     )
 
 

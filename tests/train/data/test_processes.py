@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from train.data.batches import Batches
 from train.data.encode import Example
-from train.data.feed import microbatch_rows, place, prefetched
+from train.data.feed import microbatch_rows, place, prefetched, row_groups
 from train.data.packing import best_fit
 from train.sharding import make_mesh
 
@@ -22,8 +22,12 @@ examples = [Example(np.arange(n, dtype=np.int32) + 100, np.arange(n) > 0) for n 
 batches = Batches(
     examples, best_fit(lengths, 16), lengths, batch_size=8, max_length=16, seed=0, layout="packed"
 )
-for shape, own in (((4, 1, 1), 4), ((2, 1, 2), 4), ((1, 1, 4), 8)):
+me = jax.process_index()
+for shape, own, group in (
+    ((4, 1, 1), 4, (me, 2)), ((2, 1, 2), 4, (me, 2)), ((1, 1, 4), 8, (0, 1))
+):
     mesh = make_mesh(*shape)
+    assert row_groups(mesh, 4) == group, (shape, row_groups(mesh, 4))
     mine = microbatch_rows(mesh, 2, 4)
     assert len(mine) == own, (shape, mine)
     with prefetched(lambda s: batches.batch(s, mine), lambda a: place(a, mesh, 2), 3, 5) as made:

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,27 @@ def test_any_mesh_gets_the_same_weights_and_reads_only_its_shards(
     # Each number is read once, although several devices may hold it, and in shards.
     assert total == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert largest["model.layers.1.mlp.up_proj.weight"] == 48 * 32 // (shape[1] * shape[2])
+
+
+def test_what_a_host_holds_beside_the_weights_does_not_grow_with_layers(
+    family: Any, random_params: Any, tmp_path: Path
+) -> None:
+    hf = family("llama-tied", hidden_size=128, intermediate_size=512, num_hidden_layers=24)
+    config = ModelConfig.from_hf(hf)
+    save_params(random_params(config), config, tmp_path, "float32")
+    shardings = param_shardings(make_mesh(), abstract_params(config), logical_axes(config))
+    load_params(tmp_path, config, shardings)  # Compiles.
+    largest = 4 * 128 * 512  # bytes; 24 of them are one parameter.
+    tracemalloc.start()
+    try:
+        params = load_params(tmp_path, config, shardings)
+        assert tracemalloc.get_traced_memory()[1] < 4 * largest
+        tracemalloc.reset_peak()
+        (tmp_path / "out").mkdir()
+        save_params(params, config, tmp_path / "out", "float32")
+        assert tracemalloc.get_traced_memory()[1] < 4 * largest
+    finally:
+        tracemalloc.stop()
 
 
 def test_loaded_weights_may_be_donated(saved: Saved) -> None:
