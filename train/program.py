@@ -52,9 +52,9 @@ def keep_compiled(config: Config) -> None:
     A program is read back only where versions, flags and devices are the same, a CPU's
     instruction set included. To be called before the first program is compiled.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = Path(config.cache).expanduser() / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    name = "jax_compilation_cache_dir"
+    if getattr(jax.config, name) is None:
+        jax.config.update(name, str(Path(config.cache).expanduser() / "xla"))
 
 
 @dataclass(frozen=True)

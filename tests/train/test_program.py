@@ -46,6 +46,30 @@ def test_the_planned_step_is_the_one_that_sft_runs(
     assert lowered.as_text() == texts[0]
 
 
+def test_attention_that_the_devices_cannot_compute_is_refused_before_anything_is_written(
+    write_config: Callable[..., Path],
+) -> None:
+    config = load_config(write_config(), ["model.attention=splash"])
+    with pytest.raises(UserError, match="splash is for TPUs"):
+        sft(config, resume=False, console=Console(quiet=True))
+    assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_cache_unless_jax_was_told_where(
+    write_config: Callable[..., Path], chosen: str | None
+) -> None:
+    config = load_config(write_config())
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    try:
+        jax.config.update(name, chosen)
+        keep_compiled(config)
+        assert getattr(jax.config, name) == (chosen or f"{config.cache}/xla")
+    finally:
+        jax.config.update(name, before)
+
+
 def _program(file: Path, mesh: dict[str, int]) -> Program:
     config = load_config(file, [f"mesh.{axis}={ways}" for axis, ways in mesh.items()])
     model = load_model_config(Path(config.model.path))
@@ -83,26 +107,3 @@ def test_no_device_ever_holds_more_than_its_part_of_a_fresh_state(
     assert memory.argument_size_in_bytes < 1.05 * weights / 8
     assert memory.output_size_in_bytes < 1.1 * 2 * weights / 8
     assert memory.temp_size_in_bytes < 0.05 * weights / 8
-
-
-def test_attention_that_the_devices_cannot_compute_is_refused_before_anything_is_written(
-    write_config: Callable[..., Path],
-) -> None:
-    config = load_config(write_config(), ["model.attention=splash"])
-    with pytest.raises(UserError, match="splash is for TPUs"):
-        sft(config, resume=False, console=Console(quiet=True))
-    assert not Path(config.run).exists()
-
-
-@pytest.mark.parametrize("chosen", [None, "elsewhere"])
-def test_compiled_programs_are_kept_in_the_cache_unless_jax_was_told_where(
-    write_config: Callable[..., Path], chosen: str | None
-) -> None:
-    config = load_config(write_config())
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        jax.config.update("jax_compilation_cache_dir", chosen)
-        keep_compiled(config)
-        assert jax.config.jax_compilation_cache_dir == (chosen or f"{config.cache}/xla")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
