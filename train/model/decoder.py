@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from train.model.attention import Attention, KeyValue, Placement, distinct_windows
 from train.model.config import ModelConfig
@@ -14,11 +15,18 @@ from train.model.rope import rotations
 from train.sharding import constrain
 
 # What the forward pass keeps of a layer for the backward pass: all, the products with weights,
-# or only what went in.
+# only what went in, or that in the host's memory.
+INPUT = "layer input"
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -63,6 +71,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x: jax.Array, window: jax.Array, place: Placement, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
+        x = checkpoint_name(x, INPUT)
         mixed, cache = self.attention(self.attention_norm(x), window, place, cache)
         x = x + mixed
         x = x + self.mlp(self.mlp_norm(x))

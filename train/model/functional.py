@@ -67,7 +67,8 @@ def hidden_states(
       dtype: of activations and matrix products, float32 or bfloat16; norms, rotations and
         softmax are float32 always.
       remat: what the backward pass recomputes: "none", "dots" (all but the products with
-        weights) or "full" (whole layers).
+        weights), "full" (whole layers) or "offload" (whole layers, from inputs in the host's
+        memory).
       attention: what computes it, "xla", "cudnn" or "splash"; all give the same numbers.
     """
     hidden, _ = _module(config, params)(
