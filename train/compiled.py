@@ -80,10 +80,16 @@ def _second(shapes: str) -> str:
 
 
 def _group(rest: str, devices: int) -> int:
+    """How many devices a collective joins, in the three ways in which that is written."""
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(counted[1])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return listed[1].count(",") + 1
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+        sizes = dict(re.findall(r"('[^']+')=(\d+)", named[1]))
+        # Of an axis that is taken in part, 'a':(2)4 says how much: 4.
+        parts = re.findall(r"('[^']+')(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     return devices
 
 

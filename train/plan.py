@@ -30,7 +30,7 @@ class Compiled:
 
     program: Program
     needs: int | None  # bytes at the fullest moment; None where the compiler does not say
-    fits: bool
+    fits: bool | None  # None where it is not known what a device has
     profile: Profile | None  # None where it was not compiled
     seconds: float
 
@@ -91,6 +91,7 @@ def make_plan(
     config: Config,
     topology: str | None,
     *,
+    slices: int = 1,
     plain: bool,
     explore: bool,
     say: Callable[[Compiled], None],
@@ -98,6 +99,7 @@ def make_plan(
     """Compiles the config's step for the devices here or for a TPU slice.
 
     Args:
+      slices: how many of them, joined by the network between slices.
       plain: compile it without its mask too.
       explore: compile other microbatches too, until the largest that fits is known.
       say: called with each as it is compiled, which may take minutes.
@@ -105,7 +107,7 @@ def make_plan(
     Raises:
       UserError: where model, mesh and batch do not go together, or there is no such slice.
     """
-    devices = slice_devices(topology) if topology else jax.devices()
+    devices = slice_devices(topology, slices) if topology else jax.devices()
     mesh = make_mesh(**config.mesh.model_dump(), devices=devices)
     check_rows(config, mesh)
     folder = resolve_model(config.model.path, config.model.revision, ["config.json"])
@@ -120,7 +122,7 @@ def make_plan(
     with _uncached() if topology else nullcontext():
         given = compiled(config)
         masked = config.optimizer.mask.kind != "none"
-        without = compiled(_unmasked(config)) if plain and masked and given.fits else None
+        without = compiled(_unmasked(config)) if plain and masked and given.profile else None
         hopeful = limit is not None and given.fixed < limit
         searched = search(given, compiled) if explore and hopeful else []
     return Plan(given, without, tuple(searched), limit)
@@ -171,7 +173,7 @@ def _compile(program: Program, limit: int | None) -> Compiled:
     else:
         needs = memory.argument_size_in_bytes + memory.output_size_in_bytes
         needs += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    fits = limit is None or needs <= limit
+    fits = None if limit is None else needs <= limit
     return Compiled(program, needs, fits, profile(made.as_text()), seconds)
 
 

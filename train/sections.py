@@ -21,6 +21,9 @@ class ModelSection(Section):
     """Of activations and matrix products; master weights are always float32."""
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """What computes it: cudnn on GPUs (in bfloat16), splash on TPUs, xla anywhere; auto: the one
+    for the devices."""
 
 
 class MeshSection(Section):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -18,8 +19,8 @@ ENVIRONMENT = {
 EXAMPLES = "v5e:4x4, v5e:16x16, v6e:8x8 or v5p:4x4x4"
 
 
-def slice_devices(name: str) -> list[jax.Device]:
-    """The devices of a slice such as v5e:16x16, for the compiler alone.
+def slice_devices(name: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of one or several slices such as v5e:16x16, for the compiler alone.
 
     The process computes on its CPU from then on, if it has not computed yet.
 
@@ -34,9 +35,11 @@ def slice_devices(name: str) -> list[jax.Device]:
     os.environ |= ENVIRONMENT
     jax.config.update("jax_platforms", "cpu")
     # The cores of a v4 chip are one device to jax on a TPU, but two to its compiler by default.
-    whole = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    if slices > 1:
+        options["num_slices"] = slices
     try:
-        made = topologies.get_topology_desc(platform="tpu", topology_name=name, **whole)
+        made = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -26,6 +26,18 @@ HEADER = "HloModule jit_step, num_partitions=8\n\n"
             4,
         ),
         (
+            "%r = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%sum",
+            "all-reduce",
+            16,
+            4,
+        ),
+        (
+            "%r = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'a','b':(2)2}",
+            "all-reduce",
+            16,
+            4,
+        ),
+        (
             "%g = (bf16[2,8]{1,0}, bf16[16,8]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%x), "
             "replica_groups=[1,8]<=[8]",
             "all-gather",

@@ -50,7 +50,7 @@ def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Pat
     assert kept["batch"] == 3 * 4 * 1 * 32
     assert plan.given.needs is not None
     assert plan.given.needs > sum(kept.values()) + plan.given.gradients
-    assert plan.given.fits
+    assert plan.given.fits is None
     assert plan.limit is None
     assert plan.plain is None
 

@@ -1,9 +1,12 @@
 """The options that say which of several processes this one is."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from train.errors import UserError
-from train.rollcall import Place
+
+if TYPE_CHECKING:
+    from train.rollcall import Place
 
 AUTO = "auto"
 
@@ -23,7 +26,7 @@ def add_place(made: argparse.ArgumentParser) -> None:
     )
 
 
-def find_place(args: argparse.Namespace) -> Place | None:
+def find_place(args: argparse.Namespace) -> "Place | None":
     """What the options say; None: jax is to find it out.
 
     Raises:
@@ -34,6 +37,8 @@ def find_place(args: argparse.Namespace) -> Place | None:
         if numbers != (None, None):
             raise UserError("--coordinator auto finds --processes and --process; leave them out")
         return None
+    from train.rollcall import Place
+
     host, _, port = args.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator: must be HOST:PORT or auto, got {args.coordinator!r}")

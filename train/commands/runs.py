@@ -41,9 +41,16 @@ def _plan(args: argparse.Namespace) -> None:
     def say(made: Compiled) -> None:
         console.print(said_of(made), highlight=False, markup=False, soft_wrap=True)
 
-    plan = make_plan(config, args.topology, plain=args.plain, explore=args.search, say=say)
+    plan = make_plan(
+        config,
+        args.topology,
+        slices=args.slices,
+        plain=args.plain,
+        explore=args.search,
+        say=say,
+    )
     print_plan(plan, console)
-    if not plan.given.fits:
+    if plan.given.fits is False:
         raise UserError(advice(plan))
 
 
@@ -97,6 +104,7 @@ def _add_plan(commands: Commands) -> None:
         help="a TPU slice, which need not be there: v5e:4x4, v6e:8x8, v5p:4x4x4 "
         "(default: the devices here)",
     )
+    made.add_argument("--slices", type=int, default=1, help="how many such slices (default: 1)")
     made.add_argument(
         "--search",
         action=argparse.BooleanOptionalAction,

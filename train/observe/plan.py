@@ -9,15 +9,17 @@ from rich.table import Table
 
 from train.compiled import COLLECTIVES, Collective
 from train.devices import find_chip
+from train.flops import flops_per_token
 from train.plan import Compiled, Plan
 
 
 def said_of(made: Compiled) -> str:
     """One line on one compilation."""
-    needs = "more than the compiler says" if made.needs is None else size(made.needs)
+    needs = "too much" if made.needs is None else size(made.needs)
+    verdict = "" if made.fits is None else ", fits" if made.fits else ", does not fit"
     return (
-        f"mask {_kind(made)}, {_pieces(made)}: {needs} a device, "
-        f"{'fits' if made.fits else 'does not fit'} (compiled in {made.seconds:.0f} s)"
+        f"mask {_kind(made)}, {_pieces(made)}: {needs} a device{verdict} "
+        f"(compiled in {made.seconds:.0f} s)"
     )
 
 
@@ -168,11 +170,7 @@ def _num_parameters(made: Compiled) -> int:
 
 
 def _flops(made: Compiled) -> float:
-    """Of an update over all devices: forward and backward, nothing counted twice."""
-    model, config = made.program.model, made.program.config
-    length = config.data.max_length
-    weights = _num_parameters(made)
-    if not model.tie_word_embeddings:
-        weights -= model.vocab_size * model.hidden_size  # Rows are looked up, not multiplied.
-    attention = model.num_hidden_layers * model.num_attention_heads * model.head_dim * length
-    return 6.0 * config.batch.size * length * (weights + attention)
+    """Of an update over all devices."""
+    config = made.program.config
+    tokens = config.batch.size * config.data.max_length
+    return tokens * flops_per_token(made.program.model, config.data.max_length)
