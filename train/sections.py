@@ -20,8 +20,8 @@ class ModelSection(Section):
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of activations and matrix products; master weights are always float32."""
     remat: Literal["none", "dots", "full", "offload"] = "full"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole layers; offload:
-    whole layers, whose inputs wait in the host's memory meanwhile."""
+    """What the backward pass recomputes: nothing, all but matrix products, or whole layers; with
+    offload also whole layers, whose inputs wait in the host's memory."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """What computes it: cudnn on GPUs (in bfloat16), splash on TPUs, xla anywhere; auto: the one
     for the devices."""

@@ -85,23 +85,18 @@ def test_what_does_not_fit_exits_with_2_and_says_what_it_needs(
     assert "split them 13 ways or more" in said.err
 
 
-@NEEDS_LIBTPU
-@pytest.mark.parametrize("name", ["v5e:3x3", "v9:2x2", "v5litepod-16"])
-def test_a_slice_that_does_not_exist(
-    write_config: Write, capsys: pytest.CaptureFixture[str], name: str
+def test_here_it_prints_what_is_known(
+    write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", "--config", str(write_config()), "--topology", name]) == 2
-    assert f"--topology {name}: no such slice" in capsys.readouterr().err
-
-
-def test_without_the_compiler_it_says_what_to_install(
-    write_config: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = importlib.util.find_spec
-    hidden = lambda name, *rest: None if name == "libtpu" else find(name, *rest)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", hidden)
-    assert main(["plan", "--config", str(write_config()), "--topology", "v5e:2x2"]) == 2
-    assert 'pip install "jax[tpu]"' in capsys.readouterr().err
+    path, mask = f"model.path={architecture}", "optimizer.mask.kind=none"
+    file = write_config(data={"max_length": 32})
+    assert main(["plan", "--config", str(file), path, mask]) == 0
+    out = capsys.readouterr().out
+    assert "8 devices, cpu: data 1, fsdp 8, context 1, tensor 1" in out
+    assert "8 rows of 32 tokens an update, 1 microbatch of 1 row a device" in out
+    assert "all-gather" in out
+    assert "fits" not in out
+    assert "peak" not in out
 
 
 @pytest.mark.parametrize(

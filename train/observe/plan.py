@@ -148,8 +148,11 @@ def _network(plan: Plan) -> Table:
 def _work(plan: Plan) -> Table:
     made = plan.given
     table = _table("work of a device, a step", "")
-    flops = _flops(made) / made.program.mesh.size
-    table.add_row("products of the model", f"{flops / 1e12:,.3f} TFLOP")
+    config = made.program.config
+    length = config.data.max_length
+    tokens = config.batch.size * length / made.program.mesh.size
+    flops = tokens * flops_per_token(made.program.model, length)
+    table.add_row("arithmetic of the model", f"{flops / 1e12:,.3f} TFLOP")
     chip = find_chip(made.program.mesh.devices.flat[0].device_kind)
     if chip is not None:
         table.add_row("… at the chip's peak", f"{flops / chip.bf16_flops:,.3f} s")
@@ -167,10 +170,3 @@ def _work(plan: Plan) -> Table:
 
 def _num_parameters(made: Compiled) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(made.program.abstract_state().params))
-
-
-def _flops(made: Compiled) -> float:
-    """Of an update over all devices."""
-    config = made.program.config
-    tokens = config.batch.size * config.data.max_length
-    return tokens * flops_per_token(made.program.model, config.data.max_length)
