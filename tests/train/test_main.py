@@ -41,6 +41,23 @@ def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return err
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("--process 1", "--processes and --process need --coordinator HOST:PORT"),
+        ("--coordinator here", "must be HOST:PORT or auto, got 'here'"),
+        ("--coordinator here:x --processes 2 --process 0", "must be HOST:PORT or auto"),
+        ("--coordinator here:1", "needs --processes N and --process I"),
+        ("--coordinator here:1 --processes 2 --process 2", "--process: must be from 0 up to 1"),
+        ("--coordinator auto --process 1", "leave them out"),
+    ],
+)
+def test_a_place_that_does_not_add_up_is_refused(
+    write_config: Write, capsys: pytest.CaptureFixture[str], place: str, said: str
+) -> None:
+    assert said in _fails(capsys, "sft", "--config", str(write_config()), *place.split())
+
+
 def _copy(model: Path, to: Path) -> Path:
     to.mkdir()
     for file in model.iterdir():

@@ -1,11 +1,15 @@
 """The options that say which of several processes this one is."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from train.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from train.rollcall import Place
 
 AUTO = "auto"
@@ -24,6 +28,27 @@ def add_place(made: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--join-timeout", type=float, default=300, metavar="SECONDS", help="wait so long for all"
     )
+
+
+@contextmanager
+def joined_as_told(args: argparse.Namespace) -> Iterator["Console"]:
+    """Joins the other processes, if there are any; one of all has a console that speaks.
+
+    Raises:
+      UserError: where the options do not fit together, or not all processes come.
+    """
+    from rich.console import Console
+
+    if args.coordinator is None:
+        if (args.processes, args.process) != (None, None):
+            raise UserError("--processes and --process need --coordinator HOST:PORT")
+        yield Console()
+        return
+    place = find_place(args)
+    from train.distributed import is_first, joined
+
+    with joined(place, args.join_timeout):
+        yield Console(quiet=not is_first())
 
 
 def find_place(args: argparse.Namespace) -> "Place | None":

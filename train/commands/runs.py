@@ -4,26 +4,17 @@ import argparse
 from pathlib import Path
 
 from train.commands.parser import Commands, add, group
-from train.commands.place import add_place, find_place
+from train.commands.place import add_place, joined_as_told
 
 
 def _sft(args: argparse.Namespace) -> None:
     from train.config import load_config
 
     config = load_config(args.config, args.overrides)
-    from rich.console import Console
-
-    if args.coordinator is None:
+    with joined_as_told(args) as console:
         from train.sft import sft
 
-        sft(config, resume=args.resume, console=Console())
-        return
-    from train.distributed import is_first, joined
-
-    with joined(find_place(args), args.join_timeout):
-        from train.sft import sft
-
-        sft(config, resume=args.resume, console=Console(quiet=not is_first()))
+        sft(config, resume=args.resume, console=console)
 
 
 def _plan(args: argparse.Namespace) -> None:
