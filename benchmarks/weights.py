@@ -4,8 +4,8 @@
 
 Writes layers of Llama-2-13B's shape with random bits as bfloat16, in files of 1 GB, loads them
 under fsdp over eight CPU devices, and exports them again. CPU devices hold their shards in the same
-memory: `beside` is the most that the process held (without mapped files, sampled every 2 ms) above
-what it held before and the float32 weights there were by then.
+memory: `beside` is the most that the process held, without mapped files and looked at every 2 ms,
+above what it held before and the float32 weights that are there in the end.
 """
 
 import argparse
@@ -43,12 +43,12 @@ def synthesise(folder: Path, layers: int) -> None:
     import numpy as np
 
     from train.model import ModelConfig, abstract_params
-    from train.model.weights import INDEX, _wanted
+    from train.model.weights import INDEX, wanted_tensors
     from train.tensorfile import Layout, write_safetensors
 
     hf = LLAMA_2_13B | {"num_hidden_layers": layers, "dtype": "bfloat16"}
     config = ModelConfig.from_hf(hf, "config.json")
-    wanted = _wanted(config, abstract_params(config))
+    wanted = wanted_tensors(config, abstract_params(config))
     files: list[dict[str, Layout]] = [{}]
     for name, shape in wanted.items():
         layout = Layout("BF16", shape)
@@ -79,12 +79,12 @@ def held() -> int:
 
 @contextlib.contextmanager
 def peak() -> Iterator[list[int]]:
-    """The most bytes held within the context, once it is left."""
-    found, stop = [held()], Event()
+    """The most bytes that were held within the context above those before, once it is left."""
+    before, found, stop = held(), [0], Event()
 
     def watch() -> None:
         while not stop.wait(0.002):
-            found[0] = max(found[0], held())
+            found[0] = max(found[0], held() - before)
 
     thread = Thread(target=watch)
     thread.start()
@@ -112,21 +112,21 @@ def measure(folder: Path) -> list[dict[str, float]]:
     shapes = abstract_params(config)
     shardings = param_shardings(make_mesh(), shapes, logical_axes(config))
     jax.block_until_ready(jax.jit(lambda: 0.0)())
-    before, started = held(), time.perf_counter()
+    started = time.perf_counter()
     with peak() as most:
         params = jax.block_until_ready(load_params(folder, config, shardings))
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     loaded = time.perf_counter() - started
-    rows = [{"held": weights, "beside": most[0] - before - weights, "seconds": loaded}]
+    rows = [{"held": weights, "beside": most[0] - weights, "seconds": loaded}]
     out = folder / "export"
     out.mkdir()
-    before, started = held(), time.perf_counter()
+    started = time.perf_counter()
     with peak() as most:
         save_params(params, config, out, "bfloat16", max_file_bytes=10**9)
     rows.append(
         {
             "held": weights,
-            "beside": most[0] - before,
+            "beside": most[0],
             "seconds": time.perf_counter() - started,
         }
     )

@@ -44,7 +44,8 @@ class Config(Section):
     export_dtype: Literal["float32", "bfloat16"] | None = None
     """Write the tuned model to RUN/export at the end, in this dtype; null: do not."""
     cache: str = "~/.cache/gmt-jax"
-    """The folder of tokenised data, which runs share; it may be deleted between runs."""
+    """The folder of tokenised data and compiled programs, which runs share; it may be deleted
+    between runs."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

@@ -72,6 +72,8 @@ def _start(place: Place | None, seconds: float) -> None:
 
 
 def _end(error: BaseException, roll: Roll | None) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        error = UserError("interrupted")
     if not isinstance(error, UserError):
         # Where another process died, what is raised here is its echo: the roll says it better.
         time.sleep(_GRACE)
@@ -100,10 +102,10 @@ def barrier(what: str, seconds: float = 600) -> None:
         multihost.get_barrier_sync_fn()(key=what, timeout_ms=round(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
         late = re.search(r"timed out task names:\s*((?:\S*\d+\s+)+)", str(error))
-        named = ", ".join(re.findall(r"(\d+)\s", late[1])) if late else "of another process"
-        raise UserError(
-            f"{what}: waited {seconds:g} s in vain for process {named}; see what it printed"
-        ) from error
+        if late is None:  # Not the time, but the connection.
+            raise
+        named = ", ".join(sorted(re.findall(r"(\d+)\s", late[1]), key=int))
+        raise UserError(f"{what}: process {named} did not come within {seconds:g} s") from None
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class Parts:
     evaluate: Callable[[Any], float | None]  # params -> held-out loss
     sample: Callable[[Any], list[tuple[str, str]]]  # params -> prompts with their completions
     learning_rate: Callable[[int], Any]  # updates done -> of the next update
+    peak_tokens_per_s: float | None = None  # at all the devices' peak, where that is known
 
 
 def train(
@@ -72,6 +73,8 @@ def train(
                 record = _numbers(step, metrics, parts)
                 _refuse_non_finite(record, checkpoints)
                 record |= window.close(step, cadence.steps)
+                if parts.peak_tokens_per_s:
+                    record["mfu"] = record["tokens_per_s"] / parts.peak_tokens_per_s
                 run.log(record)
                 display.show(record)
             if step % cadence.evaluate_every == 0 or step == cadence.steps:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from train.checkpoint import abstract
 from train.config import Config
 from train.errors import UserError
-from train.model import ModelConfig, abstract_params, logical_axes
+from train.model import ModelConfig, abstract_params, choose_attention, logical_axes
 from train.objective.sft import sft_loss
 from train.optimizer import make_optimizer
 from train.sharding import param_shardings
@@ -36,7 +37,8 @@ def check_rows(config: Config, mesh: Mesh) -> None:
     if rows % ways:
         raise UserError(
             f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
-            f"{ways} devices along data and fsdp; change batch.size or batch.num_microbatches"
+            f"{ways} devices along data and fsdp; "
+            "change batch.size, batch.num_microbatches or the mesh"
         )
     length, context = config.data.max_length, mesh.shape["context"]
     if length % context:
@@ -45,19 +47,50 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         )
 
 
+def keep_compiled(config: Config) -> None:
+    """Keeps compiled programs in the config's cache, unless jax was told where already.
+
+    A program is read back only where versions, flags and devices are the same, a CPU's
+    instruction set included. To be called before the first program is compiled.
+    """
+    name = "jax_compilation_cache_dir"
+    if getattr(jax.config, name) is None:
+        jax.config.update(name, str(Path(config.cache).expanduser() / "xla"))
+
+
 @dataclass(frozen=True)
 class Program:
-    """Loss, optimizer, shardings and train step of a config on a mesh; nothing is allocated."""
+    """Loss, optimizer, shardings and train step of a config on a mesh; nothing is allocated.
+
+    Raises:
+      UserError: where the config's attention cannot be computed there.
+    """
 
     config: Config
     model: ModelConfig
     mesh: Mesh
     steps: int  # updates in all, of which the schedules are functions
 
+    def __post_init__(self) -> None:
+        _ = self.attention  # Refused here, before anything is written.
+
+    @cached_property
+    def attention(self) -> str:
+        """What computes attention."""
+        section = self.config.model
+        return choose_attention(section.attention, self.model, self.mesh, section.compute_dtype)
+
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Of one microbatch: the sum over its target tokens, and their weight."""
         section = self.config.model
-        return sft_loss(self.model, params, batch, dtype=section.compute_dtype, remat=section.remat)
+        return sft_loss(
+            self.model,
+            params,
+            batch,
+            dtype=section.compute_dtype,
+            remat=section.remat,
+            attention=self.attention,
+        )
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:

@@ -19,8 +19,12 @@ class ModelSection(Section):
     """A file with a Jinja chat template, for a tokenizer that brings none or the wrong one."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of activations and matrix products; master weights are always float32."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+    remat: Literal["none", "dots", "full", "offload"] = "full"
+    """What the backward pass recomputes: nothing, all but matrix products, or whole layers; offload:
+    whole layers, whose inputs wait in the host's memory meanwhile."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """What computes it: cudnn on GPUs (in bfloat16), splash on TPUs, xla anywhere; auto: the one
+    for the devices."""
 
 
 class MeshSection(Section):

@@ -12,13 +12,14 @@ from train.checkpoint import Checkpoints
 from train.config import Config
 from train.distributed import check_same, first_ahead
 from train.export import export
+from train.flops import peak_tokens_per_s
 from train.generate import Sampling, complete
 from train.loop import Cadence, Parts, train
 from train.model import load_model_config, load_params, resolve_model
 from train.observe.progress import Display
 from train.observe.report import print_report
 from train.optimizer import make_schedule
-from train.program import Program, check_rows
+from train.program import Program, check_rows, keep_compiled
 from train.run import Run
 from train.sharding import make_mesh
 from train.step import TrainState, jit_eval_step
@@ -42,6 +43,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     if run.is_finished(config):
         print_report(run, console)
         return
+    keep_compiled(config)
     mesh = make_mesh(**config.mesh.model_dump())
     check_rows(config, mesh)
     base = resolve_model(config.model.path, config.model.revision)
@@ -49,7 +51,8 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     tokenizer = load_tokenizer(base, config.model.chat_template)
     with first_ahead("tokenised data", DATA_TIMEOUT):
         supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
-    check_same("the config or the data", f"{config} {supply.digest}")
+    seen = f"{config} {supply.digest} {run.checkpoints.is_dir()}"
+    check_same("the config, the data or the run's folder", seen)
     steps = supply.steps
     program = Program(config, model, mesh, steps)
     with jax.set_mesh(mesh):
@@ -104,6 +107,7 @@ def _initial_state(program: Program, base: Path) -> Callable[[], TrainState]:
 def _parts(program: Program, tokenizer: Any, supply: Supply, checkpoints: Checkpoints) -> Parts:
     """The loop's calls, bound to this run."""
     config, model = program.config, program.model
+    devices = program.mesh.devices.flatten()
     eval_step = jit_eval_step(program.loss, program.mesh, program.shardings.params)
 
     def evaluate(params: Any) -> float | None:
@@ -132,4 +136,7 @@ def _parts(program: Program, tokenizer: Any, supply: Supply, checkpoints: Checkp
         evaluate=evaluate,
         sample=sample,
         learning_rate=make_schedule(config.optimizer, supply.steps),
+        peak_tokens_per_s=peak_tokens_per_s(
+            model, config.data.max_length, devices[0], len(devices)
+        ),
     )

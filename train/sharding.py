@@ -121,3 +121,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def ways(axis: str) -> int:
+    """In how many parts the mesh that is set splits a logical axis; 1 where none is set."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    return math.prod(mesh.get(name, 1) for name in RULES[axis])

@@ -52,7 +52,7 @@ def _processes(file: Path, *arguments: str, count: int = 2, absent: int = 0) -> 
                 process.communicate()
 
 
-def _ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+def _ended(process: subprocess.Popen[str], seconds: float = 400) -> tuple[int, str, str]:
     """A process's exit status, output and errors."""
     out, errors = process.communicate(timeout=seconds)
     said = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
@@ -70,7 +70,7 @@ def _numbers(run: Run, key: str) -> list[float]:
 
 
 def _wait_for_records(run: Run, count: int, processes: Processes) -> None:
-    for _ in range(2000):
+    for _ in range(6000):
         if len(_numbers(run, "loss")) >= count:
             return
         assert all(process.poll() is None for process in processes), _ended(processes[0])
@@ -114,7 +114,9 @@ def test_two_processes_give_the_run_of_one(settings: Path, tmp_path: Path) -> No
 
 def test_both_stop_when_one_is_asked_and_end_when_one_dies(settings: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    with _processes(settings, "steps=1000") as started:
+    plain = ["steps=1000", "data.eval_fraction=0", "evaluation.prompts=[]", "export_dtype=null"]
+    plain.append("optimizer.mask.kind=none")  # It compiles in half the time.
+    with _processes(settings, *plain) as started:
         _wait_for_records(run, 2, started)
         started[1].send_signal(signal.SIGTERM)
         status, said, errors = _ended(started[0])
@@ -125,10 +127,10 @@ def test_both_stop_when_one_is_asked_and_end_when_one_dies(settings: Path, tmp_p
     stopped = int(found[1])
     assert stopped == len(_numbers(run, "loss")) < 1000
     assert (run.checkpoints / found[1]).is_dir()
-    with _processes(settings, "steps=1000", "--resume") as started:
+    with _processes(settings, *plain, "--resume") as started:
         _wait_for_records(run, stopped + 2, started)
         started[1].kill()
-        status, _, errors = _ended(started[0], seconds=30)
+        status, _, errors = _ended(started[0], seconds=60)
     assert [r["step"] for r in read_records(run.metrics_file) if "loss" in r][stopped] > stopped
     assert status == 2
     assert "gmt-train: error: process 1 is gone" in errors
@@ -142,5 +144,5 @@ def test_a_process_that_never_comes_is_named(settings: Path, tmp_path: Path) -> 
             status, _, errors = _ended(process)
             assert status == 2
             assert errors.endswith("error: processes 2, 3 of 4 did not come within 5 s\n")
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120
     assert not (tmp_path / "run").exists()

@@ -33,14 +33,18 @@ class FakeCheckpoints:
 
 
 def _run(
-    tmp_path: Path, start: int = 0, steps: int = 10, at: dict[int, Any] | None = None
+    tmp_path: Path,
+    start: int = 0,
+    steps: int = 10,
+    at: dict[int, Any] | None = None,
+    peak: float | None = None,
 ) -> tuple[TrainState, FakeCheckpoints, Run]:
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         step = int(state.step) + 1
         event = (at or {}).get(step)
         if callable(event):
             event()
-        loss = event if isinstance(event, float) else 1.0 / step
+        loss = event if event and not callable(event) else 1.0 / step
         metrics = {"loss": loss, "grad_norm": 1.0, "masked_fraction": 0.2, "target_tokens": 5.0}
         return TrainState(jnp.int32(step), state.params, ()), metrics
 
@@ -50,6 +54,7 @@ def _run(
         evaluate=lambda params: 2.0,
         sample=lambda params: [("p", "c")],
         learning_rate=lambda step: 0.1 * step,
+        peak_tokens_per_s=peak,
     )
     run, saves = Run(tmp_path), FakeCheckpoints()
     state = TrainState(jnp.int32(start), None, ())
@@ -99,3 +104,34 @@ def test_a_signal_stops_after_the_update_and_saves(tmp_path: Path, number: int) 
 def test_a_loss_that_is_not_finite_stops_the_run_unsaved(tmp_path: Path, loss: float) -> None:
     with pytest.raises(UserError, match=rf"step 8: loss {loss}.*newest save is step 4"):
         _run(tmp_path, at={8: loss})
+
+
+class _OnDevice:
+    """A number that tells when it is asked for, which waits for the device."""
+
+    def __init__(self, asked: list[int], step: int) -> None:
+        self._asked, self._step = asked, step
+
+    def __float__(self) -> float:
+        self._asked.append(self._step)
+        return 1.0
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_the_device_is_waited_for_only_where_something_is_logged(tmp_path: Path) -> None:
+    asked: list[int] = []
+    _run(tmp_path, at={step: _OnDevice(asked, step) for step in range(1, 11)})
+    assert asked == [3, 4, 6, 8, 9, 10]
+
+
+@pytest.mark.parametrize("peak", [None, 1e9])
+def test_mfu_is_the_share_of_the_peak_where_there_is_one(
+    tmp_path: Path, peak: float | None
+) -> None:
+    _, _, run = _run(tmp_path, peak=peak)
+    records = [r for r in read_records(run.metrics_file) if "loss" in r]
+    assert len(records) == 6
+    for record in records:
+        assert record.get("mfu") == (peak and pytest.approx(record["tokens_per_s"] / peak))

@@ -1,5 +1,6 @@
 """The program that is planned is the one that is run."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import jax
 import pytest
 from rich.console import Console
 
+from train.compiled import profile
 from train.config import load_config
-from train.model import load_model_config
-from train.program import Program
+from train.errors import UserError
+from train.model import abstract_params, load_model_config
+from train.program import Program, keep_compiled
 from train.sft import sft
 from train.sharding import make_mesh
 
@@ -41,3 +44,66 @@ def test_the_planned_step_is_the_one_that_sft_runs(
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
     assert lowered.as_text() == texts[0]
+
+
+def test_attention_that_the_devices_cannot_compute_is_refused_before_anything_is_written(
+    write_config: Callable[..., Path],
+) -> None:
+    config = load_config(write_config(), ["model.attention=splash"])
+    with pytest.raises(UserError, match="splash is for TPUs"):
+        sft(config, resume=False, console=Console(quiet=True))
+    assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_cache_unless_jax_was_told_where(
+    write_config: Callable[..., Path], chosen: str | None
+) -> None:
+    config = load_config(write_config())
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    try:
+        jax.config.update(name, chosen)
+        keep_compiled(config)
+        assert getattr(jax.config, name) == (chosen or f"{config.cache}/xla")
+    finally:
+        jax.config.update(name, before)
+
+
+def _program(file: Path, mesh: dict[str, int]) -> Program:
+    config = load_config(file, [f"mesh.{axis}={ways}" for axis, ways in mesh.items()])
+    model = load_model_config(Path(config.model.path))
+    # Layers enough that one of them is far less than their stack.
+    model = dataclasses.replace(model, num_hidden_layers=16, windows=(None,) * 16)
+    return Program(config, model, make_mesh(**mesh), config.steps or 1)
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 4}], ids=str
+)
+def test_weights_are_gathered_layer_by_layer(
+    write_config: Callable[..., Path], mesh: dict[str, int]
+) -> None:
+    program = _program(write_config(), mesh)
+    with jax.set_mesh(program.mesh):
+        lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
+    times = profile(lowered.compile().as_text()).step.times
+    gathers = [each.size for each in times if each.kind == "all-gather"]
+    params = abstract_params(program.model)
+    layers = [4 * leaf.size for leaf in jax.tree.leaves(params.pop("layers"))]
+    whole = max(4 * leaf.size for leaf in jax.tree.leaves(params))  # the embeddings, the head
+    assert min(gathers) < max(gathers) <= max(whole, max(layers) // 16)
+    assert max(layers) > 2 * max(gathers)
+
+
+def test_no_device_ever_holds_more_than_its_part_of_a_fresh_state(
+    write_config: Callable[..., Path],
+) -> None:
+    program = _program(write_config(), {"fsdp": 8})
+    state = program.abstract_state()
+    init = jax.jit(program.optimizer.init, out_shardings=program.shardings.opt_state)
+    memory = init.lower(state.params).compile().memory_analysis()
+    weights = sum(4 * leaf.size for leaf in jax.tree.leaves(abstract_params(program.model)))
+    assert memory.argument_size_in_bytes < 1.05 * weights / 8
+    assert memory.output_size_in_bytes < 1.1 * 2 * weights / 8
+    assert memory.temp_size_in_bytes < 0.05 * weights / 8

@@ -30,7 +30,8 @@ def row_groups(mesh: Mesh, rows: int) -> tuple[int, int]:
       UserError: where two groups have some rows in common, but not all.
     """
     held: dict[int, set[int]] = {}
-    for device, (span, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+    spans: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((rows,)))
+    for device, (span, *_) in spans.items():
         held.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
     groups = sorted({tuple(sorted(each)) for each in held.values()})
     if sum(map(len, groups)) != rows:

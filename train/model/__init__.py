@@ -7,6 +7,7 @@ from train.model.functional import (
     abstract_params,
     decode,
     forward,
+    head,
     hidden_states,
     init_cache,
     init_params,
@@ -14,6 +15,8 @@ from train.model.functional import (
     logical_axes,
     logits,
 )
+from train.model.kernels import choose_attention
+from train.model.layers import scores
 from train.model.saving import save_params
 from train.model.source import resolve_model
 from train.model.weights import load_params
@@ -25,8 +28,10 @@ __all__ = [
     "ModelConfig",
     "Params",
     "abstract_params",
+    "choose_attention",
     "decode",
     "forward",
+    "head",
     "hidden_states",
     "init_cache",
     "init_params",
@@ -37,4 +42,5 @@ __all__ = [
     "logits",
     "resolve_model",
     "save_params",
+    "scores",
 ]

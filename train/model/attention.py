@@ -1,9 +1,10 @@
 """Grouped-query self-attention with rotary positions, sliding windows and a key-value cache."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from train.model.config import ModelConfig
@@ -11,14 +12,16 @@ from train.model.layers import Linear, RMSNorm
 from train.model.rope import rotate
 from train.sharding import constrain
 
+# (window, q, k, v) -> [B, T, H, head_dim]; q is already divided by the root of head_dim.
+Attend = Callable[[int | None, jax.Array, jax.Array, jax.Array], jax.Array]
+
 
 class Placement(NamedTuple):
-    """Where the tokens of a call stand; the same for all layers."""
+    """Where the tokens of a call stand and what they see; the same for all layers."""
 
     rotations: tuple[jax.Array, jax.Array]  # of their positions, each [B, T, 1, head_dim / 2]
-    seen: jax.Array  # bool [B, T, S]: which of S slots a token may see, windows aside
-    distance: jax.Array  # int32 [T, S]: how far back a slot is
-    slot: jax.Array  # int32 scalar: where the first token is stored
+    slot: jax.Array  # int32 scalar: where the first token is stored in a cache
+    attend: Attend
 
 
 class KeyValue(NamedTuple):
@@ -43,25 +46,34 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(norm_shape, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(norm_shape, config.rms_norm_eps) if config.qk_norm else None
         self.head_dim = config.head_dim
+        self.windows = distinct_windows(config)
 
     def __call__(
         self, x: jax.Array, window: jax.Array, place: Placement, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
-        """x [B, T, D] → [B, T, D], and the cache with the new keys and values."""
+        """x [B, T, D] → [B, T, D], and the cache with the new keys and values.
+
+        Args:
+          window: int32 scalar, the layer's place in distinct_windows.
+        """
         q = self._heads(self.q, self.q_norm, x)
         k = self._heads(self.k, self.k_norm, x)
         v = self._heads(self.v, None, x)
-        q, k = rotate(q, place.rotations), rotate(k, place.rotations)
+        cos, sin = place.rotations
+        scale = self.head_dim**-0.5  # Where numbers are float32, so that q is rounded once.
+        q, k = rotate(q, (cos * scale, sin * scale)), rotate(k, (cos, sin))
         if cache is not None:
             at = (0, place.slot, 0, 0)
             k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
             cache = KeyValue(k, v)
             k, v = k.astype(x.dtype), v.astype(x.dtype)
-        mask = place.seen & (place.distance < window)
         # Queries stay where their part of the row is; keys and values come to them whole.
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-        mixed = constrain(attend(q, k, v, mask), "batch", "length", "heads")
+        # Kernels are made for a window, so that of layers which differ each kind has its own.
+        kinds = [partial(place.attend, size) for size in self.windows]
+        mixed = kinds[0](q, k, v) if len(kinds) == 1 else jax.lax.switch(window, kinds, q, k, v)
+        mixed = constrain(mixed.reshape(*x.shape[:2], -1), "batch", "length", "heads")
         return self.out(mixed), cache
 
     def _heads(self, linear: Linear, norm: RMSNorm | None, x: jax.Array) -> jax.Array:
@@ -71,33 +83,6 @@ class Attention(nnx.Module):
         return y if norm is None else norm(y)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention with float32 scores; each kv head serves its group without a copy.
-
-    Args:
-      q: [B, T, H, head_dim].
-      k, v: [B, S, K, head_dim].
-      mask: [B, T, S], True where a token sees a slot.
-
-    Returns:
-      [B, T, H * head_dim]; of no meaning, but finite, for a token that sees nothing.
-    """
-    B, T, H, head_dim = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, H // K, head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, H * head_dim)
-
-
-def placement_mask(slots: jax.Array, start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """What tokens at `slots` [T] see of `length` slots S, where row b begins at start[b].
-
-    Returns:
-      seen [B, T, S] and distance [T, S] of a Placement.
-    """
-    keys = jnp.arange(length)
-    distance = slots[:, None] - keys
-    seen = (distance >= 0) & (keys >= start[:, None, None])
-    return seen, distance
+def distinct_windows(config: ModelConfig) -> tuple[int | None, ...]:
+    """The different windows of a model's layers, None for a layer that sees everything."""
+    return tuple(dict.fromkeys(config.windows))

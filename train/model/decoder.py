@@ -5,22 +5,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from train.model.attention import Attention, KeyValue, Placement, placement_mask
+from train.model.attention import Attention, KeyValue, Placement, distinct_windows
 from train.model.config import ModelConfig
-from train.model.layers import Linear, RMSNorm
+from train.model.kernels import attend_causally, attend_to_cache
+from train.model.layers import Linear, RMSNorm, scores
 from train.model.rope import rotations
 from train.sharding import constrain
 
 # What the forward pass keeps of a layer for the backward pass: all, the products with weights,
-# or only what went in.
+# only what went in, or that in the host's memory.
+INPUT = "layer input"
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
-# A window that no distance reaches, for layers that see everything.
-UNLIMITED = 2**31 - 1
 
 
 class Cache(NamedTuple):
@@ -64,6 +71,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x: jax.Array, window: jax.Array, place: Placement, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
+        x = checkpoint_name(x, INPUT)
         mixed, cache = self.attention(self.attention_norm(x), window, place, cache)
         x = x + mixed
         x = x + self.mlp(self.mlp_norm(x))
@@ -96,20 +104,23 @@ class Decoder(nnx.Module):
         documents: Documents | None = None,
         dtype: Any,
         remat: str = "none",
+        attention: str = "xla",
     ) -> tuple[jax.Array, Any]:
         """Hidden states [B, T, D] of tokens [B, T], and the cache (if any) with them added.
 
         Args:
           start: the slot [B] at which each row's text begins; what is before it is padding.
           documents: those of packed rows, which do not see each other; without a cache.
+          attention: a kernel of train.model.kernels; with a cache it is always XLA's.
         """
         # Looked up in whole rows, so that the result is split by rows of the batch from the start;
         # and in float32, in which the gradient of a frequent token must be summed.
         table = constrain(self.embed[...], "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", "length", None)
-        place = self._place(tokens, cache, start, documents)
+        place = self._place(tokens, cache, start, documents, attention)
         graphdef, stacked = nnx.split(self.layers)
-        windows = jnp.array([window or UNLIMITED for window in self.config.windows], jnp.int32)
+        kinds = distinct_windows(self.config)
+        windows = jnp.array([kinds.index(window) for window in self.config.windows], jnp.int32)
 
         def one(x: jax.Array, layer: Any) -> tuple[jax.Array, KeyValue | None]:
             state, window, kv = layer
@@ -124,13 +135,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array, dtype: Any) -> jax.Array:
         """float32 [..., V] of hidden [..., D]; products of `dtype`, summed in float32."""
         weight = self.embed if self.head is None else self.head
-        scores = jnp.einsum(
-            "...d,vd->...v",
-            hidden.astype(dtype),
-            weight[...].astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return constrain(scores, "batch", *[None] * (scores.ndim - 2), "vocab")
+        return scores(hidden, weight[...], dtype)
 
     def _place(
         self,
@@ -138,17 +143,16 @@ class Decoder(nnx.Module):
         cache: Cache | None,
         start: jax.Array | None,
         documents: Documents | None,
+        attention: str,
     ) -> Placement:
         B, T = tokens.shape
-        start = jnp.zeros(B, jnp.int32) if start is None else start
         slot = jnp.int32(0) if cache is None else cache.length
-        slots = slot + jnp.arange(T)
-        length = T if cache is None else cache.layers.keys.shape[2]
-        positions = slots - start[:, None]
-        seen, distance = placement_mask(slots, start, length)
+        start = jnp.zeros(B, jnp.int32) if start is None else start
+        positions = slot + jnp.arange(T) - start[:, None]
+        segment_ids = None
         if documents is not None:
-            positions = documents.positions
-            segments = documents.segment_ids
-            seen &= segments[:, :, None] == segments[:, None, :]
+            segment_ids, positions = documents
         turned = rotations(self.config.rope, self.config.head_dim, positions)
-        return Placement(turned, seen, distance, slot)
+        if cache is None:
+            return Placement(turned, slot, attend_causally(attention, segment_ids))
+        return Placement(turned, slot, attend_to_cache(slot, start))

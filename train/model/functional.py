@@ -57,6 +57,7 @@ def hidden_states(
     documents: Documents | None = None,
     dtype: Any = "float32",
     remat: str = "none",
+    attention: str = "xla",
 ) -> jax.Array:
     """Hidden states [B, T, D] after the last norm, of tokens [B, T].
 
@@ -66,10 +67,12 @@ def hidden_states(
       dtype: of activations and matrix products, float32 or bfloat16; norms, rotations and
         softmax are float32 always.
       remat: what the backward pass recomputes: "none", "dots" (all but the products with
-        weights) or "full" (whole layers).
+        weights), "full" (whole layers) or "offload" (whole layers, from inputs in the host's
+        memory).
+      attention: what computes it, "xla", "cudnn" or "splash"; all give the same numbers.
     """
     hidden, _ = _module(config, params)(
-        tokens, documents=documents, dtype=jnp.dtype(dtype), remat=remat
+        tokens, documents=documents, dtype=jnp.dtype(dtype), remat=remat, attention=attention
     )
     return hidden
 
@@ -79,6 +82,12 @@ def logits(
 ) -> jax.Array:
     """float32 logits [..., V] of hidden states [..., D], which may be any piece of them."""
     return _module(config, params).logits(hidden, jnp.dtype(dtype))
+
+
+def head(config: ModelConfig, params: Params) -> jax.Array:
+    """What makes logits of hidden states, [V, D]: the embeddings where they are tied."""
+    weight: jax.Array = params["embed" if config.tie_word_embeddings else "head"]
+    return weight
 
 
 def forward(

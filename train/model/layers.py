@@ -1,8 +1,12 @@
 """The parts that attention and the feed-forward network are made of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from train.sharding import constrain
 
 
 class Linear(nnx.Module):
@@ -28,3 +32,14 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         return (y * self.weight[...]).astype(x.dtype)
+
+
+def scores(hidden: jax.Array, head: jax.Array, dtype: Any) -> jax.Array:
+    """float32 logits [..., V] of hidden [..., D] and head [V, D]; products of `dtype`."""
+    y = jnp.einsum(
+        "...d,vd->...v",
+        hidden.astype(dtype),
+        head.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return constrain(y, "batch", *["length"] * (y.ndim - 2), "vocab")

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,10 @@ def _load(store: Store, row: Tensor, shape: tuple[int, ...], sharding: Sharding)
     if not row.stacked:
         return _tensor(store, row.name, shape, sharding).astype(jnp.float32)
     one = _unstacked(sharding)
-    stack = _zeros(shape, sharding)
+    stack, set_layer = jnp.zeros(shape, jnp.float32, device=sharding), _layer_setter(sharding)
     for layer in range(shape[0]):
         tensor = _tensor(store, row.name.format(layer), shape[1:], one)
-        stack = jax.block_until_ready(_set_layer(stack, tensor, layer, sharding))
+        stack = jax.block_until_ready(set_layer(stack, tensor, layer))
     return stack
 
 
@@ -128,15 +128,14 @@ def _unstacked(sharding: Sharding) -> Sharding:
     return sharding
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _zeros(shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), sharding)
+@lru_cache
+def _layer_setter(sharding: Sharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Puts one layer into a stack that lies so, in place."""
 
+    def put(stack: jax.Array, tensor: jax.Array, layer: int) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, tensor.astype(stack.dtype), layer, 0)
 
-@partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _set_layer(stack: jax.Array, tensor: jax.Array, layer: int, sharding: Sharding) -> jax.Array:
-    stack = jax.lax.dynamic_update_index_in_dim(stack, tensor.astype(stack.dtype), layer, 0)
-    return jax.lax.with_sharding_constraint(stack, sharding)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 @contextlib.contextmanager
@@ -202,7 +201,7 @@ def _indexed(index: Path) -> list[Path]:
 
 def _check(store: Store, folder: Path, config: ModelConfig, shapes: Params) -> None:
     """Compares all names, shapes and types with what the config asks for."""
-    wanted = _wanted(config, shapes)
+    wanted = wanted_tensors(config, shapes)
     faults: dict[str, list[str]] = {"missing": [], "extra": [], "in two files": store.twice}
     for name, shape in wanted.items():
         if name not in store.where:
@@ -225,7 +224,7 @@ def _check(store: Store, folder: Path, config: ModelConfig, shapes: Params) -> N
         raise UserError(f"{folder}: weights do not match config.json: {said}")
 
 
-def _wanted(config: ModelConfig, shapes: Params) -> dict[str, tuple[int, ...]]:
+def wanted_tensors(config: ModelConfig, shapes: Params) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a file of this config holds."""
     ours = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

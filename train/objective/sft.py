@@ -4,16 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from train.model import Documents, ModelConfig, hidden_states, logits
-
-# Positions of a row whose float32 logits [B, CHUNK, V] are held at a time.
-CHUNK = 256
+from train.model import Documents, ModelConfig, head, hidden_states
+from train.objective.cross_entropy import cross_entropy
 
 
 def sft_loss(
-    config: ModelConfig, params: Any, batch: dict[str, jax.Array], *, dtype: str, remat: str
+    config: ModelConfig,
+    params: Any,
+    batch: dict[str, jax.Array],
+    *,
+    dtype: str,
+    remat: str,
+    attention: str = "xla",
 ) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy in nats over a batch's target tokens, and their weight.
 
@@ -24,20 +27,16 @@ def sft_loss(
     packed = "segment_ids" in batch
     documents = Documents(batch["segment_ids"], batch["positions"]) if packed else None
     hidden = hidden_states(
-        config, params, batch["tokens"], documents=documents, dtype=dtype, remat=remat
+        config,
+        params,
+        batch["tokens"],
+        documents=documents,
+        dtype=dtype,
+        remat=remat,
+        attention=attention,
     )
 
-    def piece(args: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        h, targets, weights = args
-        scores = logits(config, params, h, dtype=dtype)
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-        return jnp.sum(losses * weights)
-
-    whole = (hidden, batch["targets"], batch["weights"])
-    length = hidden.shape[1]
-    if length <= CHUNK or length % CHUNK:
-        loss = piece(whole)
-    else:
-        pieces = jax.tree.map(lambda x: jnp.stack(jnp.split(x, length // CHUNK, axis=1)), whole)
-        loss = jnp.sum(jax.lax.map(jax.checkpoint(piece), pieces))
+    loss = cross_entropy(
+        hidden, head(config, params), batch["targets"], batch["weights"], jnp.dtype(dtype)
+    )
     return loss, jnp.sum(batch["weights"])

@@ -11,6 +11,7 @@ FORMATS = {
     "loss": "{:.4f}",
     "heldout_loss": "{:.4f}",
     "tokens_per_s": "{:,.0f}",
+    "mfu": "{:.1%}",
     "masked_fraction": "{:.2%}",
     "learning_rate": "{:.2e}",
 }
@@ -18,6 +19,7 @@ LABELS = {
     "loss": "loss",
     "heldout_loss": "held-out",
     "tokens_per_s": "tokens/s",
+    "mfu": "MFU",
     "masked_fraction": "masked",
     "learning_rate": "lr",
 }

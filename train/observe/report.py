@@ -24,6 +24,9 @@ def report(run: Run) -> RenderableType:
         table.add_row("updates", str(trained[-1]["step"]))
         table.add_row("masked gradient", f"{trained[-1]['masked_fraction']:.2%} of all entries")
         table.add_row("tokens/s", f"{speeds[len(speeds) // 2]:,.0f} (median)")
+        shares = sorted(r["mfu"] for r in trained if "mfu" in r)
+        if shares:
+            table.add_row("MFU", f"{shares[len(shares) // 2]:.1%} of the devices' peak (median)")
         waits = sorted(r["data_wait"] for r in trained if "data_wait" in r)
         if waits:
             table.add_row("waiting for data", f"{waits[len(waits) // 2]:.1%} of the time (median)")

@@ -50,7 +50,7 @@ def compiled(config: ModelConfig) -> dict[str, Any]:
     shapes = abstract_params(config)
     return {
         remat: GRAD.lower(shapes, config, ROWS, "float32", remat).compile()
-        for remat in ("none", "dots", "full")
+        for remat in ("none", "dots", "full", "offload")
     }
 
 

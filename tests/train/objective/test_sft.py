@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.model import ModelConfig, forward, init_params
-from train.objective import sft
+from train.objective.sft import sft_loss
 
 CONFIG = ModelConfig.from_hf(
     {
@@ -35,7 +35,7 @@ def _batch() -> dict[str, jax.Array]:
 
 
 def _loss(params: Any) -> tuple[jax.Array, jax.Array]:
-    return sft.sft_loss(CONFIG, params, _batch(), dtype="float32", remat="none")
+    return sft_loss(CONFIG, params, _batch(), dtype="float32", remat="none")
 
 
 def test_it_is_the_negative_log_probability_of_the_targets() -> None:
@@ -47,27 +47,3 @@ def test_it_is_the_negative_log_probability_of_the_targets() -> None:
     weights = np.asarray(batch["weights"])
     assert float(loss) == pytest.approx(-(picked * weights).sum(), rel=1e-5)
     assert float(weight) == weights.sum()
-
-
-def test_pieces_give_the_loss_and_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = init_params(CONFIG, jax.random.key(0))
-    grad = jax.value_and_grad(lambda p: _loss(p)[0])
-    loss, whole = grad(params)
-    monkeypatch.setattr(sft, "CHUNK", 8)
-    pieces_loss, pieces = grad(params)
-    assert float(pieces_loss) == pytest.approx(float(loss), rel=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), pieces, whole)
-
-
-def test_the_logits_of_all_positions_are_never_held_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    params = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
-
-    def program() -> str:
-        return jax.jit(jax.grad(lambda p: _loss(p)[0])).lower(params).as_text()
-
-    assert "3x32x64xf32" in program()
-    monkeypatch.setattr(sft, "CHUNK", 8)
-    assert "3x32x64xf32" not in program()
-    assert "3x8x64xf32" in program()

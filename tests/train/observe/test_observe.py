@@ -69,6 +69,17 @@ def test_the_report_of_a_run_without_evaluation_has_no_such_line(tmp_path: Path)
     assert "held-out" not in _report(Run(tmp_path))
 
 
+def test_mfu_is_shown_where_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path)
+    run.log(RECORD)
+    assert "MFU" not in _report(run)
+    run.log(RECORD | {"mfu": 0.4321})
+    assert "43.2% of the devices' peak (median)" in _report(run)
+    with Display(10, 0, Console()) as display:
+        display.show(RECORD | {"mfu": 0.4321})
+    assert "tokens/s 1,234  MFU 43.2%" in capsys.readouterr().out
+
+
 def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.log(RECORD)

@@ -1,0 +1,148 @@
+"""A training step of a real model, beside transformers on PyTorch and without the mask.
+
+    python benchmarks/step.py --model models/SmolLM2-135M-Instruct
+
+Every row is a whole AdamW step in float32 on the same tokens: loss, gradients, update. All rows
+are timed in turn, round after round, and a row's ratio is the median over the rounds of its ratio
+to the first row of the same round, so that a machine which slows down slows all of them. PyTorch's
+rows appear where torch is installed; it has as many threads as there are cores. Ours computes
+attention again in the backward pass (remat: dots), which on a CPU is faster than reading it back.
+"""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from gmt_jax import gmt_mask
+from train.model import abstract_params, is_stacked, load_model_config, load_params, logical_axes
+from train.objective.sft import sft_loss
+from train.sharding import make_mesh, param_shardings
+from train.step import TrainState, jit_train_step, microbatch_sharding, state_shardings
+from train.tokenizer import load_tokenizer
+
+torch: Any
+try:
+    import torch
+except ImportError:
+    torch = None
+
+RATE = 1e-5
+Step = Callable[[], float]  # does one step, returns its loss
+
+
+def rows_of(folder: Path, size: int, length: int) -> np.ndarray:
+    """[size, length + 1] tokens of the standard library's source."""
+    text = "".join(Path(m.__file__).read_text() for m in (argparse, platform, statistics))
+    ids = load_tokenizer(folder, None)(text)["input_ids"]
+    return np.array(ids[: size * (length + 1)], np.int32).reshape(size, length + 1)
+
+
+def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -> Step:
+    """The program's own step, with transformations before AdamW."""
+    config = load_model_config(folder)
+    optimizer = optax.chain(*first, optax.adamw(RATE))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    shapes = abstract_params(config)
+    split = param_shardings(mesh, shapes, logical_axes(config))
+    shardings = state_shardings(mesh, optimizer, shapes, split)
+
+    def loss(params: Any, batch: Any) -> Any:
+        return sft_loss(config, params, batch, dtype="float32", remat="dots")
+
+    params = load_params(folder, config, split)
+    state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
+    held = [jax.device_put(state, shardings)]
+    tokens, targets = rows[None, :, :-1], rows[None, :, 1:]
+    batch = {"tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)}
+    batch = jax.device_put(batch, microbatch_sharding(mesh))
+    step = jit_train_step(loss, optimizer, mesh, shardings)
+
+    def run() -> float:
+        with jax.set_mesh(mesh):
+            held[0], metrics = step(held[0], batch)
+        jax.block_until_ready(held)
+        return float(metrics["loss"])
+
+    return run
+
+
+def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:
+    """transformers' model and PyTorch's AdamW."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=fused)
+    tokens = torch.from_numpy(rows.astype(np.int64))
+
+    def run() -> float:
+        scores = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        targets = tokens[:, 1:].flatten()
+        loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return run
+
+
+def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each step in each round, taken in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for name, step in steps.items():
+        losses = [step() for _ in range(2)]
+        print(f"{name}: losses {losses[0]:.5f}, {losses[1]:.5f}", flush=True)
+    gc.disable()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="a folder")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=9)
+    chosen = parser.parse_args()
+    print(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, "
+        f"torch {torch.__version__ if torch else 'not installed'}, {os.cpu_count()} cores, "
+        f"{platform.machine()}, {platform.system()}"
+    )
+    folder, rows = chosen.model, rows_of(chosen.model, chosen.batch, chosen.length)
+    masked = "with gmt_mask, tolerance 0.001"
+    steps = {
+        "plain fine-tuning": ours(folder, rows),
+        masked: ours(folder, rows, gmt_mask(0.2, stacked=is_stacked, tolerance=1e-3)),
+    }
+    if torch:
+        steps["transformers on PyTorch"] = theirs(folder, rows, False)
+        steps["… with fused AdamW"] = theirs(folder, rows, True)
+    seconds = timed(steps, chosen.rounds)
+    print("\n| | ms | tokens/s | of plain fine-tuning's time |\n|---|---|---|---|")
+    first = seconds["plain fine-tuning"]
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        ratio = statistics.median(a / b for a, b in zip(times, first, strict=True))
+        speed = chosen.batch * chosen.length / median
+        print(f"| {name} | {median * 1e3:,.0f} | {speed:,.0f} | {ratio:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Cross-entropy over a large vocabulary, of which only a piece of the logits exists at a time."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from train.model import scores
+from train.sharding import constrain, ways
+
+# Tokens a device whose float32 logits [tokens, V] are held at a time.
+TOKENS = 1024
+Piece = tuple[jax.Array, jax.Array, jax.Array]  # hidden [B, C, D], targets and weights [B, C]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: Any
+) -> jax.Array:
+    """Σ w · (logsumexp(H h) - (H h)[target]) in nats, a float32 scalar.
+
+    Where a gradient is asked for, each piece of the logits gives its part of it at once, so that
+    no product is computed a second time. Gradients of logits are rounded to `dtype`, as logits'
+    factors are; those of the head are summed in float32.
+
+    Args:
+      hidden: h [B, T, D].
+      head: H [V, D].
+      targets: int32 [B, T].
+      weights: w, float32 [B, T].
+      dtype: of the products' factors; their sums are float32.
+    """
+    _, losses = _in_pieces(partial(_loss, head, dtype), None, (hidden, targets, weights))
+    return jnp.sum(losses * weights)
+
+
+def _forward(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: Any
+) -> tuple[jax.Array, Any]:
+    start = constrain(jnp.zeros(head.shape, jnp.float32), "vocab", "embed")
+    step = partial(_loss_and_gradient, head, dtype)
+    d_head, (losses, d_hidden) = _in_pieces(step, start, (hidden, targets, weights))
+    # As a token of nothing, the head says which dtype its gradient is to have.
+    return jnp.sum(losses * weights), (d_hidden, d_head, losses, head[:0])
+
+
+def _backward(dtype: Any, kept: Any, d_loss: jax.Array) -> Any:
+    d_hidden, d_head, losses, head = kept
+    return (
+        (d_hidden * d_loss).astype(d_hidden.dtype),
+        (d_head * d_loss).astype(head.dtype),
+        None,
+        losses * d_loss,
+    )
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _loss(head: jax.Array, dtype: Any, carry: None, piece: Piece) -> tuple[None, jax.Array]:
+    """Each token's loss [B, C]."""
+    hidden, targets, _ = piece
+    logits = scores(hidden, head, dtype)
+    return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
+
+
+def _loss_and_gradient(
+    head: jax.Array, dtype: Any, d_head: jax.Array, piece: Piece
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The head's gradient with a piece's added; each token's loss [B, C], its gradient [B, C, D].
+
+    The gradient of the logits is w · (softmax(H h) - onehot(target)).
+    """
+    hidden, targets, weights = piece
+    logits = scores(hidden, head, dtype)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
+    d_logits = (jnp.exp(logits - total[..., None]) - hit) * weights[..., None]
+    d_logits = constrain(d_logits.astype(dtype), "batch", "length", "vocab")
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    d_hidden = product("btv,vd->btd", d_logits, head.astype(dtype)).astype(hidden.dtype)
+    d_head += product("btv,btd->vd", d_logits, hidden.astype(dtype))
+    losses = total - _pick(logits, targets)
+    return constrain(d_head, "vocab", "embed"), (
+        losses,
+        constrain(d_hidden, "batch", "length", None),
+    )
+
+
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _in_pieces(
+    step: Callable[[Any, Piece], tuple[Any, Any]], carry: Any, whole: Piece
+) -> tuple[Any, Any]:
+    """Scans over pieces [B, C, ...] of arrays [B, T, ...]; what `step` yields is joined again.
+
+    A piece has every n-th position, so that each device's stretch of a row is in all of them;
+    where n does not divide T, tokens of weight 0 are added.
+    """
+    B, T = whole[1].shape
+    context = ways("length")
+    pieces = min(-(-B * T // (ways("batch") * context * TOKENS)), T // context)
+    if pieces <= 1:
+        return step(carry, whole)
+    size = -(-T // (pieces * context)) * context
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, size * pieces - T)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, size, pieces, *x.shape[2:]), 2, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 2).reshape(B, size * pieces, *x.shape[3:])[:, :T]
+
+    carry, parts = jax.lax.scan(step, carry, jax.tree.map(cut, whole))
+    return carry, jax.tree.map(join, parts)
