@@ -37,7 +37,8 @@ def check_rows(config: Config, mesh: Mesh) -> None:
     if rows % ways:
         raise UserError(
             f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
-            f"{ways} devices along data and fsdp; change batch.size or batch.num_microbatches"
+            f"{ways} devices along data and fsdp; "
+            "change batch.size, batch.num_microbatches or the mesh"
         )
     length, context = config.data.max_length, mesh.shape["context"]
     if length % context:

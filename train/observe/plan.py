@@ -53,29 +53,34 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def advice(plan: Plan) -> str:
     """Why the step does not fit, and what to change."""
-    made = plan.given
+    made, limit = plan.given, plan.limit or 0
     mesh, config = made.program.mesh, made.program.config
     wants = "more" if made.needs is None else size(made.needs)
-    start = f"the step needs {wants} a device of {size(plan.limit or 0)}; "
-    split = mesh.size // mesh.shape["data"]
+    start = f"the step needs {wants} a device of {size(limit)}; "
     if best := plan.largest:
         return start + f"set batch.num_microbatches={best.num_microbatches}, which fits"
-    if plan.limit is not None and made.fixed > plan.limit:
-        return start + (
-            f"weights, optimizer state and gradients alone are {size(made.fixed)} when split "
-            f"{split} ways: split them {math.ceil(split * made.fixed / plan.limit)} ways or more, "
-            "along mesh.fsdp, mesh.context or mesh.tensor, over more devices"
-            + (" or over those along mesh.data" if mesh.shape["data"] > 1 else "")
-        )
+    split = mesh.size // mesh.shape["data"]
+    others = max((made.needs or 0) - made.fixed, 0)
+    more = (
+        f"split weights, optimizer state and gradients, {size(made.fixed)} of it, more than the "
+        f"{split} ways that they are: over more devices along mesh.fsdp"
+        + (", or those along mesh.data" if mesh.shape["data"] > 1 else "")
+    )
+    if others < limit:
+        more += f" ({math.ceil(split * made.fixed / (limit - others))} ways or more in all)"
+    if made.fixed > limit:
+        return start + more
     changes = []
     if made.rows > 1:
         changes.append("raise batch.num_microbatches")
-    if config.model.remat != "full":
-        changes.append("set model.remat=full")
-    if mesh.shape["data"] > 1:
-        changes.append("set mesh.data=1 and mesh.fsdp=-1")
-    changes += ["shorten data.max_length", "split each row over mesh.context or mesh.tensor"]
-    return start + ", or ".join(changes)
+    if config.model.remat != "offload":
+        less = "offload" if config.model.remat == "full" else "full"
+        changes.append(f"set model.remat={less}")
+    if config.optimizer.mu_dtype == "float32":
+        saved = size(made.kept["parameters"] / 2)
+        changes.append(f"set optimizer.mu_dtype=bfloat16, which saves {saved}")
+    changes += ["shorten data.max_length", "split rows over mesh.context or mesh.tensor", more]
+    return start + "; or ".join(changes)
 
 
 def _kind(made: Compiled) -> str:
