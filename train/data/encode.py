@@ -34,13 +34,13 @@ def tokenise(texts: Sequence[Rendered], tokenizer: Any) -> Any:
             "the tokenizer does not say which characters a token is from; "
             "the model's folder needs a tokenizer.json"
         )
-    return tokenizer(
-        [text.text for text in texts],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    # Called directly: transformers' own call copies all that it yields, which takes a sixth more.
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    return backend.encode_batch([text.text for text in texts], add_special_tokens=False)
 
 
 def examples(texts: Sequence[Rendered], encoded: Any, tokenizer: Any) -> list[Example]:
@@ -48,8 +48,9 @@ def examples(texts: Sequence[Rendered], encoded: Any, tokenizer: Any) -> list[Ex
     first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
     begins = first is not None and tokenizer("").input_ids[:1] == [first]
     made = []
-    for text, ids, characters in zip(texts, encoded["input_ids"], encoded.encodings, strict=True):
-        target = _targets(text, len(ids), characters)
+    for text, encoding in zip(texts, encoded, strict=True):
+        ids = encoding.ids
+        target = _targets(text, len(ids), encoding)
         while first is not None and ids[:2] == [first, first]:
             ids, target = ids[1:], target[1:]
         if text.bare:
