@@ -51,7 +51,8 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     tokenizer = load_tokenizer(base, config.model.chat_template)
     with first_ahead("tokenised data", DATA_TIMEOUT):
         supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
-    seen = f"{config} {supply.digest} {run.checkpoints.is_dir()}"
+    said = config.model_dump(exclude={"cache"})
+    seen = f"{said} {supply.digest} {run.checkpoints.is_dir()}"
     check_same("the config, the data or the run's folder", seen)
     steps = supply.steps
     program = Program(config, model, mesh, steps)

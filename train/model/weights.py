@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _load(store: Store, row: Tensor, shape: tuple[int, ...], sharding: Sharding)
     if not row.stacked:
         return _tensor(store, row.name, shape, sharding).astype(jnp.float32)
     one = _unstacked(sharding)
-    stack, set_layer = jnp.zeros(shape, jnp.float32, device=sharding), _layer_setter(sharding)
+    stack, set_layer = _zeros(shape, sharding)(), _layer_setter(sharding)
     for layer in range(shape[0]):
         tensor = _tensor(store, row.name.format(layer), shape[1:], one)
         stack = jax.block_until_ready(set_layer(stack, tensor, layer))
@@ -126,6 +126,12 @@ def _unstacked(sharding: Sharding) -> Sharding:
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     return sharding
+
+
+@lru_cache
+def _zeros(shape: tuple[int, ...], sharding: Sharding) -> Callable[[], jax.Array]:
+    """Makes zeros where they are to lie, and nowhere else."""
+    return jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)
 
 
 @lru_cache
