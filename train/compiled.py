@@ -48,9 +48,12 @@ class Profile(NamedTuple):
 
 def computations(text: str) -> dict[str, str]:
     """The bodies of a program's computations by name; that of the program itself is ENTRY."""
-    pattern = r"^(ENTRY )?(%[\w.-]+) \(.*?\{$(.*?)^\}"
-    found = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
-    return {"ENTRY" if entry else name: body for entry, name, body in found}
+    # From heading to heading: a kernel's own text in a body may have lines that begin with a brace.
+    pieces = re.split(r"^(ENTRY )?(%[\w.-]+) \(.*\{$", text, flags=re.MULTILINE)[1:]
+    return {
+        "ENTRY" if entry else name: body
+        for entry, name, body in zip(*(pieces[at::3] for at in range(3)), strict=True)
+    }
 
 
 def cycles(body: str) -> int:

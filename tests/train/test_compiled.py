@@ -159,3 +159,12 @@ ENTRY %main (x: f32[8]) -> f32[8] {
     step, _ = profile(HEADER + text)
     assert step.times == Counter({GATHER: 2, REDUCE: 2})
     assert step.cycles == 9 + 1  # Of the branch; the fusion's own are those said where it starts.
+
+
+def test_a_kernel_s_own_text_in_a_body_does_not_end_it() -> None:
+    kernel = """  %k = f32[8]{0} custom-call(%x), backend_config={"module":"{
+}
+"}
+"""
+    text = loop(COUNTS, kernel + BODY)
+    assert profile(HEADER + text) == profile(HEADER + loop(COUNTS, BODY))
