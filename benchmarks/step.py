@@ -107,6 +107,7 @@ def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     gc.disable()
     for _ in range(rounds):
         for name, step in steps.items():
+            step()  # untimed: the step after another's finds its memory cold and threads spinning
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
