@@ -40,7 +40,8 @@ class Roll:
 
     def __init__(self, peers: dict[int, socket.socket]) -> None:
         self._peers, self._ending = peers, threading.Lock()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
     def leave(self, reason: str = _BYE) -> None:
         """Says goodbye, or why this process ends before its time."""

@@ -30,6 +30,7 @@ def make_mesh(
     fsdp: int = -1,
     tensor: int = 1,
     context: int = 1,
+    *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh over all devices with the axes data, fsdp, context and tensor; -1 once for "the rest".

@@ -39,6 +39,8 @@ def call() -> Iterator[Call]:
         for roll in rolls:
             roll.leave()
         for roll in rolls:
+            roll._watcher.join(10)  # It is done once all others have said goodbye.
+            assert not roll._watcher.is_alive()
             for peer in roll._peers.values():
                 peer.close()
 

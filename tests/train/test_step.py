@@ -56,7 +56,7 @@ def _train(
 
 
 def _one_device() -> jax.sharding.Mesh:
-    return make_mesh(1, 1, 1, jax.devices()[:1])
+    return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 def test_the_loss_is_the_mean_over_all_target_tokens() -> None:
@@ -76,8 +76,12 @@ def test_microbatches_do_not_change_the_training(num_microbatches: int) -> None:
     )
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)])
-def test_every_mesh_gives_the_losses_of_one_device(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)],
+    ids=str,
+)
+def test_every_mesh_gives_the_losses_of_one_device(shape: tuple[int, ...]) -> None:
     alone, _ = _train(1, _one_device())
     spread, state = _train(1, make_mesh(*shape))
     np.testing.assert_allclose(spread, alone, rtol=2e-5)
