@@ -38,6 +38,8 @@ $(VENV)/test: pyproject.toml | $(BIN)/python
 $(MODEL)/config.json: | $(VENV)/train
 	$(BIN)/gmt-train import-gguf --out $(MODEL)
 
+# A step's memory comes anew from the kernel each time: in pages of 2 MB where glibc can ask for them.
+quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 quickstart: $(VENV)/train $(MODEL)/config.json
 	$(BIN)/gmt-train sft --config configs/quickstart.yaml --resume $(QUICKSTART)
 

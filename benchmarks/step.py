@@ -2,20 +2,23 @@
 
     python benchmarks/step.py --model models/SmolLM2-135M-Instruct
 
-Every row is a whole AdamW step in float32 on the same tokens: loss, gradients, update. All rows
-are timed in turn, round after round, and a row's ratio is the median over the rounds of its ratio
-to the first row of the same round, so that a machine which slows down slows all of them. PyTorch's
-rows appear where torch is installed; it has as many threads as there are cores. Ours computes
-attention again in the backward pass (remat: dots), which on a CPU is faster than reading it back.
+Every row is a whole AdamW step in float32 on the same tokens: loss, gradients, update. Each has a
+process of its own, so that no row finds another's threads and memory in its way, and they step in
+turn, there and back; a row's ratio is the median over the rounds of its ratio to the first row of
+the same round, so that a machine which slows down slows all of them. PyTorch's rows appear where
+torch is installed; it has as many threads as there are cores. Ours computes attention again in the
+backward pass (remat: dots), which on a CPU is faster than reading it back.
 """
 
 import argparse
 import gc
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,11 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
     return run
 
 
+def masked(folder: Path, rows: np.ndarray) -> Step:
+    """The same with the mask."""
+    return ours(folder, rows, gmt_mask(0.2, stacked=is_stacked, tolerance=1e-3))
+
+
 def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:
     """transformers' model and PyTorch's AdamW."""
     from transformers import AutoModelForCausalLM
@@ -98,19 +106,33 @@ def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:
     return run
 
 
-def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each step in each round, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name, step in steps.items():
-        losses = [step() for _ in range(2)]
-        print(f"{name}: losses {losses[0]:.5f}, {losses[1]:.5f}", flush=True)
+def serve(pipe: Connection, make: Callable[..., Step], *given: Any) -> None:
+    """In a process of its own: makes a step, then does and times one whenever it is asked to."""
+    step = make(*given)
+    pipe.send([step() for _ in range(2)])  # The second compiles again where the first donated.
     gc.disable()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            step()  # untimed: the step after another's finds its memory cold and threads spinning
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
+    while pipe.recv():
+        start = time.perf_counter()
+        step()
+        pipe.send(time.perf_counter() - start)
+
+
+def timed(rows: dict[str, tuple[Any, ...]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each row's step in each round, taken in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    processes = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name, given in rows.items():
+        pipes[name], theirs = processes.Pipe()
+        processes.Process(target=serve, args=(theirs, *given), daemon=True).start()
+        losses = pipes[name].recv()
+        print(f"{name}: losses {losses[0]:.5f}, {losses[1]:.5f}", flush=True)
+    for at in range(rounds):
+        for name in list(rows)[:: 1 if at % 2 else -1]:
+            pipes[name].send(True)
+            seconds[name].append(pipes[name].recv())
+    for pipe in pipes.values():
+        pipe.send(False)
     return seconds
 
 
@@ -119,23 +141,23 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a folder")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=bool(torch))
     chosen = parser.parse_args()
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, "
         f"torch {torch.__version__ if torch else 'not installed'}, {os.cpu_count()} cores, "
         f"{platform.machine()}, {platform.system()}"
     )
-    folder, rows = chosen.model, rows_of(chosen.model, chosen.batch, chosen.length)
-    masked = "with gmt_mask, tolerance 0.001"
-    steps = {
-        "plain fine-tuning": ours(folder, rows),
-        masked: ours(folder, rows, gmt_mask(0.2, stacked=is_stacked, tolerance=1e-3)),
+    given = chosen.model, rows_of(chosen.model, chosen.batch, chosen.length)
+    rows = {
+        "plain fine-tuning": (ours, *given),
+        "with gmt_mask, tolerance 0.001": (masked, *given),
     }
-    if torch:
-        steps["transformers on PyTorch"] = theirs(folder, rows, False)
-        steps["… with fused AdamW"] = theirs(folder, rows, True)
-    seconds = timed(steps, chosen.rounds)
+    if chosen.torch:
+        rows["transformers on PyTorch"] = (theirs, *given, False)
+        rows["… with fused AdamW"] = (theirs, *given, True)
+    seconds = timed(rows, chosen.rounds)
     print("\n| | ms | tokens/s | of plain fine-tuning's time |\n|---|---|---|---|")
     first = seconds["plain fine-tuning"]
     for name, times in seconds.items():

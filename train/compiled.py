@@ -61,10 +61,22 @@ def cycles(body: str) -> int:
     return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
 
 
-def collectives(body: str, devices: int = 1) -> Iterator[Collective]:
-    """The collectives in a text, each once; `devices` take part in one that names no groups."""
+def collectives(
+    body: str, devices: int = 1, channels: set[str] | None = None
+) -> Iterator[Collective]:
+    """The collectives in a text, each once; `devices` take part in one that names no groups.
+
+    Args:
+      channels: those of collectives told already, to which these are added. A TPU's compiler
+        cuts one into steps that lie in several kernels, beside other work, and share a channel.
+    """
+    channels = set() if channels is None else channels
     pattern = rf" = (.*?) ({'|'.join(COLLECTIVES)})(-start)?\((.*)"
     for yields, kind, start, rest in re.findall(pattern, body):
+        if channel := re.search(r"channel_id=(\d+)", rest):
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
         shapes = re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", yields)
         if start and kind in ("all-gather", "collective-permute"):
             shapes = _second(shapes)  # The first are its operands.
@@ -103,27 +115,27 @@ def profile(text: str) -> Profile:
     devices = int(said[1]) if said else 1
     works = [Work(0, Counter())]
 
-    def visit(name: str, times: int, work: int, fused: bool = False) -> None:
+    def visit(name: str, times: int, work: int, channels: set[str], fused: bool = False) -> None:
         body = parts[name]
         counted = works[work].times
-        for each in collectives(body, devices):
+        for each in collectives(body, devices, channels):
             counted[each] += times
         own = 0 if fused else cycles(body)  # A fused kernel's are said where it is started.
         works[work] = Work(works[work].cycles + times * own, counted)
         for kind, rest in re.findall(r" (while|conditional|call|fusion|async-start)\((.*)", body):
             if kind != "while":
                 for callee in _callees(rest):
-                    visit(callee, times, work, kind == "fusion")
+                    visit(callee, times, work, channels, kind == "fusion")
                 continue
             condition, inner = _loop(rest)
             rounds = _rounds(rest, parts[condition], parts[inner])
             if rounds is None:
                 works.append(Work(0, Counter()))
-                visit(inner, 1, len(works) - 1)
+                visit(inner, 1, len(works) - 1, set())
             else:
-                visit(inner, times * rounds, work)
+                visit(inner, times * rounds, work, set())
 
-    visit("ENTRY", 1, 0)
+    visit("ENTRY", 1, 0, set())
     return Profile(works[0], works[1:])
 
 

@@ -161,6 +161,23 @@ ENTRY %main (x: f32[8]) -> f32[8] {
     assert step.cycles == 9 + 1  # Of the branch; the fusion's own are those said where it starts.
 
 
+def test_the_steps_of_one_collective_share_its_channel() -> None:
+    steps = """%first (x: f32[8]) -> f32[8] {
+  %g = f32[8]{0} all-gather(%x), channel_id=3
+}
+
+%last (x: f32[8]) -> f32[8] {
+  %g = f32[8]{0} all-gather(%x), channel_id=3
+}
+
+"""
+    body = BODY.replace("all-gather(%part)", "fusion(%f), calls=%last").replace(
+        "  %g", "  %f = f32[8] fusion(%x), calls=%first\n  %g"
+    )
+    step, _ = profile(HEADER + steps + loop(COUNTS, body))
+    assert step.times == Counter({REDUCE: 1, GATHER: 16})
+
+
 def test_a_kernel_s_own_text_in_a_body_does_not_end_it() -> None:
     kernel = """  %k = f32[8]{0} custom-call(%x), backend_config={"module":"{
 }

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from train.model.attention import Attention, KeyValue, Placement, distinct_windows
 from train.model.config import ModelConfig
 from train.model.kernels import attend_causally, attend_to_cache
-from train.model.layers import Linear, RMSNorm, scores
+from train.model.layers import PRODUCT, Linear, RMSNorm, scores
 from train.model.rope import rotations
 from train.sharding import constrain
 
@@ -19,7 +19,7 @@ from train.sharding import constrain
 INPUT = "layer input"
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],

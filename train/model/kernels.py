@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from train.errors import UserError
 from train.model.attention import Attend
@@ -49,7 +49,7 @@ def _fault(kernel: str, config: ModelConfig, mesh: Mesh, dtype: str) -> str | No
         return f"is for {BACKENDS[kernel].upper()}s and this is a {backend.upper()}; choose xla"
     if kernel == "cudnn" and dtype == "float32":
         return "does not compute in float32; set model.compute_dtype=bfloat16"
-    if mesh.shape.get("context", 1) > 1:
+    if kernel == "cudnn" and mesh.shape.get("context", 1) > 1:
         return "needs whole rows; set mesh.context=1"
     if heads % tensor:
         return f"needs {heads} key-value heads divisible by {tensor}; choose another mesh.tensor"
@@ -58,9 +58,7 @@ def _fault(kernel: str, config: ModelConfig, mesh: Mesh, dtype: str) -> str | No
 
 def attend_causally(kernel: str, segment_ids: jax.Array | None) -> Attend:
     """Attention among the tokens of a call, whose documents segment_ids [B, T] tells apart."""
-    if kernel == "xla":
-        return partial(_xla, segment_ids)
-    return partial(_by_device, {"cudnn": _cudnn, "splash": _splash}[kernel], segment_ids)
+    return partial({"xla": _xla, "cudnn": _cudnn, "splash": _splash}[kernel], segment_ids)
 
 
 def attend_to_cache(slot: jax.Array, start: jax.Array) -> Attend:
@@ -116,55 +114,80 @@ def _xla(
     return jnp.concatenate(pieces, axis=1)
 
 
-def _by_device(
-    kernel: Callable[..., jax.Array],
-    segments: jax.Array | None,
-    window: int | None,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-) -> jax.Array:
-    """A kernel on each device's rows and heads: the partitioner cannot split one by itself."""
-    call = partial(kernel, window)
+def _spread(
+    kernel: Callable[..., jax.Array], spec: Any, segments: jax.Array | None
+) -> Callable[..., jax.Array]:
+    """A kernel on each device's rows and heads: the partitioner cannot split one by itself.
+
+    Args:
+      kernel: (what `spec` is of, segments of the queries and of the keys, q, k, v).
+    """
     if jax.sharding.get_abstract_mesh().empty:
-        return call(segments, q, k, v)
-    heads = partition_spec(["batch", None, "heads", None])
-    rows = PartitionSpec() if segments is None else partition_spec(["batch"])
+        return kernel
+    q, kv = (partition_spec(["batch", at, "heads", None]) for at in ("length", None))
+    rows = [None if segments is None else partition_spec(["batch", at]) for at in ("length", None)]
     # The kernels do not say over which axes their results differ, so that this is not checked.
-    spread = jax.shard_map(
-        call, in_specs=(rows, heads, heads, heads), out_specs=heads, check_vma=False
-    )
-    return spread(segments, q, k, v)
+    return jax.shard_map(kernel, in_specs=(spec, *rows, q, kv, kv), out_specs=q, check_vma=False)
 
 
 def _cudnn(
-    window: int | None, segments: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array
+    segments: jax.Array | None, window: int | None, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
     """cuDNN's flash attention; for packed rows, its mask takes T·T entries a row."""
-    attention = partial(jax.nn.dot_product_attention, q, k, v, scale=1.0, implementation="cudnn")
-    if segments is None:
-        left = None if window is None else (window - 1, 0)
-        return attention(is_causal=True, local_window_size=left)
-    at = jnp.arange(q.shape[1])
-    mask = _sees(at, at, window) & (segments[:, :, None] == segments[:, None, :])
-    return attention(mask=mask[:, None])
+
+    def call(_: None, rows: Any, keys: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        attention = partial(
+            jax.nn.dot_product_attention, q, k, v, scale=1.0, implementation="cudnn"
+        )
+        if rows is None:
+            left = None if window is None else (window - 1, 0)
+            return attention(is_causal=True, local_window_size=left)
+        at = jnp.arange(q.shape[1])
+        mask = _sees(at, at, window) & (rows[:, :, None] == keys[:, None, :])
+        return attention(mask=mask[:, None])
+
+    return _spread(call, None, segments)(None, segments, segments, q, k, v)
 
 
 def _splash(
-    window: int | None, segments: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array
+    segments: jax.Array | None, window: int | None, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
-    """Pallas's splash attention, which skips blocks of keys that a block of rows does not see."""
+    """Pallas's splash attention, which skips blocks of keys that a block of rows does not see.
+
+    Of a row whose length is split, each device has its part of the queries, and all keys.
+    """
     T, H = q.shape[1:3]
-    length = -(-T // 128) * 128  # Blocks are of whole registers; what is added no token sees.
-    block = next(size for size in (512, 256, 128) if length % size == 0)
+    parts = ways("length")
+    length = -(-T // (128 * parts)) * 128 * parts  # Blocks are of whole registers.
+    kernel = _splash_kernel(window, length, H // ways("heads"), parts)
+
+    def call(kernel: Any, rows: Any, keys: Any, *qkv: jax.Array) -> jax.Array:
+        documents = None if rows is None else splash.SegmentIds(rows, keys)
+        mixed = jax.vmap(kernel, in_axes=(0, 0, 0, 0))(*(x.swapaxes(1, 2) for x in qkv), documents)
+        return mixed.swapaxes(1, 2)
+
+    def lengthen(x: jax.Array) -> jax.Array:  # By what no token sees.
+        return jnp.pad(x, [(0, 0), (0, length - T)] + [(0, 0)] * (x.ndim - 2))
+
+    spec, mesh = None, jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        spec = kernel.manual_sharding_spec(NamedSharding(mesh, partition_spec([None, "length"])))
+    documents = None if segments is None else lengthen(segments)
+    q, k, v = map(lengthen, (q, k, v))
+    return _spread(call, spec, segments)(kernel, documents, documents, q, k, v)[:, :T]
+
+
+def _splash_kernel(window: int | None, length: int, heads: int, parts: int) -> Any:
+    """For rows of a length, of which each of so many parts has its own queries."""
+    block = next(size for size in (512, 256, 128) if length % (size * parts) == 0)
     shape = (length, length)
     mask = (
         splash.CausalMask(shape)
         if window is None
         else splash.LocalMask(shape, (window - 1, 0), offset=0)
     )
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * H),
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
             block_q=block,
             block_kv=block,
@@ -174,14 +197,5 @@ def _splash(
             block_kv_dq=block,
         ),
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
     )
-
-    def lengthen(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, [(0, 0), (0, length - T)] + [(0, 0)] * (x.ndim - 2))
-
-    q, k, v = (lengthen(x).swapaxes(1, 2) for x in (q, k, v))
-    documents: Any = None
-    if segments is not None:
-        documents = splash.SegmentIds(lengthen(segments), lengthen(segments))
-    return jax.vmap(kernel)(q, k, v, documents).swapaxes(1, 2)[:, :T]

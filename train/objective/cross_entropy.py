@@ -40,7 +40,8 @@ def _forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: Any
 ) -> tuple[jax.Array, Any]:
     start = constrain(jnp.zeros(head.shape, jnp.float32), "vocab", "embed")
-    step = partial(_loss_and_gradient, head, dtype)
+    whole = constrain(head.astype(dtype), "vocab", None)  # Gathered once for all pieces.
+    step = partial(_loss_and_gradient, whole, dtype)
     d_head, (losses, d_hidden) = _in_pieces(step, start, (hidden, targets, weights))
     # As a token of nothing, the head says which dtype its gradient is to have.
     return jnp.sum(losses * weights), (d_hidden, d_head, losses, head[:0])
@@ -81,7 +82,10 @@ def _loss_and_gradient(
     d_logits = constrain(d_logits.astype(dtype), "batch", "length", "vocab")
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_hidden = product("btv,vd->btd", d_logits, head.astype(dtype)).astype(hidden.dtype)
-    d_head += product("btv,btd->vd", d_logits, hidden.astype(dtype))
+    if dtype == jnp.float32:  # As of train.model.layers.product; a CPU has it in float32 alone.
+        d_head += product("btd,btv->dv", hidden, d_logits).T
+    else:
+        d_head += product("btv,btd->vd", d_logits, hidden.astype(dtype))
     losses = total - _pick(logits, targets)
     return constrain(d_head, "vocab", "embed"), (
         losses,

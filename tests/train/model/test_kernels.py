@@ -114,6 +114,16 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(packed: bool) -> None:
         _assert_equal("splash", packed, 70, length=200)
 
 
+@ARE_PACKED
+@pytest.mark.parametrize(("window", "length"), [(None, 512), (70, 512), (None, 300)])
+@pytest.mark.usefixtures("interpreted")
+def test_where_rows_are_split_each_device_has_its_queries(
+    packed: bool, window: int | None, length: int
+) -> None:
+    with jax.set_mesh(make_mesh(fsdp=2, context=2, devices=jax.devices()[:4])):
+        _assert_equal("splash", packed, window, length=length)
+
+
 def _llama(**keys: int) -> ModelConfig:
     sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1}
     return ModelConfig.from_hf(
@@ -142,7 +152,8 @@ class _Mesh:
         (_Mesh("tpu"), "float32", "splash"),
         (_Mesh("gpu"), "bfloat16", "cudnn"),
         (_Mesh("gpu"), "float32", "xla"),
-        (_Mesh("tpu", context=2), "bfloat16", "xla"),
+        (_Mesh("tpu", context=2), "bfloat16", "splash"),
+        (_Mesh("gpu", context=2), "bfloat16", "xla"),
         (_Mesh("gpu", tensor=4), "bfloat16", "xla"),
     ],
 )
@@ -158,7 +169,7 @@ def test_auto_is_the_devices_own_kernel_where_it_can_be_used(
         ("cudnn", _Mesh("cpu"), "bfloat16", "is for GPUs and this is a CPU"),
         ("splash", _Mesh("gpu"), "bfloat16", "is for TPUs and this is a GPU"),
         ("cudnn", _Mesh("gpu"), "float32", "model.compute_dtype=bfloat16"),
-        ("splash", _Mesh("tpu", context=2), "bfloat16", "mesh.context=1"),
+        ("cudnn", _Mesh("gpu", context=2), "bfloat16", "mesh.context=1"),
         ("splash", _Mesh("tpu", tensor=4), "bfloat16", "mesh.tensor"),
     ],
 )
