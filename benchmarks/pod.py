@@ -46,7 +46,7 @@ class Program(NamedTuple):
 
     arguments: int  # bytes
     outputs: int  # bytes, nearly all in the place of donated arguments
-    temporary: int  # bytes
+    needs: int  # bytes at the fullest moment, arguments included
     seconds: float  # to compile
     cycles: int  # of what runs once
     cycles_a_pass: int  # of the search
@@ -80,7 +80,7 @@ def compile_update(topology: str, model: str, optimizer: Any) -> Program:
     return Program(
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes,
-        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
         seconds,
         *estimated_cycles(text),
         largest_collectives(text),
@@ -105,7 +105,7 @@ def largest_collectives(text: str) -> dict[str, tuple[int, int]]:
 
 def cells(program: Program) -> list[str]:
     """The program's part of a row of the table."""
-    sizes = (program.arguments, program.outputs, program.temporary)
+    sizes = (program.arguments, program.outputs, program.needs)
     said = [f"{n} {kind}, {size:,} B" for kind, (n, size) in program.collectives.items()]
     return [
         *(f"{size / 1e6:,.2f}" for size in sizes),
@@ -146,7 +146,7 @@ def main() -> None:
         f"{platform.machine()}, {platform.system()}\n"
     )
     print(
-        "| topology | model | update | arguments, MB | outputs, MB | temporary, MB | compile, s "
+        "| topology | model | update | arguments, MB | outputs, MB | fullest, MB | compile, s "
         "| Mcycles | Mcycles a pass | collectives |"
     )
     print("|---" * 10 + "|")
