@@ -26,9 +26,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may stand anywhere among the options: argparse itself takes one run of them."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [each for each in rest if each.startswith("-") or "overrides" not in args]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 2 after a fault that the user can mend."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     # transformers serves configs and tokenizers here: that it finds no PyTorch is no news.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:

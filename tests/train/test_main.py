@@ -86,6 +86,19 @@ def test_bad_settings(
     assert not (config.parent / "run").exists()
 
 
+def test_settings_stand_anywhere_and_unknown_options_nowhere(
+    write_config: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sft", "--config", str(write_config()), "steps=1", "--resume", "mesh.tensor=3"]
+    assert "does not match the 8 devices" in _fails(capsys, *words)
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--resum3"])
+    assert "unrecognized arguments: --resum3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "run", "second"])
+    assert "unrecognized arguments: second" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
