@@ -72,14 +72,19 @@ class Run:
         """Makes the folder and saves the resolved config in it.
 
         Raises:
-          UserError: where another process does not see what the first one wrote.
+          UserError: where it cannot be written, or another process does not see what is in it.
         """
         barrier(f"{self.folder}: to be made when all have looked at it")
         if is_first() and not self.config_file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.config_file.with_suffix(".tmp")
-            partial.write_text(dump_config(config), encoding="utf-8")
-            partial.replace(self.config_file)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                partial.write_text(dump_config(config), encoding="utf-8")
+                partial.replace(self.config_file)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: cannot be written to ({error.strerror}); set run to another"
+                ) from None
         barrier(f"{self.folder}: to be seen by all")
         if not self.config_file.exists():
             raise UserError(

@@ -86,6 +86,14 @@ def test_bad_settings(
     assert not (config.parent / "run").exists()
 
 
+def test_a_run_that_cannot_be_written(
+    write_config: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config()
+    said = _fails(capsys, "sft", "--config", str(config), f"run={config}/run")
+    assert "run: cannot be written to (Not a directory); set run to another" in said
+
+
 def test_settings_stand_anywhere_and_unknown_options_nowhere(
     write_config: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
