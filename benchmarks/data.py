@@ -37,10 +37,10 @@ def synthesise(file: Path, lines: int) -> None:
 
 def ours(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tuple[float, ...]:
     """Seconds to tokenise and to plan, and examples."""
-    from train.data.plan import plan_rows
+    from train.data.packing import plan_rows
     from train.data.sources import open_rows
-    from train.data.store import Reading, store
-    from train.tokenizer import load_tokenizer
+    from train.data.token_store import Reading, store
+    from train.hf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def theirs(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tu
     """Seconds to read and to tokenise, and examples."""
     from datasets import Dataset, disable_progress_bars
 
-    from train.tokenizer import load_tokenizer
+    from train.hf.tokenizer import load_tokenizer
 
     disable_progress_bars()
     tokenizer = load_tokenizer(model)

@@ -28,9 +28,9 @@ from timing import print_table
 from updates import Model, adamw
 
 from gmt_jax import gmt_mask
-from gmt_jax.rows import Layout
-from gmt_jax.threshold import select
-from gmt_jax.wide import wide
+from gmt_jax._threshold.layout import Layout
+from gmt_jax._threshold.search import select
+from gmt_jax._threshold.uint64 import wide
 
 TOLERANCE = 1e-3
 DEVICES = jax.device_count()

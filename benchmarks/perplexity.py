@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train.model import forward, load_model_config, load_params
-from train.tokenizer import load_tokenizer
+from train.hf.load import load_params
+from train.hf.tokenizer import load_tokenizer
+from train.model import forward, load_model_config
 
 TEXT = """\
 A lighthouse is a tower built to guide ships at sea. Before electricity, its lamp burned oil, and a

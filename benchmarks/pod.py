@@ -26,11 +26,11 @@ import jax
 import optax
 
 from gmt_jax import gmt_mask
-from train.compiled import collectives, computations, cycles
 from train.model import abstract_params, is_stacked, load_model_config, logical_axes
+from train.plan.hlo import collectives, computations, cycles
+from train.plan.topology import slice_devices
 from train.sharding import make_mesh, param_shardings
 from train.step import state_shardings
-from train.topology import slice_devices
 
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:8x8x8")
 FOLDER = Path(__file__).parents[1] / "configs" / "models"

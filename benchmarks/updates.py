@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train.model import is_stacked, load_model_config, load_params
+from train.hf.load import load_params
+from train.hf.tokenizer import load_tokenizer
+from train.model import is_stacked, load_model_config
 from train.objective.sft import sft_loss
-from train.tokenizer import load_tokenizer
 
 Tree = dict[str, jax.Array]
 Method = Callable[[], Any]

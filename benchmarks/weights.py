@@ -42,9 +42,9 @@ def synthesise(folder: Path, layers: int) -> None:
     import ml_dtypes
     import numpy as np
 
+    from train.hf.load import INDEX, wanted_tensors
+    from train.hf.safetensors import Layout, write_safetensors
     from train.model import ModelConfig, abstract_params
-    from train.model.weights import INDEX, wanted_tensors
-    from train.tensorfile import Layout, write_safetensors
 
     hf = LLAMA_2_13B | {"num_hidden_layers": layers, "dtype": "bfloat16"}
     config = ModelConfig.from_hf(hf, "config.json")
@@ -99,13 +99,9 @@ def measure(folder: Path) -> list[dict[str, float]]:
     """Rows of the table: loading and exporting."""
     import jax
 
-    from train.model import (
-        abstract_params,
-        load_model_config,
-        load_params,
-        logical_axes,
-        save_params,
-    )
+    from train.hf.load import load_params
+    from train.hf.save import save_params
+    from train.model import abstract_params, load_model_config, logical_axes
     from train.sharding import make_mesh, param_shardings
 
     config = load_model_config(folder)

@@ -17,7 +17,7 @@ gathered nor sorted. From Li et al., https://arxiv.org/abs/2406.15330.
 
 from gmt_jax.mask import GmtMaskState, gmt_mask
 from gmt_jax.merge import dare, interpolate
-from gmt_jax.relatives import (
+from gmt_jax.methods import (
     every_few,
     fisher,
     gradient_to_weight,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gmt_jax.paths import name_of
+from gmt_jax.tree_paths import name_of
 
 
 class TensorDelta(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from gmt_jax.smallest import GmtMaskState, MaskRatio, Smallest, Stacked, keep
+from gmt_jax.selection import GmtMaskState, MaskRatio, Smallest, Stacked, keep
 
 __all__ = ["GmtMaskState", "gmt_mask"]
 

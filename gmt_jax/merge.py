@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import KeyPath
 
-from gmt_jax.paths import key_of, name_of
+from gmt_jax.tree_paths import key_of, name_of
 
 
 def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) -> Any:

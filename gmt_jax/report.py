@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmt_jax import counting
-from gmt_jax.replicate import mesh_of, replicate
-from gmt_jax.scored import Rule
-from gmt_jax.smallest import Stacked, stacked_axes
+from gmt_jax._threshold import reductions as counting
+from gmt_jax._threshold.replication import mesh_of, replicate
+from gmt_jax.scores import Rule
+from gmt_jax.selection import Stacked, stacked_axes
 
 
 class MaskReport(NamedTuple):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from gmt_jax.report import reported
-from gmt_jax.scored import Rule, scored
-from gmt_jax.smallest import MaskRatio, Smallest, Stacked, keep
+from gmt_jax.scores import Rule, scored
+from gmt_jax.selection import MaskRatio, Smallest, Stacked, keep
 from gmt_jax.structured import Choice
 
 

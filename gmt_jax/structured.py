@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmt_jax.roles import ROLES, read_model
+from gmt_jax.param_roles import ROLES, read_model
 
 # The number of updates done -> a tree of bool masks, each broadcastable to its leaf: True where
 # it is trained in this round. Pure; the count may be traced.

@@ -5,8 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from train.commands import models, pairs, runs
-from train.errors import UserError, show
+from .cli import models
+from .cli import training as runs
+from .cli import weights as pairs
+from .errors import UserError, show
 
 # Packages of the extra; without them the program says what to install.
 EXTRA = {

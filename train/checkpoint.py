@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from train.errors import UserError
-from train.step import TrainState
+from .errors import UserError
+from .step import TrainState
 
 
 class Checkpoints:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.errors import UserError
-from train.model import ModelConfig, decode, init_cache, logits
-from train.sharding import constrain
+from .errors import UserError
+from .model import ModelConfig, decode, init_cache, logits
+from .sharding import constrain
 
 # Prompts are padded to a multiple of this, so that few lengths are ever compiled.
 ROUND = 64

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from train.checkpoint import Checkpoints
-from train.errors import UserError
-from train.observe.progress import Display
-from train.run import Run
-from train.step import Batch, TrainState
-from train.stopping import stop_request
+from .checkpoint import Checkpoints
+from .distributed.preemption import stop_request
+from .errors import UserError
+from .observe.progress import Display
+from .run import Run
+from .step import Batch, TrainState
 
 
 @dataclass(frozen=True)

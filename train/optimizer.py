@@ -18,9 +18,10 @@ from gmt_jax import (
     train_only,
 )
 from gmt_jax.structured import hft_choice, lisa_choice
-from train.errors import UserError
-from train.model import is_stacked
-from train.sections import MaskSection, OptimizerSection
+
+from .config.optimizer import MaskSection, OptimizerSection
+from .errors import UserError
+from .model import is_stacked
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:

@@ -10,20 +10,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train.checkpoint import abstract
-from train.config import Config
-from train.errors import UserError
-from train.model import ModelConfig, abstract_params, choose_attention, logical_axes
-from train.objective.sft import sft_loss
-from train.optimizer import make_optimizer
-from train.sharding import param_shardings
-from train.step import (
-    Batch,
-    TrainState,
-    jit_train_step,
-    microbatch_sharding,
-    state_shardings,
-)
+from .checkpoint import abstract
+from .config import Config
+from .errors import UserError
+from .model import ModelConfig, abstract_params, choose_attention, logical_axes
+from .objective.sft import sft_loss
+from .optimizer import make_optimizer
+from .sharding import param_shardings
+from .step import Batch, TrainState, jit_train_step, microbatch_sharding, state_shardings
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.config import Config, differing_keys, dump_config, load_config
-from train.distributed import barrier, is_first
-from train.errors import UserError
+from .config import Config, differing_keys, dump_config, load_config
+from .distributed.processes import barrier, is_first
+from .errors import UserError
 
 # Keys in which a continued run may differ from its beginning: none of them changes a weight,
 # but for the mesh, over which sums are added in another order.

@@ -8,23 +8,25 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from train.checkpoint import Checkpoints
-from train.config import Config
-from train.distributed import check_same, first_ahead
-from train.export import export
-from train.flops import peak_tokens_per_s
-from train.generate import Sampling, complete
-from train.loop import Cadence, Parts, train
-from train.model import load_model_config, load_params, resolve_model
-from train.observe.progress import Display
-from train.observe.report import print_report
-from train.optimizer import make_schedule
-from train.program import Program, check_rows, keep_compiled
-from train.run import Run
-from train.sharding import make_mesh
-from train.step import TrainState, jit_eval_step
-from train.supply import Supply, make_supply
-from train.tokenizer import load_tokenizer, prompt_ids
+from .checkpoint import Checkpoints
+from .config import Config
+from .data.loader import Supply, make_supply
+from .distributed.processes import check_same, first_ahead
+from .flops import peak_tokens_per_s
+from .generate import Sampling, complete
+from .hf.export import export
+from .hf.hub import resolve_model
+from .hf.load import load_params
+from .hf.tokenizer import load_tokenizer, prompt_ids
+from .loop import Cadence, Parts, train
+from .model import load_model_config
+from .observe.progress import Display
+from .observe.report import print_report
+from .optimizer import make_schedule
+from .program import Program, check_rows, keep_compiled
+from .run import Run
+from .sharding import make_mesh
+from .step import TrainState, jit_eval_step
 
 # Seconds in which process 0 must have tokenised the data, while the others wait.
 DATA_TIMEOUT = 6 * 3600

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from train.errors import UserError
+from .errors import UserError
 
 AXES = ("data", "fsdp", "context", "tensor")  # From the slowest network to the fastest.
 

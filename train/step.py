@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.sharding import RULES, batch_sharding, replicated
+from .sharding import RULES, batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) -> (sum, weight)

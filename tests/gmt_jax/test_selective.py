@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import gmt_jax.relatives
+import gmt_jax.methods
 import gmt_jax.selective
 from gmt_jax import (
     by_score,
@@ -426,7 +426,7 @@ def test_a_score_of_weights_needs_them() -> None:
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
 
 
-@pytest.mark.parametrize("module", [gmt_jax.selective, gmt_jax.relatives])
+@pytest.mark.parametrize("module", [gmt_jax.selective, gmt_jax.methods])
 def test_the_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

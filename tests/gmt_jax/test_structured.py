@@ -18,7 +18,7 @@ from gmt_jax import SelectiveState, hft, lisa
 from gmt_jax.selective import ChosenState
 from gmt_jax.structured import hft_choice, lisa_choice
 from train.model import ModelConfig, abstract_params
-from train.model.tensors import TENSORS
+from train.model.param_table import TENSORS
 
 SMOLLM2 = {
     "model_type": "llama",

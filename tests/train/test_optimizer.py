@@ -9,9 +9,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from train.config.optimizer import MaskSection, OptimizerSection
 from train.errors import UserError
 from train.optimizer import make_optimizer, make_schedule
-from train.sections import MaskSection, OptimizerSection
 from train.sharding import make_mesh
 from train.step import state_shardings
 

@@ -9,10 +9,10 @@ import jax
 import pytest
 from rich.console import Console
 
-from train.compiled import profile
 from train.config import load_config
 from train.errors import UserError
 from train.model import abstract_params, load_model_config
+from train.plan.hlo import profile
 from train.program import Program, keep_compiled
 from train.sft import sft
 from train.sharding import make_mesh

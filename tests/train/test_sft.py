@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 from train.config import load_config
 from train.errors import UserError
 from train.generate import Sampling
+from train.restore import complete_prompts, export_run
 from train.run import Run, read_records
 from train.sft import sft
-from train.trained import complete_prompts, export_run
 
 Write = Callable[..., Path]
 

@@ -5,9 +5,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from train.data.encode import Example
-from train.data.epochs import Group, Order
-from train.data.packing import Plan
+from .packing import Plan
+from .sampler import Group, Order
+from .tokenize import Example
 
 # One example a row; the same with batches of rows of one length; or several examples a row.
 Layout = Literal["padded", "bucketed", "packed"]

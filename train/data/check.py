@@ -10,16 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train.config import Config
-from train.data.build import check_tokenizer, find_faults, load
-from train.data.encode import Example
-from train.data.epochs import permutation
-from train.data.records import read_record
-from train.data.render import render
-from train.data.sides import Datasets, Loaded, Side, Used, divide
-from train.errors import DataError, UserError
-from train.model import load_model_config, resolve_model
-from train.tokenizer import load_tokenizer
+from ..config import Config
+from ..errors import DataError, UserError
+from ..hf.hub import resolve_model
+from ..hf.tokenizer import load_tokenizer
+from ..model import load_model_config
+from .chat import render
+from .datasets import check_tokenizer, find_faults, load
+from .records import read_record
+from .sampler import permutation
+from .splits import Datasets, Loaded, Side, Used, divide
+from .tokenize import Example
 
 _BARS = 12  # Of the histogram.
 _TRIED = 200  # Texts that are taken there and back.

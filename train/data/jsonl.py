@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.errors import UserError
+from ..errors import UserError
 
 _MARK = b"\xef\xbb\xbf"  # A byte order mark.
 _BLOCK = 1 << 24  # Bytes that are searched for line breaks at a time.

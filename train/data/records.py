@@ -5,21 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.errors import UserError
+from ..config.data import FORMATS
+from ..errors import UserError
 
-# Each format with the fields that tell it. A row is of the first whose fields it has.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "conversations": ("conversations",),
-    "preference": ("chosen", "rejected"),
-    "completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
 _WANTED = {kind: frozenset(fields) for kind, fields in FORMATS.items()}
-# All fields that are looked at; the last two may be left out.
-FIELDS = (*dict.fromkeys(f for fields in FORMATS.values() for f in fields), "input", "tools")
-
 ROLES = ("system", "user", "assistant", "tool")
 _ROLES = {role: role for role in ROLES} | {
     "human": "user",

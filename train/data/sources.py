@@ -9,10 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from train.data.digest import digest, digest_files
-from train.data.jsonl import Lines, an_object, json_list
-from train.data.tables import arrow_folder, csv_table, hub, parquet
-from train.errors import UserError
+from ..errors import UserError
+from .digest import digest, digest_files
+from .jsonl import Lines, an_object, json_list
+from .tables import arrow_folder, csv_table, hub, parquet
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Files that a mistyped or unsupported path ends in, and a hub name does not.

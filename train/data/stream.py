@@ -13,16 +13,16 @@ from typing import Any
 import grain
 import numpy as np
 
-from train.data.batches import Arrays
-from train.data.encode import Example, encode
-from train.data.feed import AHEAD
-from train.data.jsonl import read_lines, read_object
-from train.data.records import Pair, read_record
-from train.data.render import render
-from train.data.section import DataSection, Source
-from train.data.sources import find_files, is_hub_name
-from train.data.tables import streamed_table
-from train.errors import UserError
+from ..config.data import DataSection, Source
+from ..errors import UserError
+from .batches import Arrays
+from .chat import render
+from .jsonl import read_lines, read_object
+from .prefetch import AHEAD
+from .records import Pair, read_record
+from .sources import find_files, is_hub_name
+from .tables import streamed_table
+from .tokenize import Example, encode
 
 Row = tuple[str, dict[str, Any] | bytes]  # Its place, and what it holds or the line that says so.
 

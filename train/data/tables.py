@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train.data.digest import digest, digest_files
-from train.errors import UserError
+from ..errors import UserError
+from .digest import digest, digest_files
 
 _BLOCK = 256  # Rows that are read together.
 

@@ -1,8 +1,9 @@
-"""Llama-type decoders in Flax NNX, and their weights in Hugging Face format."""
+"""Llama-type decoders in Flax NNX."""
 
-from train.model.config import ModelConfig, load_model_config
-from train.model.decoder import Cache, Decoder, Documents
-from train.model.functional import (
+from .attention_kernels import choose_attention
+from .config import ModelConfig, load_model_config
+from .decoder import Cache, Decoder, Documents
+from .functional import (
     Params,
     abstract_params,
     decode,
@@ -15,11 +16,7 @@ from train.model.functional import (
     logical_axes,
     logits,
 )
-from train.model.kernels import choose_attention
-from train.model.layers import scores
-from train.model.saving import save_params
-from train.model.source import resolve_model
-from train.model.weights import load_params
+from .layers import scores
 
 __all__ = [
     "Cache",
@@ -37,10 +34,7 @@ __all__ = [
     "init_params",
     "is_stacked",
     "load_model_config",
-    "load_params",
     "logical_axes",
     "logits",
-    "resolve_model",
-    "save_params",
     "scores",
 ]

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from train.model.config import ModelConfig
-from train.model.layers import Linear, RMSNorm
-from train.model.rope import rotate
-from train.sharding import constrain
+from ..sharding import constrain
+from .config import ModelConfig
+from .layers import Linear, RMSNorm
+from .rope import rotate
 
 # (window, q, k, v) -> [B, T, H, head_dim]; q is already divided by the root of head_dim.
 Attend = Callable[[int | None, jax.Array, jax.Array, jax.Array], jax.Array]

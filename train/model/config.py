@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.errors import UserError
-from train.model.rope import Rope
+from ..errors import UserError
+from .rope import Rope
 
 # What transformers assumes where a config.json of this model_type leaves a key out.
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from train.model.attention import Attention, KeyValue, Placement, distinct_windows
-from train.model.config import ModelConfig
-from train.model.kernels import attend_causally, attend_to_cache
-from train.model.layers import PRODUCT, Linear, RMSNorm, scores
-from train.model.rope import rotations
-from train.sharding import constrain
+from ..sharding import constrain
+from .attention import Attention, KeyValue, Placement, distinct_windows
+from .attention_kernels import attend_causally, attend_to_cache
+from .config import ModelConfig
+from .layers import PRODUCT, Linear, RMSNorm, scores
+from .rope import rotations
 
 # What the forward pass keeps of a layer for the backward pass: all, the products with weights,
 # only what went in, or that in the host's memory.

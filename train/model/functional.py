@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from train.model.attention import KeyValue
-from train.model.config import ModelConfig
-from train.model.decoder import Cache, Decoder, Documents
-from train.model.tensors import TENSORS
+from .attention import KeyValue
+from .config import ModelConfig
+from .decoder import Cache, Decoder, Documents
+from .param_table import TENSORS
 
 # A nested dict of float32 arrays [...]; of [L, ...] under "layers".
 Params = dict[str, Any]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from train.sharding import constrain
+from ..sharding import constrain
 
 PRODUCT = "product"  # What a layer's products with weights are called, for rematerialisation.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.errors import UserError
+from ..errors import UserError
 
 KINDS = ("default", "linear", "llama3")
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train.model import scores
-from train.sharding import constrain, ways
+from ..model import scores
+from ..sharding import constrain, ways
 
 # Tokens a device whose float32 logits [tokens, V] are held at a time.
 TOKENS = 1024

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train.model import Documents, ModelConfig, head, hidden_states
-from train.objective.cross_entropy import cross_entropy
+from ..model import Documents, ModelConfig, head, hidden_states
+from .cross_entropy import cross_entropy
 
 
 def sft_loss(

@@ -5,7 +5,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from train.run import Run, read_records
+from ..run import Run, read_records
 
 
 def report(run: Run) -> RenderableType:

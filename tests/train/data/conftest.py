@@ -57,6 +57,6 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
 @pytest.fixture(scope="session")
 def stdlib() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The real one: it takes seconds to read."""
-    from train.data.stdlib import load_stdlib
+    from train.data.python_stdlib import load_stdlib
 
     return load_stdlib(0.05)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from train.data.batches import Arrays, Batches, Layout
-from train.data.encode import Example
 from train.data.packing import Plan, best_fit, one_a_row
+from train.data.tokenize import Example
 
 
 def _examples(lengths: list[int]) -> list[Example]:

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.packing import best_fit, one_a_row, waste
-from train.data.plan import plan_rows
+from train.data.packing import best_fit, one_a_row, plan_rows, waste
 
 
 def _plain(lengths: list[int], capacity: int) -> list[int]:
@@ -62,7 +61,7 @@ def test_a_plan_is_made_once(tmp_path, monkeypatch) -> None:  # type: ignore[no-
     planned = plan_rows(lengths, 10, tmp_path)
     for made, expected in zip(planned, best_fit(lengths, 10), strict=True):
         np.testing.assert_array_equal(made, expected)
-    monkeypatch.setattr("train.data.plan.best_fit", None)
+    monkeypatch.setattr("train.data.packing.best_fit", None)
     again = plan_rows(lengths.astype(np.int64), 10, tmp_path)
     np.testing.assert_array_equal(again.members, planned.members)
     with pytest.raises(TypeError):  # Other lengths and another capacity are other plans.

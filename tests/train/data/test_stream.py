@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.data.section import DataSection
+from train.config.data import DataSection
 from train.data.stream import Share, Stream
 from train.errors import UserError
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.model import ModelConfig, decode, hidden_states, init_cache, logits, save_params
+from train.hf.save import save_params
+from train.model import ModelConfig, decode, hidden_states, init_cache, logits
 
 STEP = jax.jit(decode, static_argnums=0)
 WHOLE = jax.jit(hidden_states, static_argnums=0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from train.data.batches import Batches
-from train.data.encode import Example
 from train.data.packing import best_fit, one_a_row
+from train.data.tokenize import Example
 from train.model import Documents, ModelConfig, forward
 from train.objective.sft import sft_loss
 

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from train.model import forward, load_model_config, load_params, save_params
+from train.hf.load import load_params
+from train.hf.save import save_params
+from train.model import forward, load_model_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

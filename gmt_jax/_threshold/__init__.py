@@ -1,0 +1,1 @@
+"""Exact order statistics of |g| over the tensors of a tree, by counting: private to gmt_jax."""

@@ -1,0 +1,285 @@
+"""From settings to both sides' examples."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.config.data import DataSection
+from train.data.datasets import build_datasets, build_held_out
+from train.data.splits import Datasets, Side, Used
+from train.errors import DataError, UserError
+
+DEFAULTS: dict[str, Any] = {"eval_fraction": 0.2, "max_length": 64}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Twenty records, and two more that are equal to the first one."""
+    path = tmp_path / "a.jsonl"
+    texts = [f"text {i}" for i in range(20)] + ["text 0"] * 2
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def build(tokenizer: Any, cache: Path) -> Callable[..., Datasets]:
+    def build(train: Any, seed: int = 0, vocab_size: int = 300, **options: Any) -> Datasets:
+        train = str(train) if isinstance(train, Path) else train
+        section = DataSection(train=train, **DEFAULTS | options)
+        return build_datasets(section, tokenizer, vocab_size=vocab_size, seed=seed, cache=cache)
+
+    return build
+
+
+def _ids(side: Side | None) -> list[Any]:
+    assert side is not None
+    used = Used(side.parts)
+    return [used[at].tokens for at in range(len(side.lengths))]
+
+
+def _texts(side: Side | None, tokenizer: Any) -> list[str]:
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in _ids(side)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_share_is_split_off(build: Any, tokenizer: Any, file: Path, seed: int) -> None:
+    made = build(file, seed)
+    sides = [_texts(side, tokenizer) for side in made.sides]
+    assert sorted(sides[0] + sides[1]) == sorted([f"text {i}" for i in range(20)] + ["text 0"] * 2)
+    assert set(sides[0]).isdisjoint(sides[1]), "equal records stay together"
+    assert len(sides[1]) in range(4, 7)
+    assert [str(side).partition(":")[0] for side in made.sides] == [
+        "training data",
+        "held-out data",
+    ]
+    assert _texts(build(file, seed).held_out, tokenizer) == sides[1]
+
+
+def test_equal_records_of_two_sources_are_on_one_side(
+    build: Any, tokenizer: Any, file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "b.jsonl"
+    other.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(10, 30)))
+    for seed in range(5):
+        learned, held_out = (
+            _texts(side, tokenizer) for side in build([str(file), str(other)], seed).sides
+        )
+        assert set(learned).isdisjoint(held_out)
+        assert len(learned) + len(held_out) == 42
+
+
+def test_a_small_share_is_at_least_one_record(build: Any, tokenizer: Any, file: Path) -> None:
+    for seed in range(5):
+        assert len(set(_texts(build(file, seed, eval_fraction=0.001).held_out, tokenizer))) == 1
+
+
+def test_no_share(build: Any, file: Path) -> None:
+    made = build(file, eval_fraction=0)
+    assert len(made.train.lengths) == 22
+    assert made.held_out is None
+
+
+def test_the_whole_as_a_share(build: Any, file: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing is left to train on of 22 records; lower data"):
+        build(file, eval_fraction=1)
+
+
+def test_limits_take_a_sample(build: Any, tokenizer: Any, file: Path) -> None:
+    made, whole = build(file, limit=5, eval_limit=2), build(file)
+    sample = _texts(made.train, tokenizer)
+    assert (len(sample), len(made.held_out.lengths)) == (5, 2)
+    assert set(sample) < set(_texts(whole.train, tokenizer))
+    assert sample != _texts(whole.train, tokenizer)[:5]
+    assert set(_texts(made.held_out, tokenizer)) < set(_texts(whole.held_out, tokenizer))
+    assert "left out by the limit" in str(made.train)
+
+
+def test_held_out_data_of_its_own(build: Any, tokenizer: Any, file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"text": "other"}\n')
+    made = build(file, eval=str(other), revision="v1")
+    assert len(made.train.lengths) == 22
+    assert _texts(made.held_out, tokenizer) == ["other"]
+
+
+def test_sources_have_settings_and_weights_of_their_own(
+    build: Any, tokenizer: Any, file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"q": "1+1=", "a": "2"}\n' * 3)
+    mapped = {"path": str(other), "weight": 2, "columns": {"prompt": "q", "completion": "a"}}
+    made = build([str(file), mapped], eval_fraction=0)
+    assert _texts(made.train, tokenizer)[-3:] == ["1+1=2"] * 3
+    batches = made.train.batches(1, 0)
+    assert batches.rows_in_epoch == 22 + 2 * 3
+    seen = [batches.batch(step)["tokens"][0].tolist() for step in range(28)]
+    assert seen.count(batches.eval_batch(24)["tokens"][0].tolist()) == 6
+
+
+def test_packed_sides(build: Any, tokenizer: Any, file: Path) -> None:
+    made, apart = build(file, layout="packed", max_length=32), build(file)
+    assert made.train.rows.num_rows < len(apart.train.lengths)
+    assert sorted(_texts(made.train, tokenizer)) == sorted(_texts(apart.train, tokenizer))
+    assert f"packed into {made.train.rows.num_rows} rows (" in str(made.train)
+    batch = made.train.batches(2, 0).batch(0)
+    assert batch["segment_ids"].max() >= 2
+
+
+RECORDS = [  # 5, 10, 10 and 3 tokens with the end
+    {"prompt": "12", "completion": "34"},
+    {"prompt": "1", "completion": "23456789"},
+    {"prompt": "12345678", "completion": "9"},
+    {"prompt": "1", "completion": "2"},
+]
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in RECORDS))
+    return path
+
+
+def test_what_is_too_long_is_dropped_and_reported(build: Any, long: Path) -> None:
+    side = build(long, max_length=5, eval_fraction=0).train
+    assert side.lengths.tolist() == [5, 3]
+    assert str(side) == (
+        "training data: 2 examples, 8 tokens (5 learned), 2 dropped as over 5 tokens"
+    )
+
+
+def test_what_is_too_long_is_cut_where_something_is_left_to_learn(build: Any, long: Path) -> None:
+    side = build(long, max_length=5, eval_fraction=0, overlong="truncate").train
+    assert side.lengths.tolist() == [5, 5, 3]
+    assert side.batches(3, 0).eval_batch(0)["weights"][1].tolist() == [1, 1, 1, 1, 0]
+    assert str(side) == (
+        "training data: 3 examples, 13 tokens (9 learned), 1 dropped as over 5 tokens, "
+        "1 cut to 5 tokens"
+    )
+
+
+def test_what_is_too_long_is_an_error(build: Any, long: Path) -> None:
+    options = {"max_length": 5, "eval_fraction": 0, "overlong": "error"}
+    with pytest.raises(UserError) as caught:
+        build(long, **options)
+    assert str(caught.value).startswith(f"{long}:2: 10 tokens, over data.max_length 5; raise it")
+    with pytest.raises(DataError) as several:
+        build(long, **options, on_error="report")
+    assert [line.split(": ")[0] for line in several.value.lines] == [f"{long}:2", f"{long}:3"]
+
+
+def test_faults_are_listed_up_to_a_limit(build: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("[]\n" * 60)
+    with pytest.raises(UserError, match=rf"{path}:1: is a list"):
+        build(path)
+    with pytest.raises(DataError) as caught:
+        build(path, on_error="report")
+    assert len(caught.value.lines) == 51
+    assert caught.value.lines[-1] == "… and 10 more"
+
+
+def test_nothing_fits(build: Any, long: Path) -> None:
+    with pytest.raises(UserError, match=r"training data: no example is left \(4 over data.max_"):
+        build(long, max_length=2, eval_fraction=0)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(build: Any, file: Path) -> None:
+    with pytest.raises(UserError, match=r"tokens up to 258, and the model's vocabulary ends at 9;"):
+        build(file, vocab_size=10)
+
+
+def test_preference_pairs_are_not_for_sft(build: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl:1: is a preference pair"):
+        build(path)
+
+
+def test_a_hub_data_set_with_two_splits(
+    build: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
+        asked.append((*args, kwargs["split"], kwargs["revision"]))
+        return datasets.Dataset.from_list([{"text": kwargs["split"]}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    made = build("some/set", eval_split="test", revision="v1")
+    assert _texts(made.train, tokenizer) == ["train"]
+    assert _texts(made.held_out, tokenizer) == ["test"]
+    build("some/set", eval="some/other", revision="v1")
+    assert asked == [
+        ("some/set", "train", "v1"),
+        ("some/set", "test", "v1"),
+        ("some/set", "train", "v1"),
+        ("some/other", "train", None),
+    ]
+    with pytest.raises(UserError, match=r"data.eval: some/set is trained on"):
+        build("some/set", eval="some/set")
+
+
+def test_the_standard_library(
+    build: Any, tokenizer: Any, stdlib: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.datasets.load_stdlib", lambda fraction: stdlib)
+    made = build("python-stdlib", max_length=512, limit=20, eval_limit=10)
+    assert (len(made.train.lengths), len(made.held_out.lengths)) == (20, 10)
+    assert all("Complete this Python function" in text for text in _texts(made.train, tokenizer))
+    assert "dropped as over 512 tokens" in str(made.train)
+
+
+def test_the_standard_library_beside_a_file(
+    build: Any, tokenizer: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_stdlib(fraction: float) -> Any:
+        asked.append(fraction)
+        return ([{"text": "l", "where": "1"}], [{"text": "h", "where": "2"}] if fraction else [])
+
+    monkeypatch.setattr("train.data.datasets.load_stdlib", load_stdlib)
+    made = build(file, eval="python-stdlib")
+    assert (len(made.train.lengths), _texts(made.held_out, tokenizer)) == (22, ["h"])
+    # Nothing need be kept from training where something else is held out.
+    made = build("python-stdlib", eval=str(file))
+    assert (_texts(made.train, tokenizer), len(made.held_out.lengths)) == (["l"], 22)
+    assert build("python-stdlib", eval_fraction=0).held_out is None
+    made = build(["python-stdlib", str(file)])
+    assert "l" in _texts(made.train, tokenizer)
+    assert "h" in _texts(made.held_out, tokenizer)
+    assert asked == [0.2, 0, 0, 0.2]
+    with pytest.raises(UserError, match=r"nothing is left to hold out; change data\.eval"):
+        build(file, eval="python-stdlib", eval_fraction=0)
+
+
+@pytest.mark.parametrize("eval", [None, "python-stdlib"])
+def test_splits_are_of_hub_data_sets(build: Any, file: Path, eval: str | None) -> None:
+    with pytest.raises(UserError, match=r"data.eval_split: .* has no splits; name held-out data"):
+        build(file, eval=eval, eval_split="test")
+
+
+def test_the_same_file_twice(build: Any, file: Path) -> None:
+    with pytest.raises(UserError, match=r"data.eval: .* is trained on; name other data"):
+        build(file, eval=str(file))
+
+
+def test_of_a_stream_only_what_is_held_out_is_read(
+    tokenizer: Any, file: Path, tmp_path: Path, cache: Path
+) -> None:
+    held = tmp_path / "b.jsonl"
+    held.write_text('{"text": "other"}\n')
+    options = {"vocab_size": 300, "seed": 0, "cache": cache}
+    section = DataSection(train="no/where", streaming=True, eval=str(held), max_length=64)
+    assert _texts(build_held_out(section, tokenizer, **options), tokenizer) == ["other"]
+    section = DataSection(train=str(file), streaming=True, eval_fraction=0)
+    assert build_held_out(section, tokenizer, **options) is None
+    section = DataSection(train=str(file), streaming=True, eval=str(file))
+    with pytest.raises(UserError, match="is trained on"):
+        build_held_out(section, tokenizer, **options)

@@ -1,0 +1,156 @@
+"""Python's standard library as data: real, split by module, always the same."""
+
+import ast
+import re
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.data.python_stdlib import load_stdlib
+from train.errors import UserError
+
+Sides = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+
+def _module(record: dict[str, Any]) -> str:
+    found = re.fullmatch(r"python-stdlib ([^/:]+?)(?:\.py|/[^:]+):\d+", record["where"])
+    assert found
+    return found[1]
+
+
+def _code(record: dict[str, Any]) -> str:
+    answer = record["messages"][1]["content"]
+    assert answer.startswith("```python\n")
+    assert answer.endswith("\n```")
+    return str(answer[len("```python\n") : -len("\n```")])
+
+
+def test_there_is_enough_on_both_sides(stdlib: Sides) -> None:
+    learned, held_out = stdlib
+    assert len(learned) > 2000
+    assert 50 < len(held_out) < 0.15 * len(learned)
+
+
+def test_no_module_and_no_function_is_on_both_sides(stdlib: Sides) -> None:
+    modules = [{re.sub("^_(py)?", "", _module(r)) for r in side} for side in stdlib]
+    assert len(modules[1]) > 3
+    assert modules[0].isdisjoint(modules[1])
+    codes = [ast.unparse(ast.parse(_code(r))) for side in stdlib for r in side]
+    assert len(set(codes)) == len(codes)
+
+
+def test_a_function_is_asked_for_and_answered_in_python(stdlib: Sides) -> None:
+    for record in stdlib[0][::7]:
+        question, answer = record["messages"]
+        assert (question["role"], answer["role"]) == ("user", "assistant")
+        asked = re.fullmatch(
+            r"Complete this Python function\.\n\n```python\n(.*)\n```", question["content"], re.S
+        )
+        assert asked
+        (shown,) = ast.parse(asked[1]).body
+        (written,) = ast.parse(_code(record)).body
+        assert isinstance(shown, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert isinstance(written, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert shown.name == written.name
+        assert ast.dump(shown.args) == ast.dump(written.args)
+        assert ast.get_docstring(shown)
+        assert len(shown.body) == 1
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A standard library of the test's own."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: {"stdlib": str(tmp_path)}[name])
+    return tmp_path
+
+
+GOOD = '''
+import os
+
+class Path:
+    @property
+    def name(self):
+        """The name.
+
+        Of the file.
+        """
+
+        # Of the last part.
+        return self.parts[-1]
+
+    class Inner:
+        def hidden(self):
+            """Not at the top."""
+            return self
+
+async def fetch(self):
+    """Fetch it."""
+    return await self
+'''
+
+
+def test_tasks_by_hand(library: Path) -> None:
+    (library / "m.py").write_text(GOOD)
+    learned, held_out = load_stdlib(0)
+    assert held_out == []
+    assert learned[0] == {
+        "where": "python-stdlib m.py:6",
+        "messages": [
+            {
+                "role": "user",
+                "content": "Complete this Python function.\n\n```python\n@property\n"
+                'def name(self):\n    """The name.\n\n    Of the file.\n    """\n```',
+            },
+            {
+                "role": "assistant",
+                "content": "```python\n@property\ndef name(self):\n"
+                "    # Of the last part.\n    return self.parts[-1]\n```",
+            },
+        ],
+    }
+    assert [record["where"] for record in learned[1:]] == ["python-stdlib m.py:20"]
+    assert load_stdlib(0) == (learned, [])
+    assert load_stdlib(1) == ([], learned)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '    """Nothing."""',
+        '    """Nothing."""\n    pass',
+        '    """Nothing."""\n    ...',
+        '    """Nothing."""\n    return None',
+        '    """Nothing."""\n    raise NotImplementedError',
+        '    """One line."""; return f()',
+        "    return f()  # no docstring",
+        '    """Long."""\n' + "    f()\n" * 60,
+        '    """Long.' + "\n    more" * 30 + '"""\n    return f()',
+    ],
+)
+def test_functions_with_nothing_to_learn_are_left_out(library: Path, body: str) -> None:
+    (library / "m.py").write_text(f"{GOOD}\ndef bad(x):\n{body}\n")
+    assert len(load_stdlib(0)[0]) == 2
+
+
+def test_files_that_are_no_code_are_left_out(library: Path) -> None:
+    (library / "m.py").write_text(GOOD)
+    (library / "bad.py").write_text("def (:")
+    (library / "latin.py").write_bytes(b"# \xff\n")
+    (library / "escape.py").write_text('"\\d"\n')  # Warned of when it is compiled.
+    (library / "test").mkdir()
+    (library / "test" / "other.py").write_text(GOOD.replace("name", "other"))
+    assert len(load_stdlib(0)[0]) == 2
+
+
+def test_a_function_in_two_places_is_used_once(library: Path) -> None:
+    (library / "a.py").write_text(GOOD)
+    (library / "b.py").write_text(GOOD.replace("# Of the last part.", "# Another comment."))
+    learned, _ = load_stdlib(0)
+    assert {_module(record) for record in learned} == {"a"}
+
+
+def test_python_without_its_source(library: Path) -> None:
+    with pytest.raises(UserError, match="python-stdlib: no Python source in"):
+        load_stdlib(0.05)

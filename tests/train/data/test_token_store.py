@@ -1,0 +1,128 @@
+"""Tokenised examples on disk: what is kept, found again, and told as a fault."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.data.sources import open_rows
+from train.data.token_store import Reading, Store, store
+from train.errors import UserError
+
+GOOD = {"prompt": "1+1=", "completion": "2"}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(*lines: Any, name: str = "a.jsonl") -> Path:
+        file = tmp_path / name
+        raw = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
+        file.write_bytes(b"\n".join(raw) + b"\n")
+        return file
+
+    return write
+
+
+def _store(file: Path, tokenizer: Any, stop: bool = False, **reading: Any) -> Store:
+    rows = open_rows(str(file))
+    return store(rows, tokenizer, Reading(**reading), file.parent / "cache", stop=stop)
+
+
+def test_examples_and_what_is_known_of_them(write: Any, tokenizer: Any) -> None:
+    made = _store(write(GOOD, {"text": "ab"}, GOOD), tokenizer)
+    assert len(made) == 3
+    assert made[0].target.tolist() == [False] * 4 + [True] * 2
+    assert made[1].target.tolist() == [True] * 3
+    assert made.index["record"].tolist() == [0, 1, 2]
+    assert made.index["length"].tolist() == [6, 3, 6]
+    assert made.index["targets"].tolist() == [2, 3, 2]
+    assert made.index["first"].tolist() == [4, 1, 4]  # Nothing precedes a first token.
+    assert made.index["highest"].tolist() == [int(made[i].tokens.max()) for i in range(3)]
+    assert made.index["digest"][0] == made.index["digest"][2] != made.index["digest"][1]
+    assert isinstance(made.tokens.base, np.memmap), "it is not held in memory"
+
+
+def test_it_is_tokenised_once(
+    write: Any, make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer()
+    file = write(GOOD, GOOD)
+    _store(file, tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.data.token_store.tokenise", None)
+        assert len(_store(file, tokenizer)) == 2
+        moved = file.rename(file.with_name("moved.jsonl"))
+        assert _store(moved, tokenizer).where(1) == f"{moved}:2"
+        with pytest.raises(TypeError):
+            _store(moved, tokenizer, learn="everything")
+        with pytest.raises(TypeError):
+            _store(moved, make_tokenizer(adds_bos=True))
+        with pytest.raises(TypeError):
+            _store(moved, make_tokenizer("{{ messages }}"))
+        with pytest.raises(TypeError):
+            _store(write(GOOD, {"text": "b"}), tokenizer)
+    assert not list(file.parent.rglob("*.partial*"))
+
+
+def test_work_that_is_cut_off_leaves_nothing(
+    write: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.token_store._TOGETHER", 1)
+    file = write(GOOD, GOOD)
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store(open_rows(str(file)), tokenizer, Reading(), file.parent / "cache", stop)
+    assert list((file.parent / "cache").iterdir()) == []
+    assert len(_store(file, tokenizer)) == 2
+
+
+FAULTS = [
+    (b'{"text" 1}', "is not JSON"),
+    (b"", "is blank; delete the line"),
+    (b"3", "is 3, not an object"),
+    (b'{"text": "\xff"}', "is not UTF-8"),
+    ({"text": 3}, "text must be a string, not int"),
+    ({"text": None}, "needs messages, prompt and completion"),
+    ({"prompt": "x"}, "has no completion"),
+    ({"messages": []}, "must be a list of turns"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "has the role 'wizard'"),
+    ({"messages": [{"role": "user", "content": None}]}, "content must be a string, not null"),
+    ({"messages": [{"role": "user", "content": "hi"}]}, "has no token to learn"),
+    ({"text": ""}, "has no token to learn"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), FAULTS)
+def test_a_fault_is_told_with_its_line(write: Any, tokenizer: Any, line: Any, said: str) -> None:
+    file = write(GOOD, line, GOOD)
+    with pytest.raises(UserError) as caught:
+        _store(file, tokenizer, stop=True)
+    assert str(caught.value).startswith(f"{file}:2: ")
+    assert said in str(caught.value)
+
+
+def test_faults_are_collected_and_found_again(write: Any, tokenizer: Any) -> None:
+    file = write(GOOD, *(line for line, _ in FAULTS), GOOD)
+    for _ in range(2):
+        made = _store(file, tokenizer)
+        assert len(made) == 2
+        assert [record for record, _ in made.faults] == list(range(1, len(FAULTS) + 1))
+        for (_, text), (_, said) in zip(made.faults, FAULTS, strict=True):
+            assert said in text
+
+
+def test_nothing_but_faults(write: Any, tokenizer: Any) -> None:
+    made = _store(write({"text": ""}), tokenizer)
+    assert (len(made), len(made.faults)) == (0, 1)
+
+
+def test_a_pair_is_two_examples_of_one_record(write: Any, tokenizer: Any) -> None:
+    made = _store(write({"prompt": "1", "chosen": "2", "rejected": "34"}, GOOD), tokenizer)
+    assert made.index["record"].tolist() == [0, 0, 1]
+    assert made.index["length"].tolist() == [3, 4, 6]

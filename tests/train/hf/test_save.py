@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+
+from train.errors import UserError
+from train.hf import save as saving
+from train.hf.load import load_params
+from train.hf.save import save_params
+from train.model import ModelConfig, abstract_params, load_model_config, logical_axes
+from train.sharding import make_mesh, param_shardings
+
+Saved = tuple[Path, ModelConfig, Any]
+
+
+def test_several_files_have_an_index_and_load_again(saved: Saved, tmp_path: Path) -> None:
+    _, config, params = saved
+    save_params(params, config, tmp_path, "float32", max_file_bytes=30_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert [f.name for f in files] == sorted(set(index["weight_map"].values()))
+    assert all(f.stat().st_size < 30_000 + 4_000 for f in files)  # A header on top.
+    assert index["metadata"]["total_size"] == 4 * sum(x.size for x in jax.tree.leaves(params))
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path, config), params)
+
+
+def test_bfloat16_rounds_and_the_config_says_so(saved: Saved, tmp_path: Path) -> None:
+    _, config, params = saved
+    save_params(params, config, tmp_path)
+    rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path, config), rounded)
+    hf = json.loads((tmp_path / "config.json").read_text())
+    assert hf == {**config.original, "dtype": "bfloat16"}
+    assert load_model_config(tmp_path) == config
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
+
+
+def test_the_type_keeps_the_key_it_had(family: Any, random_params: Any, tmp_path: Path) -> None:
+    config = ModelConfig.from_hf(family("llama-tied", torch_dtype="float16"))
+    save_params(random_params(config), config, tmp_path, "float32")
+    hf = json.loads((tmp_path / "config.json").read_text())
+    assert hf["torch_dtype"] == "float32"
+    assert "dtype" not in hf
+
+
+def test_a_mesh_saves_the_same_bytes(saved: Saved, tmp_path: Path) -> None:
+    folder, config, params = saved
+    shardings = param_shardings(make_mesh(2, 2, 2), abstract_params(config), logical_axes(config))
+    save_params(jax.device_put(params, shardings), config, tmp_path, "float32")
+    file = "model.safetensors"
+    assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_nothing_stays_of_a_save_that_failed(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config, params = saved
+    write_safetensors, calls = saving.write_safetensors, 0
+
+    def full(path: Path, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        write_safetensors(path, *arguments)
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "write_safetensors", full)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        save_params(params, config, out, "float32", max_file_bytes=30_000)
+    assert not list(out.iterdir())
+
+
+def test_weights_that_lie_there_are_not_replaced(saved: Saved) -> None:
+    folder, config, params = saved
+    with pytest.raises(UserError, match="holds weights already"):
+        save_params(params, config, folder)

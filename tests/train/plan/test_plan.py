@@ -1,0 +1,199 @@
+"""Steps compiled without weights: for the devices here, and for a slice that is not there."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+
+from train.__main__ import main
+from train.config import load_config
+from train.model import abstract_params, load_model_config
+from train.plan.plan import Compiled, Plan, make_plan, search
+from train.plan.report import advice
+
+Write = Callable[..., Path]
+NEEDS_LIBTPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the compiler for TPU, exists for Linux on x86-64",
+)
+MODELS = Path(__file__).parents[3] / "configs" / "models"
+
+
+@pytest.fixture
+def architecture(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model's folder that holds nothing but its config.json."""
+    folder = tmp_path / "architecture"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    return folder
+
+
+def silently(config: Any, topology: str | None = None, **options: bool) -> Plan:
+    said: list[Compiled] = []
+    options = {"plain": False, "explore": False} | options
+    return make_plan(config, topology, say=said.append, **options)
+
+
+def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Path) -> None:
+    override = [f"model.path={architecture}", "optimizer.mask.kind=none"]
+    plan = silently(load_config(write_config(data={"max_length": 32}), override))
+    leaves = jax.tree.leaves(abstract_params(load_model_config(architecture)))
+    whole = 4 * sum(leaf.size for leaf in leaves)
+    kept = plan.given.kept
+    assert whole / 8 <= kept["parameters"] < whole / 7.5  # Norms and what is small are everywhere.
+    assert kept["optimizer state"] == pytest.approx(2 * kept["parameters"], rel=0.01)
+    assert kept["batch"] == 3 * 4 * 1 * 32
+    assert plan.given.needs is not None
+    assert plan.given.needs > sum(kept.values()) + plan.given.gradients
+    assert plan.given.fits is None
+    assert plan.limit is None
+    assert plan.plain is None
+
+
+@NEEDS_LIBTPU
+def test_the_price_of_the_mask_on_a_slice(
+    write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(batch={"size": 8, "num_microbatches": 2})
+    path = f"model.path={architecture}"
+    command = ["plan", "--config", str(file), path, "--topology", "v5e:2x2", "--no-search"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "4 devices, TPU v5 lite: data 1, fsdp 4, context 1, tensor 1" in out
+    assert "mask gmt, 2 microbatches of 1 row a device" in out
+    assert "the mask adds" in out
+    assert "all-reduce, each pass of a search" in out
+    assert "16.00 GiB" in out
+    assert "Mcycles" in out
+
+
+@NEEDS_LIBTPU
+def test_what_does_not_fit_exits_with_2_and_says_what_it_needs(
+    write_config: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(optimizer={"mask": {"kind": "none"}})
+    command = ["plan", "--config", str(file), "--topology", "v5e:2x2"]
+    assert main([*command, f"model.path={MODELS / 'llama-2-13b'}"]) == 2
+    said = capsys.readouterr()
+    assert "does not fit" in said.out
+    assert "split weights, optimizer state and gradients, 48.49 GiB of it" in said.err
+    assert "more than the 4 ways" in said.err
+
+
+def test_here_it_prints_what_is_known(
+    write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, mask = f"model.path={architecture}", "optimizer.mask.kind=none"
+    file = write_config(data={"max_length": 32})
+    assert main(["plan", "--config", str(file), path, mask]) == 0
+    out = capsys.readouterr().out
+    assert "8 devices, cpu: data 1, fsdp 8, context 1, tensor 1" in out
+    assert "8 rows of 32 tokens an update, 1 microbatch of 1 row a device" in out
+    assert "all-gather" in out
+    assert "fits" not in out
+    assert "peak" not in out
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.path=./nowhere", "nowhere"),
+        ("mesh.tensor=3", "does not match the 8 devices"),
+        ("batch={size: 6}", "not divisible by the 8 devices"),
+    ],
+)
+def test_bad_settings(
+    write_config: Write, capsys: pytest.CaptureFixture[str], override: str, said: str
+) -> None:
+    assert main(["plan", "--config", str(write_config()), override]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("mistral-7b", 7_241_732_096),
+        ("deepseek-coder-6.7b", 6_740_512_768),
+    ],
+)
+def test_the_architectures_have_as_many_parameters_as_the_models(name: str, count: int) -> None:
+    leaves = jax.tree.leaves(abstract_params(load_model_config(MODELS / name)))
+    assert sum(leaf.size for leaf in leaves) == count
+
+
+def pretend(config: Any, fits: bool = False, **mesh: int) -> Compiled:
+    """A step that needs 261 bytes, of which the state and the gradients are 161."""
+    shape = {"data": 1, "fsdp": 4, "context": 1, "tensor": 1} | mesh
+    program: Any = SimpleNamespace(
+        config=config, mesh=SimpleNamespace(shape=shape, size=math.prod(shape.values()))
+    )
+    made = Compiled(program, 261, fits, None, 0.0)
+    made.__dict__["kept"] = {"parameters": 40, "optimizer state": 80, "batch": 1}
+    return made
+
+
+@pytest.mark.parametrize("given", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("largest", [0, 1, 2, 5, 8, 100])
+def test_the_search_finds_the_largest_microbatch_that_fits(
+    write_config: Write, given: int, largest: int
+) -> None:
+    """Of 64 rows over 4 devices."""
+
+    def compiled(config: Any) -> Compiled:
+        rows = 64 // config.batch.num_microbatches // 4
+        return pretend(config, rows <= largest)
+
+    config = load_config(write_config(batch={"size": 64, "num_microbatches": 64 // 4 // given}))
+    start = compiled(config)
+    found = search(start, compiled)
+    assert len(found) <= 3
+    best = Plan(start, None, tuple(found), 1).largest
+    assert (best.rows if best else 0) == max(n for n in (0, 1, 2, 4, 8, 16) if n <= largest)
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "limit", "said"),
+    [
+        (64, {}, 150, "; split weights, optimizer state and gradients, 161 B of it, more than the"),
+        (64, {}, 150, "than the 4 ways that they are: over more devices along mesh.fsdp (13 ways"),
+        (64, {"data": 2}, 150, "along mesh.fsdp, or those along mesh.data (13 ways"),
+        (64, {}, 250, "; raise batch.num_microbatches; or set model.remat=full; or set opt"),
+        (
+            4,
+            {},
+            250,
+            "; set model.remat=full; or set optimizer.mu_dtype=bfloat16, which saves 20 B",
+        ),
+        (
+            4,
+            {},
+            250,
+            "; or shorten data.max_length; or split rows over mesh.context or mesh.tensor",
+        ),
+        (4, {}, 250, "; or split weights, optimizer state and gradients"),
+        (4, {}, 250, "(5 ways or more in all)"),
+    ],
+)
+def test_what_to_change(
+    write_config: Write, size: int, mesh: dict[str, int], limit: int, said: str
+) -> None:
+    config = load_config(write_config(batch={"size": size}))
+    assert said in advice(Plan(pretend(config, **mesh), None, (), limit))
+
+
+def test_a_smaller_microbatch_that_fits_is_what_to_change(write_config: Write) -> None:
+    large, small = (
+        load_config(write_config(batch={"size": 64, "num_microbatches": pieces}))
+        for pieces in (1, 4)
+    )
+    plan = Plan(pretend(large), None, (pretend(small, fits=True),), 300)
+    assert "set batch.num_microbatches=4, which fits" in advice(plan)

@@ -1,0 +1,168 @@
+"""The `python-stdlib` source: functions of Python's own standard library, to be completed.
+
+It needs no download, every machine has it, and it is real code with real docstrings. The prompt
+holds a function's signature and docstring; the answer is the function itself, without repeating
+the docstring, so that the loss is on code.
+"""
+
+import ast
+import hashlib
+import os
+import re
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+NAME = "python-stdlib"
+
+# Tests, vendored packages and programs: little of it is code that a library's reader would write.
+_SKIPPED = frozenset(
+    [
+        "__pycache__",
+        "dist-packages",
+        "idlelib",
+        "idle_test",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    ]
+)
+_MAX_BODY_LINES = 40
+_MAX_DOCSTRING_LINES = 12
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One function: what is shown, what is asked for, and a key that two alike functions share."""
+
+    prompt: str
+    answer: str
+    key: str
+
+
+def load_stdlib(eval_fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Conversations that complete a function: to train on, and held out.
+
+    A top-level module or package is on one side with all its functions, chosen by a hash of its
+    name alone: the same on every machine and Python version. A function that stands in several
+    places (compared without comments, layout and docstring) is used once.
+
+    Args:
+      eval_fraction: the share of modules that is held out.
+
+    Raises:
+      UserError: where this Python comes without its library's source.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    seen = set()
+    for path in _sources(root):
+        relative = path.relative_to(root)
+        side = sides[_is_held_out(relative.parts[0].removesuffix(".py"), eval_fraction)]
+        for line, task in _tasks(path):
+            if task.key not in seen:
+                seen.add(task.key)
+                side.append(_record(task, f"{NAME} {relative.as_posix()}:{line}"))
+    if not seen:
+        raise UserError(f"{NAME}: no Python source in {root}; use a Python that has it, or a file")
+    return sides
+
+
+def _sources(root: Path) -> list[Path]:
+    paths = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if name not in _SKIPPED]  # Not walked into.
+        paths += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(paths, key=lambda path: path.parts)
+
+
+def _is_held_out(module: str, fraction: float) -> bool:
+    # Packages move between io, _io and _pyio; they are one another's near copies.
+    name = re.sub("^_(py)?", "", module)
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _record(task: _Task, where: str) -> dict[str, Any]:
+    turns = [
+        {
+            "role": "user",
+            "content": f"Complete this Python function.\n\n```python\n{task.prompt}\n```",
+        },
+        {"role": "assistant", "content": f"```python\n{task.answer}\n```"},
+    ]
+    return {"messages": turns, "where": where}
+
+
+def _tasks(path: Path) -> Iterator[tuple[int, _Task]]:
+    """The tasks in a file, each with the line its function starts on."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = _parse(source)
+    except (OSError, ValueError, SyntaxError):  # In another encoding, or a template for code.
+        return
+    lines = source.split("\n")
+    for function in _functions(tree):
+        task = _task(function, lines)
+        if task is not None:
+            yield function.lineno, task
+
+
+def _parse(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of old escapes in strings: not ours to mend.
+        return ast.parse(source)
+
+
+def _functions(tree: ast.Module) -> Iterator[_Function]:
+    """Functions at the top level and methods of classes there."""
+    for node in tree.body:
+        for inner in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(inner, _Function):
+                yield inner
+
+
+def _task(function: _Function, lines: list[str]) -> _Task | None:
+    """The task that a function makes, or None where it has no docstring or is of no use."""
+    if ast.get_docstring(function) is None or not _is_worth_learning(function.body[1:]):
+        return None
+    docstring, first = function.body[0], function.body[1]
+    start = min([function.lineno, *(d.lineno for d in function.decorator_list)])
+    end, after = docstring.end_lineno or 0, function.end_lineno or 0
+    if not start < docstring.lineno <= end < first.lineno:
+        return None  # Written on one line.
+    if after - end > _MAX_BODY_LINES or end - docstring.lineno >= _MAX_DOCSTRING_LINES:
+        return None
+    header, body = lines[start - 1 : docstring.lineno - 1], lines[end:after]
+    while not body[0].strip():
+        body = body[1:]
+    answer = textwrap.dedent("\n".join([*header, *body]))
+    try:
+        tree = _parse(answer)
+    except SyntaxError:  # A string whose lines stand further left than the code.
+        return None
+    prompt = textwrap.dedent("\n".join(lines[start - 1 : end]))
+    return _Task(prompt, answer, ast.dump(tree))
+
+
+def _is_worth_learning(body: list[ast.stmt]) -> bool:
+    """Whether a body does something: neither empty nor only a refusal or a constant."""
+    if len(body) != 1:
+        return bool(body)
+    only = body[0]
+    if isinstance(only, ast.Return):
+        return only.value is not None and not isinstance(only.value, ast.Constant)
+    return not isinstance(only, ast.Pass | ast.Raise) and not (
+        isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant)
+    )

@@ -1,0 +1,1 @@
+"""Model folders in Hugging Face format: found, read, written, compared and merged."""

@@ -1,0 +1,63 @@
+"""Merges of model folders, tensor by tensor: drop and rescale (DARE), and interpolation."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import gmt_jax
+
+from ..errors import UserError
+from .compare import check_alike, layouts, small_files, write_like
+from .export import new_folder
+from .load import READABLE, name_list, open_weights
+
+# A tree of one tensor under its name, of the base and of the tuned model.
+Rule = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], dict[str, jax.Array]]
+
+
+def dare(base: Path, tuned: Path, out: Path, drop_rate: float, seed: int) -> None:
+    """Writes the base and a random part of the tuned model's changes; see gmt_jax.dare.
+
+    Raises:
+      UserError: for numbers out of range, tensors that do not match, or an `out` that is not empty.
+    """
+    if not 0 <= drop_rate < 1:
+        raise UserError(f"--drop-rate is the share of changes to drop, in [0, 1); got {drop_rate}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be from 0 to {2**32 - 1}; got {seed}")
+    key = jax.random.key(seed)
+    _merge(base, tuned, out, lambda old, new: gmt_jax.dare(old, new, drop_rate, key))
+
+
+def interpolate(base: Path, tuned: Path, out: Path, weight: float) -> None:
+    """Writes a model on the line from the base to the tuned one; see gmt_jax.interpolate.
+
+    Raises:
+      UserError: for a weight out of range, tensors that do not match, or an `out` that is not
+        empty.
+    """
+    if not 0 <= weight <= 1:
+        raise UserError(f"--weight is how far to go from base to tuned, in [0, 1]; got {weight}")
+    _merge(base, tuned, out, lambda old, new: gmt_jax.interpolate(old, new, weight))
+
+
+def _merge(base: Path, tuned: Path, out: Path, rule: Rule) -> None:
+    """Writes what the rule makes of each tensor, beside the tuned model's small files."""
+    with open_weights(base) as old, open_weights(tuned) as new:
+        shapes = layouts(old, base)
+        check_alike(shapes, base, layouts(new, tuned), tuned)
+        others = [name for name, layout in shapes.items() if layout.dtype not in READABLE]
+        if others:
+            raise UserError(
+                f"{base}: can only merge tensors of {', '.join(READABLE)}; not {name_list(others)}"
+            )
+
+        def merged(name: str) -> np.ndarray:
+            return np.asarray(rule({name: old.tensor(name)}, {name: new.tensor(name)})[name])
+
+        with new_folder(out) as folder:
+            write_like(old, folder, merged)
+            for name, content in small_files(tuned).items():
+                (folder / name).write_bytes(content)

@@ -1,0 +1,1 @@
+"""What a compiled train step needs of its devices."""
