@@ -1,5 +1,6 @@
 # make quickstart   fine-tune a real language model on this machine
-# make test         the whole test suite
+# make test         the test suite
+# make test-all     … and the tests that take minutes
 # Another interpreter: make test PYTHON=python3.12 (its environment lies beside the first one).
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ ifeq ($(JAX),jax)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: quickstart test check wheel clean
+.PHONY: quickstart test test-all check wheel clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +45,9 @@ quickstart: $(VENV)/train $(MODEL)/config.json
 	$(BIN)/gmt-train sft --config configs/quickstart.yaml --resume $(QUICKSTART)
 
 test: $(VENV)/test
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(VENV)/test
 	$(BIN)/python -m pytest -q -n 2
 
 check: $(VENV)/test
