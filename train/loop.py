@@ -32,7 +32,7 @@ class Parts:
     # (updates done, updates in all) -> each update's microbatches, and the tokens in them
     batches: Callable[[int, int], AbstractContextManager[Iterator[tuple[Batch, int]]]]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
-    evaluate: Callable[[Any], float | None]  # params -> held-out loss
+    evaluate: Callable[[Any], float | None]  # params -> eval loss
     sample: Callable[[Any], list[tuple[str, str]]]  # params -> prompts with their completions
     learning_rate: Callable[[int], Any]  # updates done -> of the next update
     peak_tokens_per_s: float | None = None  # at all the devices' peak, where that is known
@@ -135,7 +135,7 @@ def _refuse_non_finite(record: dict[str, Any], checkpoints: Checkpoints) -> None
 def _evaluate(state: TrainState, parts: Parts, run: Run, display: Display, step: int) -> None:
     loss = parts.evaluate(state.params)
     if loss is not None:
-        record = {"step": step, "heldout_loss": loss}
+        record = {"step": step, "eval_loss": loss}
         run.log(record)
         display.show(record)
 

@@ -47,7 +47,7 @@ def train_step(
     metrics = {
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
-        "target_tokens": total,
+        "num_loss_tokens": total,
     } | _of_the_mask(opt_state)
     return TrainState(state.step + 1, params, opt_state), metrics
 

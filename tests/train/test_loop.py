@@ -45,7 +45,7 @@ def _run(
         if callable(event):
             event()
         loss = event if event and not callable(event) else 1.0 / step
-        metrics = {"loss": loss, "grad_norm": 1.0, "masked_fraction": 0.2, "target_tokens": 5.0}
+        metrics = {"loss": loss, "grad_norm": 1.0, "masked_fraction": 0.2, "num_loss_tokens": 5.0}
         return TrainState(jnp.int32(step), state.params, ()), metrics
 
     parts = Parts(
@@ -67,7 +67,7 @@ def test_it_logs_evaluates_and_saves_when_it_is_time(tmp_path: Path) -> None:
     _, saves, run = _run(tmp_path)
     records = list(read_records(run.metrics_file))
     assert [r["step"] for r in records if "loss" in r] == [3, 4, 6, 8, 9, 10]
-    assert [r["step"] for r in records if "heldout_loss" in r] == [0, 5, 10]
+    assert [r["step"] for r in records if "eval_loss" in r] == [0, 5, 10]
     assert saves.saved == [4, 8, 10]
     assert [r["step"] for r in read_records(run.samples_file)] == [0, 10]
 

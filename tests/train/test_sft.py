@@ -48,9 +48,9 @@ def _assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> Non
 
 def test_it_learns_and_records(write_config: Write) -> None:
     run = _train(write_config(steps=12, evaluation={"every": 6, "prompts": ["3+9="]}))
-    heldout = _losses(run, "heldout_loss")
-    assert len(heldout) == 3
-    assert heldout[-1] < 0.9 * heldout[0]
+    eval_losses = _losses(run, "eval_loss")
+    assert len(eval_losses) == 3
+    assert eval_losses[-1] < 0.9 * eval_losses[0]
     assert _losses(run, "masked_fraction") == pytest.approx([0.2] * 12, abs=0.01)
     assert run.config().steps == 12
     assert [r["step"] for r in read_records(run.samples_file)] == [0, 12]
@@ -105,7 +105,7 @@ def test_every_mesh_gives_the_same_losses(
     tolerance = 2e-4 if compute_dtype == "float32" else 2e-2
     np.testing.assert_allclose(_losses(spread), _losses(alone), rtol=tolerance)
     np.testing.assert_allclose(
-        _losses(spread, "heldout_loss"), _losses(alone, "heldout_loss"), rtol=tolerance
+        _losses(spread, "eval_loss"), _losses(alone, "eval_loss"), rtol=tolerance
     )
 
 
@@ -134,7 +134,7 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
     assert _losses(stopped) == _losses(whole)
     assert _losses(whole, "mask/overlap")[:4] == [0, 1, 1, 1]
     assert _losses(stopped, "mask/ever_kept") == _losses(whole, "mask/ever_kept")
-    assert _losses(stopped, "heldout_loss") == _losses(whole, "heldout_loss")
+    assert _losses(stopped, "eval_loss") == _losses(whole, "eval_loss")
     _assert_same_bits(_weights(stopped, tmp_path), _weights(whole, tmp_path))
 
 

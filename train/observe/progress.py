@@ -9,7 +9,7 @@ from rich.text import Text
 
 FORMATS = {
     "loss": "{:.4f}",
-    "heldout_loss": "{:.4f}",
+    "eval_loss": "{:.4f}",
     "tokens_per_s": "{:,.0f}",
     "mfu": "{:.1%}",
     "masked_fraction": "{:.2%}",
@@ -17,7 +17,7 @@ FORMATS = {
 }
 LABELS = {
     "loss": "loss",
-    "heldout_loss": "held-out",
+    "eval_loss": "eval loss",
     "tokens_per_s": "tokens/s",
     "mfu": "MFU",
     "masked_fraction": "masked",

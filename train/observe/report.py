@@ -9,16 +9,16 @@ from ..run import Run, read_records
 
 
 def report(run: Run) -> RenderableType:
-    """Held-out loss before and after, masked fraction, speed, places; then completions."""
+    """Eval loss before and after, masked fraction, speed, places; then completions."""
     records = list(read_records(run.metrics_file))
-    heldout = [r["heldout_loss"] for r in records if "heldout_loss" in r]
+    eval_losses = [r["eval_loss"] for r in records if "eval_loss" in r]
     trained = [r for r in records if "loss" in r]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    if heldout:
-        change = heldout[-1] / heldout[0] - 1
-        table.add_row("held-out loss", f"{heldout[0]:.4f} → {heldout[-1]:.4f}  ({change:+.1%})")
+    if eval_losses:
+        change = eval_losses[-1] / eval_losses[0] - 1
+        table.add_row("eval loss", f"{eval_losses[0]:.4f} → {eval_losses[-1]:.4f}  ({change:+.1%})")
     if trained:
         speeds = sorted(r["tokens_per_s"] for r in trained)
         table.add_row("updates", str(trained[-1]["step"]))

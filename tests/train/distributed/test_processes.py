@@ -85,7 +85,7 @@ def _wait_for_records(run: Run, count: int, processes: Processes) -> None:
 
 def _assert_same(found: Run, wanted: Run) -> None:
     """Equal up to the order in which eight devices' sums are added: a few ulps."""
-    for key in ("loss", "heldout_loss", "grad_norm"):
+    for key in ("loss", "eval_loss", "grad_norm"):
         np.testing.assert_allclose(_numbers(found, key), _numbers(wanted, key), rtol=2e-6)
     ours, theirs = (load_file(run.export / "model.safetensors") for run in (found, wanted))
     assert ours.keys() == theirs.keys()

@@ -23,10 +23,10 @@ RECORD = {
 def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(10, 0, Console()) as display:
         display.show(RECORD)
-        display.show({"step": 3, "heldout_loss": 1.25})
+        display.show({"step": 3, "eval_loss": 1.25})
     assert capsys.readouterr().out.splitlines() == [
         "step 3/10  loss 1.5000  tokens/s 1,234  masked 20.00%  lr 1.00e-05  1:02:05 left",
-        "step 3/10  held-out 1.2500",
+        "step 3/10  eval loss 1.2500",
     ]
 
 
@@ -36,9 +36,9 @@ def test_a_live_display_on_a_terminal(width: int) -> None:
     console = Console(file=screen, force_terminal=True, color_system=None, width=width)
     with Display(10, 0, console) as display:
         display.show(RECORD)
-        display.show({"step": 3, "heldout_loss": 1.25})
+        display.show({"step": 3, "eval_loss": 1.25})
     last = screen.getvalue().rpartition("step")[2]
-    shown = ["3/10", "1:02:05 left", "loss 1.5000", "held-out 1.2500", "tokens/s 1,234"]
+    shown = ["3/10", "1:02:05 left", "loss 1.5000", "eval loss 1.2500", "tokens/s 1,234"]
     for part in [*shown, "masked 20.00%", "lr 1.00e-05"]:
         assert part in last
 
@@ -51,10 +51,10 @@ def _report(run: Run) -> str:
 
 def test_the_report_compares_before_and_after(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.log({"step": 0, "heldout_loss": 2.0})
+    run.log({"step": 0, "eval_loss": 2.0})
     for step, speed in ((1, 10.0), (2, 30.0), (3, 20.0)):
         run.log(RECORD | {"step": step, "tokens_per_s": speed})
-    run.log({"step": 3, "heldout_loss": 1.5})
+    run.log({"step": 3, "eval_loss": 1.5})
     for step, text in ((0, "old words"), (3, "new words")):
         run.log_sample({"step": step, "prompt": "say", "completion": text})
     text = _report(run)
@@ -66,7 +66,7 @@ def test_the_report_compares_before_and_after(tmp_path: Path) -> None:
 
 
 def test_the_report_of_a_run_without_evaluation_has_no_such_line(tmp_path: Path) -> None:
-    assert "held-out" not in _report(Run(tmp_path))
+    assert "eval loss" not in _report(Run(tmp_path))
 
 
 def test_mfu_is_shown_where_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
