@@ -31,8 +31,8 @@ from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
 from train.model import abstract_params, is_stacked, load_model_config, logical_axes
 from train.objective.sft import sft_loss
-from train.sharding import make_mesh, param_shardings
-from train.step import TrainState, jit_train_step, microbatch_sharding, state_shardings
+from train.sharding import make_mesh, microbatch_sharding, param_shardings
+from train.step import TrainState, jit_train_step, state_shardings
 
 torch: Any
 try:

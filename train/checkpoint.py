@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from .errors import UserError
@@ -83,12 +82,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save to be whole on disk."""
         self._checkpointer.close()
-
-
-def abstract(shapes: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs with shardings, for a restore."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )

@@ -10,35 +10,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from .checkpoint import abstract
 from .config import Config
-from .errors import UserError
 from .model import ModelConfig, abstract_params, choose_attention, logical_axes
 from .objective.sft import sft_loss
 from .optimizer import make_optimizer
-from .sharding import param_shardings
-from .step import Batch, TrainState, jit_train_step, microbatch_sharding, state_shardings
-
-
-def check_rows(config: Config, mesh: Mesh) -> None:
-    """Sees that a microbatch's rows, and their length, can be split over the mesh.
-
-    Raises:
-      UserError: where they cannot.
-    """
-    rows = config.batch.size // config.batch.num_microbatches
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise UserError(
-            f"batch: a microbatch has {rows} rows (size / num_microbatches), not divisible by the "
-            f"{ways} devices along data and fsdp; "
-            "change batch.size, batch.num_microbatches or the mesh"
-        )
-    length, context = config.data.max_length, mesh.shape["context"]
-    if length % context:
-        raise UserError(
-            f"data.max_length: {length} is not divisible by the {context} devices along context"
-        )
+from .sharding import abstract, microbatch_sharding, param_shardings
+from .step import Batch, TrainState, jit_train_step, state_shardings
 
 
 def keep_compiled(config: Config) -> None:

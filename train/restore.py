@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoints, abstract
+from .checkpoint import Checkpoints
 from .config import Config
 from .generate import Sampling, complete
 from .hf.export import check_place, export
@@ -13,7 +13,7 @@ from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, prompt_ids, text_ids
 from .model import ModelConfig, abstract_params, load_model_config, logical_axes
 from .run import Run
-from .sharding import make_mesh, param_shardings
+from .sharding import abstract, make_mesh, param_shardings
 
 
 def _shardings(model: ModelConfig) -> tuple[Any, Any]:

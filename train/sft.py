@@ -23,9 +23,9 @@ from .model import load_model_config
 from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule
-from .program import Program, check_rows, keep_compiled
+from .program import Program, keep_compiled
 from .run import Run
-from .sharding import make_mesh
+from .sharding import check_rows, make_mesh
 from .step import TrainState, jit_eval_step
 
 # Seconds in which process 0 must have tokenised the data, while the others wait.
@@ -47,7 +47,8 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
         return
     keep_compiled(config)
     mesh = make_mesh(**config.mesh.model_dump())
-    check_rows(config, mesh)
+    rows = config.batch.size // config.batch.num_microbatches
+    check_rows(mesh, rows, config.data.max_length)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)

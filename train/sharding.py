@@ -112,9 +112,44 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(["batch"]))
 
 
+def microbatch_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays [N, B/N, ...]: the rows of each microbatch split over the data and fsdp axes."""
+    return NamedSharding(mesh, partition_spec([None, "batch"]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that carry their shardings, for a restore or a compilation."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def check_rows(mesh: Mesh, microbatch_size: int, max_length: int) -> None:
+    """Checks that the rows of a microbatch, and their length, can be split over the mesh.
+
+    Raises:
+      UserError: where they cannot.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if microbatch_size % ways:
+        raise UserError(
+            f"batch: a microbatch has {microbatch_size} rows (size / num_microbatches), not "
+            f"divisible by the {ways} devices along data and fsdp; "
+            "change batch.size, batch.num_microbatches or the mesh"
+        )
+    context = mesh.shape["context"]
+    if max_length % context:
+        raise UserError(
+            f"data.max_length: {max_length} is not divisible by the {context} devices along "
+            "context; change data.max_length or mesh.context"
+        )
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

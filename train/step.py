@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from .sharding import RULES, batch_sharding, replicated
+from .sharding import batch_sharding, microbatch_sharding, replicated
 
 Batch = dict[str, jax.Array]
 Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) -> (sum, weight)
@@ -79,11 +79,6 @@ def state_shardings(
         transform_non_params=lambda _: everywhere,
     )
     return TrainState(everywhere, params, opt_state)
-
-
-def microbatch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays [N, B/N, T]: the rows of each microbatch split over the data and fsdp axes."""
-    return NamedSharding(mesh, PartitionSpec(None, RULES["batch"]))
 
 
 def jit_train_step(

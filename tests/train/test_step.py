@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from gmt_jax import gmt_mask
-from train.sharding import make_mesh, param_shardings
-from train.step import TrainState, jit_train_step, microbatch_sharding, state_shardings
+from train.sharding import make_mesh, microbatch_sharding, param_shardings
+from train.step import TrainState, jit_train_step, state_shardings
 
 AXES = {"a": ("embed", "ffn"), "layers": {"b": ("layers", "ffn", "embed")}}
 

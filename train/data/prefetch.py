@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..errors import UserError
-from ..sharding import batch_sharding
-from ..step import Batch, microbatch_sharding
+from ..sharding import batch_sharding, microbatch_sharding
+from ..step import Batch
 from .batches import Arrays
 
 AHEAD = 2  # Batches that are made, and as many that are on the devices, before they are asked for.

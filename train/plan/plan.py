@@ -17,8 +17,8 @@ from ..config.optimizer import MaskSection
 from ..flops import find_chip
 from ..hf.hub import resolve_model
 from ..model import load_model_config
-from ..program import Program, check_rows
-from ..sharding import make_mesh
+from ..program import Program
+from ..sharding import check_rows, make_mesh
 from .hlo import Profile, profile
 from .topology import slice_devices
 
@@ -110,7 +110,8 @@ def make_plan(
     """
     devices = slice_devices(topology, slices) if topology else jax.devices()
     mesh = make_mesh(**config.mesh.model_dump(), devices=devices)
-    check_rows(config, mesh)
+    rows = config.batch.size // config.batch.num_microbatches
+    check_rows(mesh, rows, config.data.max_length)
     folder = resolve_model(config.model.path, config.model.revision, ["config.json"])
     model = load_model_config(folder)
     limit = _memory(devices[0])
