@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checkpoint import Checkpoints
-from .distributed.preemption import stop_request
+from .distributed.preemption import preemption_guard
 from .errors import UserError
 from .observe.progress import Display
 from .run import Run
@@ -59,7 +59,7 @@ def train(
     if start == 0:
         _evaluate(state, parts, run, display, 0)
         _sample(state, parts, run, 0)
-    with stop_request() as stopping, parts.batches(step, cadence.steps) as batches:
+    with preemption_guard() as should_stop, parts.batches(step, cadence.steps) as batches:
         window = _Window(clock, step)
         last = step >= cadence.steps
         while not last:
@@ -67,7 +67,7 @@ def train(
             state, metrics = parts.train_step(state, batch)
             step += 1
             window.tokens += tokens
-            last = step == cadence.steps or stopping(step)
+            last = step == cadence.steps or should_stop(step)
             save = last or step % cadence.save_every == 0
             if save or step % cadence.log_every == 0:
                 record = _numbers(step, metrics, parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, differing_keys, dump_config, load_config
-from .distributed.processes import barrier, is_first
+from .distributed.processes import barrier, is_main_process
 from .errors import UserError
 
 # Keys in which a continued run may differ from its beginning: none of them changes a weight,
@@ -75,7 +75,7 @@ class Run:
           UserError: where it cannot be written, or another process does not see what is in it.
         """
         barrier(f"{self.folder}: to be made when all have looked at it")
-        if is_first() and not self.config_file.exists():
+        if is_main_process() and not self.config_file.exists():
             partial = self.config_file.with_suffix(".tmp")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drops records of updates past a restored step: they are about to be done again."""
-        if not is_first():
+        if not is_main_process():
             return
         for file in (self.metrics_file, self.samples_file):
             kept = [record for record in read_records(file) if record["step"] <= step]
@@ -118,7 +118,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:
-    if not is_first():
+    if not is_main_process():
         return
     with file.open("a", encoding="utf-8") as out:
         out.write(_line(record))

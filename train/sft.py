@@ -11,7 +11,7 @@ from rich.console import Console
 from .checkpoint import Checkpoints
 from .config import Config
 from .data.loader import Supply, make_supply
-from .distributed.processes import check_same, first_ahead
+from .distributed.processes import check_equal, main_process_first
 from .flops import peak_tokens_per_s
 from .generate import Sampling, complete
 from .hf.export import export
@@ -52,11 +52,11 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
-    with first_ahead("tokenised data", DATA_TIMEOUT):
+    with main_process_first("tokenised data", DATA_TIMEOUT):
         supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
     said = config.model_dump(exclude={"cache"})
     seen = f"{said} {supply.digest} {run.checkpoints.is_dir()}"
-    check_same("the config, the data or the run's folder", seen)
+    check_equal("the config, the data or the run's folder", seen)
     steps = supply.steps
     program = Program(config, model, mesh, steps)
     with jax.set_mesh(mesh):

@@ -10,7 +10,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..distributed.rendezvous import Place
+    from ..distributed.rendezvous import ProcessSpec
 
 AUTO = "auto"
 
@@ -45,13 +45,13 @@ def joined_as_told(args: argparse.Namespace) -> Iterator["Console"]:
         yield Console()
         return
     place = find_place(args)
-    from ..distributed.processes import is_first, joined
+    from ..distributed.processes import is_main_process, process_group
 
-    with joined(place, args.join_timeout):
-        yield Console(quiet=not is_first())
+    with process_group(place, args.join_timeout):
+        yield Console(quiet=not is_main_process())
 
 
-def find_place(args: argparse.Namespace) -> "Place | None":
+def find_place(args: argparse.Namespace) -> "ProcessSpec | None":
     """What the options say; None: jax is to find it out.
 
     Raises:
@@ -62,7 +62,7 @@ def find_place(args: argparse.Namespace) -> "Place | None":
         if numbers != (None, None):
             raise UserError("--coordinator auto finds --processes and --process; leave them out")
         return None
-    from ..distributed.rendezvous import Place
+    from ..distributed.rendezvous import ProcessSpec
 
     host, _, port = args.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
@@ -74,4 +74,4 @@ def find_place(args: argparse.Namespace) -> "Place | None":
             f"--process: must be from 0 up to {args.processes - 1} (--processes - 1), "
             f"got {args.process}"
         )
-    return Place(host.strip("[]"), int(port), args.processes, args.process)
+    return ProcessSpec(host.strip("[]"), int(port), args.processes, args.process)

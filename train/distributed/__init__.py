@@ -1,1 +1,1 @@
-"""Several processes that train as one."""
+"""Training as several processes: rendezvous, barriers, preemption."""

@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, or by whoever takes the machine back."""
+"""Stopping cleanly on SIGINT (Ctrl-C) or SIGTERM (a preempted machine)."""
 
 import os
 import signal
@@ -11,29 +11,32 @@ from jax.experimental import multihost_utils
 
 
 @contextmanager
-def stop_request() -> Iterator[Callable[[int], bool]]:
-    """Tells after a step whether SIGINT or SIGTERM has come; a second one ends the program at once.
+def preemption_guard() -> Iterator[Callable[[int], bool]]:
+    """Yields `should_stop(step)`, to be called after every step.
 
-    Of several processes it is enough that one is asked: all are told so after the same step.
+    It returns True once SIGINT or SIGTERM has come, in every process after the same step even if
+    only one of them got the signal. A second signal ends the program at once.
     """
-    asked, several = False, jax.process_count() > 1
-    # Of several processes, jax itself listens to SIGTERM and passes it on to the others.
-    numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    signalled, distributed = False, jax.process_count() > 1
+    # With several processes jax itself handles SIGTERM and passes it on to the others.
+    signals = (signal.SIGINT,) if distributed else (signal.SIGINT, signal.SIGTERM)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        if several:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal signalled
+        signalled = True
+        for handled in signals:
+            signal.signal(handled, signal.SIG_DFL)
+        if distributed:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def stopping(step: int) -> bool:
-        return bool(multihost_utils.reached_preemption_sync_point(step)) if several else asked
+    def should_stop(step: int) -> bool:
+        if distributed:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return signalled
 
-    before = {number: signal.signal(number, ask) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in signals}
     try:
-        yield stopping
+        yield should_stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,12 +1,13 @@
-"""Several processes as one program: started together, waiting for each other, ended together."""
+"""Several processes that run as one program: started, kept in step and ended together."""
 
-import contextlib
 import hashlib
 import re
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -14,120 +15,125 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from ..errors import UserError
-from .rendezvous import Place, Roll, call_roll, end
+from .rendezvous import Peers, ProcessSpec, connect_processes, exit_now
 
-_GRACE = 3.0  # Seconds in which it becomes known that a fault is another process's end.
+# Seconds to wait before an error is reported: it may be the echo of another process's death, which
+# the connection to that process reports better.
+_GRACE = 3.0
 
 
-@contextlib.contextmanager
-def joined(place: Place | None, seconds: float) -> Iterator[None]:
-    """This process as one of several, from before jax's first computation on.
+@contextmanager
+def process_group(spec: ProcessSpec | None, timeout: float) -> Iterator[None]:
+    """Makes this process one of several; enter it before jax's first computation.
 
-    Within the context a fault in one process ends all, with one line each and exit status 2.
+    An error in one process inside the context ends all of them, each with one line on stderr and
+    exit status 2.
 
     Args:
-      place: among them; None: jax finds out from the environment (TPU pods, GKE, Slurm, MPI).
-      seconds: how long processes wait for each other to come.
+      spec: which of the processes this one is; None: jax detects it (TPU pods, GKE, Slurm, MPI).
+      timeout: seconds to wait for all processes to start.
 
     Raises:
-      UserError: naming those that did not come, or if the environment says nothing.
+      UserError: if processes are missing (they are named), or if jax detects nothing.
     """
-    roll = None if place is None else call_roll(place, seconds)
+    peers = None if spec is None else connect_processes(spec, timeout)
     try:
-        _start(place, seconds)
+        if spec is None:
+            _initialize_detected(timeout)
+        else:
+            jax.distributed.initialize(
+                spec.coordinator_address,
+                spec.num_processes,
+                spec.process_id,
+                initialization_timeout=round(timeout),
+            )
         yield
     except BaseException as error:
-        _end(error, roll)
-    if roll is not None:
-        roll.leave()
+        _abort(error, peers)
+    if peers is not None:
+        peers.leave()
 
 
-def _start(place: Place | None, seconds: float) -> None:
-    if place is not None:
-        jax.distributed.initialize(
-            f"{place.host}:{place.port}",
-            place.processes,
-            place.process,
-            initialization_timeout=round(seconds),
-        )
-        return
+def _initialize_detected(timeout: float) -> None:
+    """Lets jax find address, count and index in the environment."""
     late = UserError(
-        f"not all processes came within {seconds:g} s; see what each printed, or name "
-        "--coordinator, --processes and --process to be told which"
+        f"not all processes started within {timeout:g} s; see what each printed, or give "
+        "--coordinator-address, --num-processes and --process-id to have the missing ones named"
     )
-    # Before jax itself aborts, saying less.
-    timer = threading.Timer(seconds, end, [late])
+    # It fires before jax's own timeout, which aborts with a longer and vaguer message.
+    timer = threading.Timer(timeout, exit_now, [late])
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(initialization_timeout=round(seconds) + 60)
+        jax.distributed.initialize(initialization_timeout=round(timeout) + 60)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--coordinator auto: the environment does not say where the processes are ({reason}); "
-            "name --coordinator HOST:PORT, --processes and --process"
+            "--coordinator-address auto: jax cannot detect the processes from the environment "
+            f"({reason}); give --coordinator-address HOST:PORT, --num-processes and --process-id"
         ) from None
     finally:
         timer.cancel()
 
 
-def _end(error: BaseException, roll: Roll | None) -> None:
+def _abort(error: BaseException, peers: Peers | None) -> NoReturn:
+    """Reports the error and ends all processes."""
     if isinstance(error, KeyboardInterrupt):
         error = UserError("interrupted")
     if not isinstance(error, UserError):
-        # Where another process died, what is raised here is its echo: the roll says it better.
         time.sleep(_GRACE)
         traceback.print_exception(error)
         error = UserError(f"{type(error).__name__}, see above")
-    if roll is None:
-        end(error)
-    else:
-        roll.end(error, f"process {jax.process_index()}: {error}")
+    if peers is not None:
+        peers.abort(error, f"process {jax.process_index()}: {error}")
+    exit_now(error)
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+def is_main_process() -> bool:
+    """Whether this is process 0, which alone writes records and prints progress."""
     return jax.process_index() == 0
 
 
-def barrier(what: str, seconds: float = 600) -> None:
-    """Waits until every process has come to this point; each point has a name of its own.
+def barrier(name: str, timeout: float = 600) -> None:
+    """Waits until every process has reached the barrier of this name; names are used once.
 
     Raises:
-      UserError: naming processes that did not come within the time.
+      UserError: naming the processes that did not reach it within `timeout` seconds.
     """
     if jax.process_count() == 1:
         return
     try:
-        multihost.get_barrier_sync_fn()(key=what, timeout_ms=round(seconds * 1000))
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
         late = re.search(r"timed out task names:\s*((?:\S*\d+\s+)+)", str(error))
-        if late is None:  # Not the time, but the connection.
+        if late is None:  # The connection failed; nobody was late.
             raise
-        named = ", ".join(sorted(re.findall(r"(\d+)\s", late[1]), key=int))
-        raise UserError(f"{what}: process {named} did not come within {seconds:g} s") from None
+        numbers = ", ".join(sorted(re.findall(r"(\d+)\s", late[1]), key=int))
+        raise UserError(
+            f"{name}: process {numbers} did not get here within {timeout:g} s"
+        ) from None
 
 
-@contextlib.contextmanager
-def first_ahead(what: str, seconds: float) -> Iterator[None]:
-    """Process 0 does what the context holds before the others do."""
-    if not is_first():
-        barrier(what, seconds)
+@contextmanager
+def main_process_first(name: str, timeout: float) -> Iterator[None]:
+    """Runs the context's body in process 0, then in all others at once."""
+    if not is_main_process():
+        barrier(name, timeout)
     yield
-    if is_first():
-        barrier(what, seconds)
+    if is_main_process():
+        barrier(name, timeout)
 
 
-def check_same(what: str, content: str) -> None:
-    """Sees that all processes hold the same.
+def check_equal(what: str, content: str) -> None:
+    """Checks that `content` is the same in all processes.
 
     Raises:
-      UserError: naming those that differ from process 0.
+      UserError: naming the processes whose content differs from process 0's.
     """
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.blake2b(content.encode(), digest_size=8).digest(), np.uint32)
-    found = multihost_utils.process_allgather(digest)
-    differ = [str(number) for number, row in enumerate(found) if (row != found[0]).any()]
-    if differ:
-        raise UserError(f"{what} of process {', '.join(differ)} is not that of process 0")
+    digests = multihost_utils.process_allgather(digest)
+    different = [str(i) for i, other in enumerate(digests) if (other != digests[0]).any()]
+    if different:
+        raise UserError(f"{what} differs between process 0 and process {', '.join(different)}")

@@ -1,9 +1,9 @@
-"""Who is there: every process is called before jax starts, and missed once it is gone.
+"""Connects all processes before jax starts, and notices when one of them dies.
 
-jax itself waits for all processes, but where one never comes it aborts without saying which, and
-that one is gone it notices after minutes. So process 0 first listens on the coordinator's port
-until all others have said who they are. These connections stay open: one that ends without a
-goodbye is a process that died.
+jax waits for all processes too, but aborts without naming a missing one, and takes minutes to
+notice a dead one. So process 0 first listens on the coordinator's port until every other process
+has connected and sent its index. The connections stay open: one that closes without a goodbye
+belongs to a process that died.
 """
 
 import contextlib
@@ -14,63 +14,79 @@ import socket
 import sys
 import threading
 import time
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from rich.console import Console
 
 from ..errors import UserError, show
 
-_BYE = "bye"
-_HERE = "all are here"
-_PAUSE = 0.2  # Seconds between two attempts to reach process 0.
-_PATIENCE = 5.0  # Seconds in which whoever connects must say who it is.
+_GOODBYE = "goodbye"
+_COMPLETE = "all connected"
+_RETRY_INTERVAL = 0.2  # Seconds between two attempts to reach process 0.
+_HANDSHAKE_TIMEOUT = 5.0  # Seconds in which a connection must send its first line.
 
 
-class Place(NamedTuple):
-    """Where a process stands among all."""
+class ProcessSpec(NamedTuple):
+    """One of several processes, and the coordinator that all of them connect to.
 
-    host: str  # of process 0
+    Attributes:
+      host: the host of process 0.
+      port: a free port of that host.
+      num_processes: how many processes there are.
+      process_id: the index of this one, from 0.
+    """
+
+    host: str
     port: int
-    processes: int
-    process: int
+    num_processes: int
+    process_id: int
+
+    @property
+    def coordinator_address(self) -> str:
+        """`host:port`, as jax takes it."""
+        return f"{self.host}:{self.port}"
 
 
-class Roll:
-    """This process's connections: process 0's to all others, the others' to process 0."""
+class Peers:
+    """Open connections: from process 0 to all others, from each of the others to process 0."""
 
-    def __init__(self, peers: dict[int, socket.socket]) -> None:
-        self._peers, self._ending = peers, threading.Lock()
+    def __init__(self, sockets: dict[int, socket.socket]) -> None:
+        self._sockets, self._aborting = sockets, threading.Lock()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
-    def leave(self, reason: str = _BYE) -> None:
-        """Says goodbye, or why this process ends before its time."""
-        for peer in list(self._peers.values()):
+    def broadcast(self, line: str) -> None:
+        """Sends a line to every peer that is still connected."""
+        for peer in self._sockets.values():
             with contextlib.suppress(OSError):
-                _send(peer, reason)
+                _send(peer, line)
 
-    def end(self, error: UserError, told: str) -> None:
-        """Ends this process at once with an error, and the others with what they are told."""
-        self._ending.acquire()  # Never released: there is one end.
-        self.leave(told)
-        end(error)
+    def leave(self) -> None:
+        """Says goodbye, so that the end of this process is not taken for its death."""
+        self.broadcast(_GOODBYE)
+
+    def abort(self, error: UserError, message: str) -> NoReturn:
+        """Ends this process at once with an error, and its peers with a message."""
+        self._aborting.acquire()  # Never released: a second abort must not print as well.
+        self.broadcast(message)
+        exit_now(error)
 
     def _watch(self) -> None:
-        """Ends this process when another one is gone: it would wait for it in vain."""
+        """Aborts when a peer dies or fails; runs until all have said goodbye."""
         with selectors.DefaultSelector() as selector:
-            for number, peer in self._peers.items():
-                selector.register(peer, selectors.EVENT_READ, number)
+            for index, peer in self._sockets.items():
+                selector.register(peer, selectors.EVENT_READ, index)
             while selector.get_map():
                 for key, _ in selector.select():
-                    said = _receive(self._peers[key.data])
-                    if said != _BYE:
-                        gone = f"process {key.data} is gone; see what it printed"
-                        self.end(UserError(said or gone), said or gone)
+                    line = _receive(self._sockets[key.data])
+                    if line != _GOODBYE:
+                        message = line or f"process {key.data} is gone; see what it printed"
+                        self.abort(UserError(message), message)
                     selector.unregister(key.fileobj)
 
 
-def end(error: UserError) -> None:
-    """Ends this process at once: the usual way out waits minutes for the others."""
+def exit_now(error: UserError) -> NoReturn:
+    """Prints an error and ends the process; a regular exit would wait minutes for the others."""
     Console().show_cursor()  # A progress bar hides it.
     show(error)
     sys.stdout.flush()
@@ -78,94 +94,98 @@ def end(error: UserError) -> None:
     os._exit(2)
 
 
-def call_roll(place: Place, seconds: float) -> Roll:
-    """Waits until all processes are there.
+def connect_processes(spec: ProcessSpec, timeout: float) -> Peers:
+    """Waits until all processes are connected to process 0.
 
     Raises:
-      UserError: naming those that did not come in time, or that are not as they should be.
+      UserError: naming the processes that did not connect in time, or whose options do not fit.
     """
-    deadline = time.monotonic() + seconds
-    if place.process > 0:
-        return Roll({0: _answer(place, deadline, seconds)})
-    peers: dict[int, socket.socket] = {}
+    deadline = time.monotonic() + timeout
+    if spec.process_id > 0:
+        return Peers({0: _connect(spec, deadline, timeout)})
+    sockets: dict[int, socket.socket] = {}
     try:
-        with _listen(place) as server:
-            _gather(place, server, peers, deadline)
+        with _listen(spec) as server:
+            _accept(spec, server, sockets, deadline)
     except TimeoutError:
-        missing = sorted(set(range(1, place.processes)) - peers.keys())
-        named = ("process " if len(missing) == 1 else "processes ") + ", ".join(map(str, missing))
-        fault = UserError(f"{named} of {place.processes} did not come within {seconds:g} s")
+        missing = sorted(set(range(1, spec.num_processes)) - sockets.keys())
+        names = ("process " if len(missing) == 1 else "processes ") + ", ".join(map(str, missing))
+        fault = UserError(f"{names} of {spec.num_processes} did not start within {timeout:g} s")
     except UserError as error:
         fault = error
     else:
-        roll = Roll(peers)
-        roll.leave(_HERE)
-        return roll
-    for peer in peers.values():
+        peers = Peers(sockets)
+        peers.broadcast(_COMPLETE)
+        return peers
+    for peer in sockets.values():
         with contextlib.suppress(OSError), peer:
             _send(peer, str(fault))
     raise fault
 
 
-def _gather(
-    place: Place, server: socket.socket, peers: dict[int, socket.socket], deadline: float
+def _accept(
+    spec: ProcessSpec, server: socket.socket, sockets: dict[int, socket.socket], deadline: float
 ) -> None:
-    """Fills in a connection to each of the others."""
-    while len(peers) < place.processes - 1:
+    """Fills `sockets` with a connection to each of the other processes."""
+    while len(sockets) < spec.num_processes - 1:
         server.settimeout(max(deadline - time.monotonic(), 0.001))
         peer, _ = server.accept()
-        peer.settimeout(_PATIENCE)
+        peer.settimeout(_HANDSHAKE_TIMEOUT)
         hello = re.fullmatch(r"process (\d+) of (\d+)", _receive(peer))
         if hello is None:
-            peer.close()  # Whoever it was, it is none of ours.
+            peer.close()  # Not one of our processes.
             continue
         peer.settimeout(None)
-        number, count = map(int, hello.groups())
-        known = number in peers
-        peers[-1 if known else number] = peer
-        if count != place.processes:
-            raise UserError(f"--processes: {place.processes} here, {count} at process {number}")
-        if known:
-            raise UserError(f"--process: there are two of number {number}")
+        index, count = map(int, hello.groups())
+        duplicate = index in sockets
+        sockets[-1 if duplicate else index] = peer
+        if count != spec.num_processes:
+            raise UserError(
+                f"--num-processes: {spec.num_processes} in process 0, {count} in process {index}"
+            )
+        if duplicate:
+            raise UserError(f"--process-id: two processes have number {index}")
 
 
-def _listen(place: Place) -> socket.socket:
+def _listen(spec: ProcessSpec) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     try:
         return socket.create_server(
-            ("", place.port),
+            ("", spec.port),
             family=socket.AF_INET6 if both else socket.AF_INET,
             dualstack_ipv6=both,
-            backlog=place.processes,
+            backlog=spec.num_processes,
         )
     except OSError as error:
         raise UserError(
-            f"--coordinator: cannot listen on port {place.port} ({error.strerror}); take another"
+            f"--coordinator-address: cannot listen on port {spec.port} ({error.strerror}); "
+            "choose another port"
         ) from None
 
 
-def _answer(place: Place, deadline: float, seconds: float) -> socket.socket:
-    """A connection to process 0, over which it has said that all are there."""
+def _connect(spec: ProcessSpec, deadline: float, timeout: float) -> socket.socket:
+    """Returns a connection to process 0, once that has reported all processes connected."""
     while True:
         try:
-            peer = socket.create_connection((place.host, place.port), timeout=_PATIENCE)
+            peer = socket.create_connection((spec.host, spec.port), timeout=_HANDSHAKE_TIMEOUT)
             break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"process 0 was not at {place.host}:{place.port} within {seconds:g} s "
+                    f"process 0 did not answer at {spec.coordinator_address} within {timeout:g} s "
                     f"({error.strerror or 'no answer'}); see what it printed, and whether the "
                     "port is open"
                 ) from None
-            time.sleep(_PAUSE)
+            time.sleep(_RETRY_INTERVAL)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    peer.settimeout(seconds + _PATIENCE)  # Process 0 may have begun to wait after this one.
+    # Process 0 may have started its wait later than this process.
+    peer.settimeout(timeout + _HANDSHAKE_TIMEOUT)
     with contextlib.suppress(OSError):
-        _send(peer, f"process {place.process} of {place.processes}")
-    said = _receive(peer)
-    if said != _HERE:
+        _send(peer, f"process {spec.process_id} of {spec.num_processes}")
+    line = _receive(peer)
+    if line != _COMPLETE:
         peer.close()
-        raise UserError(said or "process 0 left before all others had come")
+        raise UserError(line or "process 0 ended before all processes were connected")
     peer.settimeout(None)
     return peer
 
@@ -175,12 +195,12 @@ def _send(peer: socket.socket, line: str) -> None:
 
 
 def _receive(peer: socket.socket) -> str:
-    """A line from the other side, or nothing where it is gone."""
-    said = b""
+    """Returns the peer's next line, empty if the connection is closed."""
+    line = b""
     with contextlib.suppress(OSError):
-        while not said.endswith(b"\n") and len(said) < 10_000:
+        while not line.endswith(b"\n") and len(line) < 10_000:
             byte = peer.recv(1)
             if not byte:
                 return ""
-            said += byte
-    return said.decode(errors="replace").strip()
+            line += byte
+    return line.decode(errors="replace").strip()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..distributed.processes import is_first
+from ..distributed.processes import is_main_process
 from ..errors import UserError
 from ..model import ModelConfig
 from .save import save_params
@@ -47,7 +47,7 @@ def export(
       chat_template: the file of the template that was trained with, where it is not the base's.
       replace: whether what lies at `out` may be removed, as a run's own earlier export may.
     """
-    if not is_first():
+    if not is_main_process():
         save_params(params, config, None, dtype)
         return
     with new_folder(out, replace=replace) as folder:

@@ -149,6 +149,6 @@ def test_a_process_that_never_comes_is_named(settings: Path, tmp_path: Path) -> 
         for process in started:
             status, _, errors = _ended(process)
             assert status == 2
-            assert errors.endswith("error: processes 2, 3 of 4 did not come within 5 s\n")
+            assert errors.endswith("error: processes 2, 3 of 4 did not start within 5 s\n")
     assert time.monotonic() - begun < 120
     assert not (tmp_path / "run").exists()
