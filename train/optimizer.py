@@ -28,15 +28,15 @@ def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
     """The learning rate of each of `steps` updates.
 
     It rises linearly over the warm-up, whose last update has the peak (no update is spent at a
-    rate of zero), then falls to `final_fraction` of it.
+    rate of zero), then falls to `min_lr_ratio` of it.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     decay = max(steps - warmup, 1)
     after: optax.Schedule
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay, config.final_fraction)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, peak * config.final_fraction, decay)
+    if config.lr_schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, decay, config.min_lr_ratio)
+    elif config.lr_schedule == "linear":
+        after = optax.linear_schedule(peak, peak * config.min_lr_ratio, decay)
     else:
         after = optax.constant_schedule(peak)
     if not warmup:
@@ -65,11 +65,11 @@ def make_optimizer(
 
 
 BY_SCORE: dict[str, Callable[..., Any]] = {
-    "gmt": partial(gmt, place="gradient"),
-    "gmt_update": gmt,
-    "random": random_mask,
+    "gmt_mask": partial(gmt, place="gradient"),
+    "gmt": gmt,
+    "random_mask": random_mask,
     "one_off": one_off,
-    "every": every_few,
+    "every_few": every_few,
     "gradient_to_weight": gradient_to_weight,
     "magnitude": magnitude,
     "fisher": fisher,
@@ -83,17 +83,17 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
     if mask.kind in ("hft", "lisa"):
         choice = partial(_choice, mask, seed)
         return train_only(inner, choice, stacked=is_stacked, report=mask.report)
-    ratio: Any = mask.ratio
-    if mask.final_ratio is not None:
-        ratio = optax.linear_schedule(mask.ratio, mask.final_ratio, max(steps - 1, 1))
-    if mask.ratios:
-        ratio = mask.ratios | {".*": ratio}
+    ratio: Any = mask.mask_ratio
+    if mask.final_mask_ratio is not None:
+        ratio = optax.linear_schedule(mask.mask_ratio, mask.final_mask_ratio, max(steps - 1, 1))
+    if mask.mask_ratios:
+        ratio = mask.mask_ratios | {".*": ratio}
     said = mask.model_dump(
         include={"scope", "tolerance", "every", "warmup", "report"}, exclude_none=True
     )
     if not mask.is_global:
         said["stacked"] = is_stacked
-    if mask.kind == "random":
+    if mask.kind == "random_mask":
         said["seed"] = seed
     return BY_SCORE[mask.kind](inner, ratio, **said)
 
@@ -103,7 +103,7 @@ def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
     try:
         if mask.kind == "hft":
             return hft_choice(params, seed, every)
-        return lisa_choice(params, mask.layers or 1, seed, every)
+        return lisa_choice(params, mask.num_layers or 1, seed, every)
     except ValueError as error:
         raise UserError(f"optimizer.mask: {error}") from None
 

@@ -87,7 +87,7 @@ class Program:
         batch, data = self.config.batch, self.config.data
         shape = (batch.num_microbatches, batch.size // batch.num_microbatches, data.max_length)
         names = ["tokens", "targets", "weights"]
-        if data.layout == "packed":
+        if data.packing == "packed":
             names += ["segment_ids", "positions"]
         dtypes = {name: np.float32 if name == "weights" else np.int32 for name in names}
         sharding = microbatch_sharding(self.mesh)

@@ -68,8 +68,11 @@ def _copy(model: Path, to: Path) -> Path:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.mask.rato=0.1", "did you mean optimizer.mask.ratio?"),
-        ("optimizer.mask.ratio=2", "optimizer.mask.ratio: input should be less than or equal to 1"),
+        ("optimizer.mask.mask_rato=0.1", "did you mean optimizer.mask.mask_ratio?"),
+        (
+            "optimizer.mask.mask_ratio=2",
+            "optimizer.mask.mask_ratio: input should be less than or equal to 1",
+        ),
         ("data.train=nowhere.jsonl", "nowhere.jsonl"),
         ("model.path=./nowhere", "nowhere"),
         ("mesh.tensor=3", "does not match the 8 devices"),

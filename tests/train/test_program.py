@@ -22,13 +22,13 @@ class StopHereError(Exception):
     """Raised in the place of the loop."""
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("packing", ["none", "packed"])
 def test_the_planned_step_is_the_one_that_sft_runs(
-    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, layout: str
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, packing: str
 ) -> None:
     batch = {"size": 16, "num_microbatches": 2}
     mesh = {"fsdp": 4, "tensor": 2}
-    config = load_config(write_config(batch=batch, mesh=mesh), [f"data.layout={layout}"])
+    config = load_config(write_config(batch=batch, mesh=mesh), [f"data.packing={packing}"])
     texts = []
 
     def loop(state: Any, parts: Any, *_: Any) -> Any:

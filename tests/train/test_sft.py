@@ -64,9 +64,9 @@ def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
 @pytest.mark.parametrize(
     ("mask", "masked"),
     [
-        ("{kind: random, ratio: 0.5, every: 2}", [0.5, 0.5]),
-        ("{kind: fisher, ratio: 0.5, warmup: 1, report: true}", [1.0, 0.5]),
-        ("{kind: lisa, every: 1, layers: 1}", [0.33, 0.33]),
+        ("{kind: random_mask, mask_ratio: 0.5, every: 2}", [0.5, 0.5]),
+        ("{kind: fisher, mask_ratio: 0.5, warmup: 1, report: true}", [1.0, 0.5]),
+        ("{kind: lisa, every: 1, num_layers: 1}", [0.33, 0.33]),
     ],
 )
 def test_it_trains_under_every_kind_of_mask(
@@ -110,7 +110,7 @@ def test_every_mesh_gives_the_same_losses(
 
 
 def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
-    lasting = {"mask": {"kind": "every", "every": 4, "report": True}}
+    lasting = {"mask": {"kind": "every_few", "every": 4, "report": True}}
     file = write_config(batch={"size": 16, "num_microbatches": 2}, optimizer=lasting)
     whole = _train(file)
 
@@ -196,7 +196,7 @@ def test_a_run_is_not_written_over(write_config: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
         _train(file)
     with pytest.raises(UserError, match=r"started with another optimizer\.mask\.ratio"):
-        _train(file, "optimizer.mask.ratio=0.5", resume=True)
+        _train(file, "optimizer.mask.mask_ratio=0.5", resume=True)
     assert sorted(run.folder.rglob("*")) == before
     other = tmp_path / "other"
     other.mkdir()
@@ -252,11 +252,11 @@ def _stream(write_config: Write, tiny_data: Path, **data: object) -> Path:
     )
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("packing", ["none", "packed"])
 def test_a_stopped_stream_ends_with_the_same_bits(
-    write_config: Write, tiny_data: Path, tmp_path: Path, layout: str
+    write_config: Write, tiny_data: Path, tmp_path: Path, packing: str
 ) -> None:
-    file = _stream(write_config, tiny_data, layout=layout)
+    file = _stream(write_config, tiny_data, packing=packing)
     whole = _train(file)
     override = f"run={whole.folder}-stopped"
 
@@ -274,17 +274,17 @@ def test_a_stopped_stream_ends_with_the_same_bits(
     _assert_same_bits(_weights(stopped, tmp_path), _weights(whole, tmp_path))
 
 
-@pytest.mark.parametrize("layout", ["packed", "bucketed"])
+@pytest.mark.parametrize("packing", ["packed", "bucketed"])
 def test_layouts_train_and_go_on_to_the_same_bits(
-    write_config: Write, tmp_path: Path, layout: str
+    write_config: Write, tmp_path: Path, packing: str
 ) -> None:
     file = write_config(steps=4)
-    whole = _train(file, f"data.layout={layout}")
+    whole = _train(file, f"data.packing={packing}")
     losses = _losses(whole)
     assert losses[-1] < losses[0]
     before = _weights(whole, tmp_path)
     (whole.checkpoints / "4").rename(whole.folder / "set-aside")
-    _train(file, f"data.layout={layout}", resume=True)
+    _train(file, f"data.packing={packing}", resume=True)
     assert _losses(whole) == losses
     again = export_run(whole.folder, tmp_path / "again", "float32")
     _assert_same_bits(load_file(again / "model.safetensors"), before)

@@ -69,7 +69,7 @@ def _add_runs(commands: Commands) -> None:
         "sft",
         _sft,
         "Supervised fine-tuning from a config.",
-        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.ratio=0.5",
+        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.mask_ratio=0.5",
     )
     _add_config(made)
     made.add_argument(

@@ -76,13 +76,13 @@ class DataSection(Section):
     """Which columns hold the fields: {prompt: question, completion: answer}."""
     eval_fraction: Fraction = 0.05
     """The share to split off where no held-out data is named."""
-    learn: Literal["assistant", "last", "everything"] = "assistant"
+    loss_on: Literal["assistant", "last", "everything"] = "assistant"
     """Of conversations: all turns of the assistant, its last one, or every token."""
     max_length: int = Field(1024, ge=2)
     """Tokens in a row; rows are padded to it."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a longer example; always counted and reported."""
-    layout: Literal["padded", "bucketed", "packed"] = "padded"
+    packing: Literal["none", "bucketed", "packed"] = "none"
     """One example a row; batches of examples of about one length; or several examples a row."""
     on_error: Literal["stop", "report"] = "stop"
     """At data that cannot be used, tell the first fault or all of them; nothing is trained on."""
@@ -97,8 +97,8 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _streams(self) -> Self:
-        if self.streaming and (self.layout == "bucketed" or self.limit is not None):
-            raise ValueError("a stream is padded or packed, without a limit")
+        if self.streaming and (self.packing == "bucketed" or self.limit is not None):
+            raise ValueError("streaming takes packing none or packed, and no limit")
         named = self.eval or self.eval_split
         if self.streaming and not named and self.eval_fraction:
             raise ValueError("nothing is split off a stream: name eval, or set eval_fraction to 0")

@@ -10,7 +10,7 @@ from .sampler import Group, Order
 from .tokenize import Example
 
 # One example a row; the same with batches of rows of one length; or several examples a row.
-Layout = Literal["padded", "bucketed", "packed"]
+PackingMode = Literal["none", "bucketed", "packed"]
 Arrays = dict[str, np.ndarray]
 
 _BUCKETS = 8  # Lengths of batches: each is compiled.
@@ -45,17 +45,17 @@ class Batches:
         batch_size: int,
         max_length: int,
         seed: int,
-        layout: Layout = "padded",
+        packing: PackingMode = "none",
         groups: Sequence[Group] | None = None,
     ) -> None:
         self._examples, self._rows, self._lengths = examples, rows, lengths
-        self._size, self._max_length, self._layout = batch_size, max_length, layout
+        self._size, self._max_length, self._packing = batch_size, max_length, packing
         self._row_lengths = np.add.reduceat(lengths[rows.members], rows.offsets[:-1])
         self._order = Order(
             groups or [Group(rows.num_rows)],
             batch_size=batch_size,
             seed=seed,
-            lengths=self._row_lengths if layout == "bucketed" else None,
+            lengths=self._row_lengths if packing == "bucketed" else None,
         )
 
     @property
@@ -90,7 +90,7 @@ class Batches:
         return self._arrays(rows[at], self._batch_length(rows[rows < self._rows.num_rows]))
 
     def _batch_length(self, rows: np.ndarray) -> int:
-        if self._layout != "bucketed":
+        if self._packing != "bucketed":
             return self._max_length
         bucket = -(-self._max_length // _BUCKETS)
         longest = int(self._row_lengths[rows].max())
@@ -99,7 +99,7 @@ class Batches:
     def _arrays(self, rows: np.ndarray, length: int) -> Arrays:
         shape = (len(rows), length)
         names = ["tokens", "targets"]
-        if self._layout == "packed":
+        if self._packing == "packed":
             names += ["segment_ids", "positions"]
         made: dict[str, Any] = {name: np.zeros(shape, np.int32) for name in names}
         made["weights"] = np.zeros(shape, np.float32)
@@ -118,6 +118,6 @@ class Batches:
             out["tokens"][begin:end] = ids
             out["targets"][begin : end - 1] = ids[1:]
             out["weights"][begin : end - 1] = target[1:]
-            if self._layout == "packed":
+            if self._packing == "packed":
                 out["segment_ids"][begin:end] = number
                 out["positions"][begin:end] = np.arange(end - begin)

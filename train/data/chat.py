@@ -10,7 +10,7 @@ from ..errors import UserError
 from .records import Chat, Pair, Record, Text, Turns
 
 # What is learned of a conversation: the assistant's turns, the last of them, or all that is said.
-Learn = Literal["assistant", "last", "everything"]
+LossOn = Literal["assistant", "last", "everything"]
 Span = tuple[int, int]  # Characters of a text: from, and up to but not including.
 
 
@@ -22,7 +22,7 @@ class Rendered(NamedTuple):
     bare: bool  # Whether the tokenizer's beginning and end tokens are still to be put around it.
 
 
-def render(record: Record, tokenizer: Any, learn: Learn = "assistant") -> list[Rendered]:
+def render(record: Record, tokenizer: Any, loss_on: LossOn = "assistant") -> list[Rendered]:
     """The texts that a record stands for: one, or a pair's chosen and rejected one.
 
     - A conversation goes through the tokenizer's chat template, which writes its own beginning
@@ -35,17 +35,17 @@ def render(record: Record, tokenizer: Any, learn: Learn = "assistant") -> list[R
         the assistant's; without the record's place.
     """
     if isinstance(record, Pair):
-        return [_one(side, tokenizer, learn) for side in (record.chosen, record.rejected)]
-    return [_one(record, tokenizer, learn)]
+        return [_one(side, tokenizer, loss_on) for side in (record.chosen, record.rejected)]
+    return [_one(record, tokenizer, loss_on)]
 
 
-def _one(record: Chat | Text, tokenizer: Any, learn: Learn) -> Rendered:
+def _one(record: Chat | Text, tokenizer: Any, loss_on: LossOn) -> Rendered:
     if isinstance(record, Text):
         text = record.prompt + record.completion
-        begin = 0 if learn == "everything" else len(record.prompt)
+        begin = 0 if loss_on == "everything" else len(record.prompt)
         made = Rendered(text, [(begin, len(text))], bare=True)
     else:
-        made = _chat(record, _Template(tokenizer, record.tools), learn)
+        made = _chat(record, _Template(tokenizer, record.tools), loss_on)
     try:
         made.text.encode()
     except UnicodeEncodeError:
@@ -92,12 +92,12 @@ class _Template:
         return texts[0], [(begin, end) for begin, end in spans[0]] if spans else []
 
 
-def _chat(chat: Chat, template: _Template, learn: Learn) -> Rendered:
+def _chat(chat: Chat, template: _Template, loss_on: LossOn) -> Rendered:
     numbers = [number for number, turn in enumerate(chat.turns) if turn["role"] == "assistant"]
     wanted = [number for number in numbers if number >= chat.first]
-    if learn == "last":
+    if loss_on == "last":
         wanted = wanted[-1:]
-    if learn == "everything":
+    if loss_on == "everything":
         text = template.text(chat.turns)
         spans = [(0, len(text))]
     elif template.marked:

@@ -67,8 +67,10 @@ def check(config: Config, console: Console, shown: int = 3) -> None:
 
 
 def _counts(side: Side) -> Table:
-    padding = "padded by batch" if side.data.layout == "bucketed" else f"{side.padding:.1%} padding"
-    title = f"{side.name}: {side.rows.num_rows:,} {side.data.layout} rows, {padding}"
+    packing = side.data.packing
+    padding = "padded by batch" if packing == "bucketed" else f"{side.padding:.1%} padding"
+    rows = f"{side.rows.num_rows:,} {'padded' if packing == 'none' else packing} rows"
+    title = f"{side.name}: {rows}, {padding}"
     table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
     table.add_column("source", overflow="fold")
     for name in ("used", "cut", "too long", "left out", "faulty", "tokens", "learned"):

@@ -82,7 +82,7 @@ def load(
     made = []
     with _progress(sum(len(rows) for _, rows, _ in opened), console) as advance:
         for source, rows, held_out in opened:
-            reading = Reading(source.format, source.columns or None, data.learn)
+            reading = Reading(source.format, source.columns or None, data.loss_on)
             stop = data.on_error == "stop"
             made.append(
                 Loaded(source, store(rows, tokenizer, reading, cache, advance, stop), held_out)

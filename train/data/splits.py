@@ -98,7 +98,7 @@ class Side:
             batch_size=batch_size,
             max_length=self.data.max_length,
             seed=seed,
-            layout=self.data.layout,
+            packing=self.data.packing,
             groups=self.groups,
         )
 
@@ -112,7 +112,7 @@ class Side:
         said += [f"{dropped:,} dropped as over {limit}"] * bool(dropped)
         said += [f"{cut:,} cut to {limit}"] * bool(cut)
         said += [f"{unused:,} left out by the limit"] * bool(unused)
-        if self.data.layout == "packed":
+        if self.data.packing == "packed":
             said.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
         return ", ".join(said)
 
@@ -221,7 +221,7 @@ def _side(
         )
     rows, groups = [], []
     for part in parts:
-        packed = data.layout == "packed"
+        packed = data.packing == "packed"
         made = (
             plan_rows(part.lengths, data.max_length, cache) if packed else one_a_row(len(part.used))
         )

@@ -170,7 +170,7 @@ class _Encode(grain.experimental.FlatMapTransform):
         record = read_record(row, self._source.format, self._source.columns)
         if isinstance(record, Pair):
             raise UserError("is a preference pair, and sft learns from one answer")
-        return render(record, self._tokenizer, self._data.learn)
+        return render(record, self._tokenizer, self._data.loss_on)
 
     def _fitted(self, where: str, example: Example) -> list[Arrays]:
         length, tokens = self._data.max_length, len(example.tokens)
@@ -225,7 +225,7 @@ class Stream:
         ]
         examples = grain.IterDataset.mix(streams, [source.weight for source in sources])
         length = data.max_length
-        if data.layout == "packed":
+        if data.packing == "packed":
             made = grain.experimental.BestFitPackIterDataset(
                 examples,
                 length_struct=dict.fromkeys(("tokens", "targets", "weights"), length),

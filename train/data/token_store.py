@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .chat import Learn, Rendered, render
+from .chat import LossOn, Rendered, render
 from .digest import digest
 from .records import read_record
 from .sources import Rows
@@ -45,7 +45,7 @@ class Reading:
 
     format: str | None = None
     columns: Mapping[str, str] | None = None
-    learn: Learn = "assistant"
+    loss_on: LossOn = "assistant"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _rendered(
     for number in numbers:
         try:
             record = read_record(rows[number], reading.format, reading.columns)
-            made = render(record, tokenizer, reading.learn)
+            made = render(record, tokenizer, reading.loss_on)
         except UserError as fault:
             faults.append((number, str(fault)))
             continue

@@ -24,7 +24,7 @@ def minimal(tmp_path: Path) -> Path:
 def test_every_shipped_config_is_valid(file: Path) -> None:
     config = load_config(file)
     assert config.run == f"runs/{file.stem}"
-    assert config.optimizer.mask.kind == ("one_off" if file.stem == "one-off" else "gmt")
+    assert config.optimizer.mask.kind == ("one_off" if file.stem == "one-off" else "gmt_mask")
 
 
 def test_the_papers_runs_are_all_there() -> None:
@@ -43,10 +43,10 @@ def test_the_papers_runs_are_all_there() -> None:
 
 def test_overrides_are_laid_over_the_file(minimal: Path) -> None:
     config = load_config(
-        minimal, ["optimizer.learning_rate=1e-5", "optimizer.mask.ratio=0.5", "steps=3"]
+        minimal, ["optimizer.learning_rate=1e-5", "optimizer.mask.mask_ratio=0.5", "steps=3"]
     )
     assert config.optimizer.learning_rate == 1e-5
-    assert config.optimizer.mask.ratio == 0.5
+    assert config.optimizer.mask.mask_ratio == 0.5
     assert config.steps == 3
 
 
@@ -83,24 +83,24 @@ def test_data_is_a_source_or_a_list_of_them(minimal: Path, given: str, paths: li
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.mask.rato=0.5", "did you mean optimizer.mask.ratio?"),
+        ("optimizer.mask.mask_rato=0.5", "did you mean optimizer.mask.mask_ratio?"),
         ("optimiser.learning_rate=1", "unknown key optimiser; did you mean optimizer?"),
-        ("optimizer.mask.ratio=1.5", "should be less than or equal to 1, got 1.5"),
+        ("optimizer.mask.mask_ratio=1.5", "should be less than or equal to 1, got 1.5"),
         ("steps=0", "steps: input should be greater than or equal to 1, got 0"),
         ("batch.size=many", "batch.size: input should be a valid integer"),
         ("batch={size: 3, num_microbatches: 2}", "size 3 is not a multiple of num_microbatches 2"),
         ("mesh.fsdp=0", "an axis has at least 1 device"),
         ("model.compute_dtype=int8", "should be 'float32' or 'bfloat16'"),
-        ("optimizer.mask={kind: lisa, every: 2}", "optimizer.mask: kind lisa needs layers"),
-        ("optimizer.mask={kind: gmt, every: 2}", "optimizer.mask: kind gmt has no every"),
+        ("optimizer.mask={kind: lisa, every: 2}", "optimizer.mask: kind lisa needs num_layers"),
+        ("optimizer.mask={kind: gmt_mask, every: 2}", "optimizer.mask: kind gmt_mask has no every"),
         ("optimizer.mask={kind: none, report: true}", "optimizer.mask: kind none has no report"),
-        ("optimizer.mask={kind: fisher, warmup: 2, ratios: {a: 0}}", "has one ratio"),
-        ("optimizer.mask.ratios={'(': 0.1}", "ratios: '(' is no regular expression"),
+        ("optimizer.mask={kind: fisher, warmup: 2, mask_ratios: {a: 0}}", "has one ratio"),
+        ("optimizer.mask.mask_ratios={'(': 0.1}", "mask_ratios: '(' is no regular expression"),
         ("data.train=[]", "data.train: value should have at least 1 item"),
         ("data.train=[{path: x, wait: 1}]", "did you mean data.train.0.weight?"),
         ("data.train=[{weight: 1}]", "data.train.0.path is missing; set it"),
         ("data.columns={question: q}", "data.columns: 'question' is no field of a row; fields are"),
-        ("data.layout=packd", "should be 'padded', 'bucketed' or 'packed'"),
+        ("data.packing=packd", "should be 'none', 'bucketed' or 'packed'"),
         ("steps", "'steps' is not an override; write key.path=value"),
         ("run.name=x", "run is a value and holds no keys"),
         ("steps=[1", "steps=[1:"),

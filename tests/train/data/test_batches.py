@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.data.batches import Arrays, Batches, Layout
+from train.data.batches import Arrays, Batches, PackingMode
 from train.data.packing import Plan, best_fit, one_a_row
 from train.data.tokenize import Example
 
@@ -20,16 +20,16 @@ def _examples(lengths: list[int]) -> list[Example]:
 
 
 def _batches(
-    lengths: list[int], layout: Layout = "padded", size: int = 4, **options: Any
+    lengths: list[int], packing: PackingMode = "none", size: int = 4, **options: Any
 ) -> Batches:
     capacity = options.setdefault("max_length", 16)
-    rows = best_fit(np.array(lengths), capacity) if layout == "packed" else one_a_row(len(lengths))
+    rows = best_fit(np.array(lengths), capacity) if packing == "packed" else one_a_row(len(lengths))
     return Batches(
         _examples(lengths),
         rows,
         np.array(lengths),
         batch_size=size,
-        layout=layout,
+        packing=packing,
         **{"seed": 0} | options,
     )
 
@@ -65,7 +65,7 @@ def test_a_packed_row_by_hand() -> None:
     ]
     rows = Plan(np.array([0, 1]), np.array([0, 2]))
     made = Batches(
-        examples, rows, np.array([3, 2]), batch_size=1, max_length=6, seed=0, layout="packed"
+        examples, rows, np.array([3, 2]), batch_size=1, max_length=6, seed=0, packing="packed"
     ).batch(0)
     assert {key: value.tolist()[0] for key, value in made.items()} == {
         "tokens": [1, 2, 3, 4, 5, 0],
@@ -88,7 +88,7 @@ def test_what_is_too_long_is_cut() -> None:
 
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 17, 45)]
-LAYOUTS: list[Layout] = ["padded", "bucketed", "packed"]
+PACKINGS: list[PackingMode] = ["none", "bucketed", "packed"]
 
 
 def _digest(parts: list[Arrays]) -> str:
@@ -99,14 +99,14 @@ def _digest(parts: list[Arrays]) -> str:
     ).hexdigest()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("resumed_at", [0, 1, 7, 11, 12, 40])  # Padded, an epoch ends within 11.
 def test_resumed_with_any_number_of_processes_the_rows_are_the_same(
-    layout: Layout, processes: int, resumed_at: int
+    packing: PackingMode, processes: int, resumed_at: int
 ) -> None:
-    whole = _batches(LENGTHS, layout)
-    each = [_batches(LENGTHS, layout) for _ in range(processes)]
+    whole = _batches(LENGTHS, packing)
+    each = [_batches(LENGTHS, packing) for _ in range(processes)]
     for step in range(resumed_at, resumed_at + 6):
         parts = [
             batches.batch(step, np.arange(4).reshape(processes, -1)[process])
@@ -115,11 +115,11 @@ def test_resumed_with_any_number_of_processes_the_rows_are_the_same(
         assert _digest(parts) == _digest([whole.batch(step)])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_example_is_in_an_epoch_once(layout: Layout) -> None:
-    batches = _batches(LENGTHS, layout, size=1, max_length=16)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_every_example_is_in_an_epoch_once(packing: PackingMode) -> None:
+    batches = _batches(LENGTHS, packing, size=1, max_length=16)
     # Bucketed batches are sorted over several epochs: three of 64 batches have 192 rows.
-    steps = 64 * 45 if layout == "bucketed" else batches.rows_in_epoch
+    steps = 64 * 45 if packing == "bucketed" else batches.rows_in_epoch
     seen = np.concatenate([batches.batch(step)["tokens"][0] for step in range(steps)])
     first = seen[(seen % 100 == 0) & (seen > 0)] // 100
     times = steps // batches.rows_in_epoch
@@ -139,17 +139,17 @@ def test_bucketed_batches_are_as_long_as_they_must_be() -> None:
     assert np.mean(shapes) < 0.7 * 64
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_tokens_are_counted_without_padding(layout: Layout) -> None:
-    batches = _batches(LENGTHS, layout)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_tokens_are_counted_without_padding(packing: PackingMode) -> None:
+    batches = _batches(LENGTHS, packing)
     for step in range(6):
         assert batches.num_tokens(step) == np.count_nonzero(batches.batch(step)["tokens"])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("size", [1, 4, 10, 64])
-def test_evaluation_takes_every_example_once(layout: Layout, size: int) -> None:
-    batches = _batches(LENGTHS, layout, size)
+def test_evaluation_takes_every_example_once(packing: PackingMode, size: int) -> None:
+    batches = _batches(LENGTHS, packing, size)
     made = [batches.eval_batch(number) for number in range(batches.num_eval_batches)]
     assert all(len(batch["tokens"]) == size for batch in made)
     weight = sum(batch["weights"].sum() for batch in made)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.data.chat import Learn, render
+from train.data.chat import LossOn, render
 from train.data.records import read_record
 from train.data.tokenize import Example, encode
 from train.errors import UserError
@@ -48,9 +48,9 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": roles[c[0]], "content": c[2:]} for c in contents]
 
 
-def made(tokenizer: Any, fields: dict[str, Any], learn: Learn = "assistant") -> Example:
+def made(tokenizer: Any, fields: dict[str, Any], loss_on: LossOn = "assistant") -> Example:
     """The example of a row that is not a preference pair."""
-    return encode(render(read_record(fields), tokenizer, learn), tokenizer)[0]
+    return encode(render(read_record(fields), tokenizer, loss_on), tokenizer)[0]
 
 
 def drawn(tokenizer: Any, example: Example) -> tuple[str, str]:
@@ -64,8 +64,8 @@ def drawn(tokenizer: Any, example: Example) -> tuple[str, str]:
     return text, "".join("^" if t else " " for t in example.target).rstrip()
 
 
-def shown(tokenizer: Any, fields: dict[str, Any], learn: Learn = "assistant") -> tuple[str, str]:
-    return drawn(tokenizer, made(tokenizer, fields, learn))
+def shown(tokenizer: Any, fields: dict[str, Any], loss_on: LossOn = "assistant") -> tuple[str, str]:
+    return drawn(tokenizer, made(tokenizer, fields, loss_on))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ CONVERSATION = turns("u:1", "a:2", "u:3", "a:45", "u:6")
 
 @pytest.mark.parametrize("template", [None, MARKED], ids=["prefixes", "markers"])
 @pytest.mark.parametrize(
-    ("learn", "mask"),
+    ("loss_on", "mask"),
     [
         ("assistant", "       ^^        ^^^"),
         ("last", "                 ^^^"),
@@ -239,11 +239,11 @@ CONVERSATION = turns("u:1", "a:2", "u:3", "a:45", "u:6")
     ],
 )
 def test_what_is_learned_of_a_conversation(
-    make_tokenizer: Make, template: str | None, learn: Learn, mask: str
+    make_tokenizer: Make, template: str | None, loss_on: LossOn, mask: str
 ) -> None:
     tokenizer = make_tokenizer(**({} if template is None else {"template": template}))
     text = "u:1E/a:2E/u:3E/a:45E/u:6E/"
-    assert shown(tokenizer, {"messages": CONVERSATION}, learn) == (text, mask[: len(text)])
+    assert shown(tokenizer, {"messages": CONVERSATION}, loss_on) == (text, mask[: len(text)])
 
 
 def test_everything_of_a_prompt_is_learned_too(tokenizer: Any) -> None:
@@ -307,15 +307,15 @@ def test_letters_over_several_tokens_and_letters_that_join(
     assert learned == EMOJI + "<e>"
 
 
-@pytest.mark.parametrize("learn", ["assistant", "last"])
-def test_a_pair_shares_its_prompt(tokenizer: Any, learn: Learn) -> None:
+@pytest.mark.parametrize("loss_on", ["assistant", "last"])
+def test_a_pair_shares_its_prompt(tokenizer: Any, loss_on: LossOn) -> None:
     asked = turns("u:1", "a:2", "u:3")
     rows: list[dict[str, Any]] = [
         {"prompt": asked, "chosen": turns("a:4"), "rejected": turns("a:56")},
         {"chosen": [*asked, *turns("a:4")], "rejected": [*asked, *turns("a:56")]},
     ]
     for row in rows:
-        pair = encode(render(read_record(row), tokenizer, learn), tokenizer)
+        pair = encode(render(read_record(row), tokenizer, loss_on), tokenizer)
         assert [drawn(tokenizer, side) for side in pair] == [
             ("u:1E/a:2E/u:3E/a:4E/", "                 ^^"),
             ("u:1E/a:2E/u:3E/a:56E/", "                 ^^^"),
@@ -337,9 +337,9 @@ def test_a_pair_whose_prompt_is_a_string_and_whose_answers_are_turns(tokenizer: 
     assert [drawn(tokenizer, side)[0] for side in pair] == ["u:1E/a:2E/", "u:1E/a:3E/"]
 
 
-def fault(tokenizer: Any, fields: dict[str, Any], learn: Learn = "assistant") -> str:
+def fault(tokenizer: Any, fields: dict[str, Any], loss_on: LossOn = "assistant") -> str:
     with pytest.raises(UserError) as caught:
-        made(tokenizer, fields, learn)
+        made(tokenizer, fields, loss_on)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

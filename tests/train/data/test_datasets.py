@@ -120,7 +120,7 @@ def test_sources_have_settings_and_weights_of_their_own(
 
 
 def test_packed_sides(build: Any, tokenizer: Any, file: Path) -> None:
-    made, apart = build(file, layout="packed", max_length=32), build(file)
+    made, apart = build(file, packing="packed", max_length=32), build(file)
     assert made.train.rows.num_rows < len(apart.train.lengths)
     assert sorted(_texts(made.train, tokenizer)) == sorted(_texts(apart.train, tokenizer))
     assert f"packed into {made.train.rows.num_rows} rows (" in str(made.train)

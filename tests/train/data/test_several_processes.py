@@ -20,7 +20,7 @@ from train.sharding import make_mesh
 lengths = np.random.default_rng(0).integers(1, 17, 45)
 examples = [Example(np.arange(n, dtype=np.int32) + 100, np.arange(n) > 0) for n in lengths]
 batches = Batches(
-    examples, best_fit(lengths, 16), lengths, batch_size=8, max_length=16, seed=0, layout="packed"
+    examples, best_fit(lengths, 16), lengths, batch_size=8, max_length=16, seed=0, packing="packed"
 )
 me = jax.process_index()
 for shape, own, group in (

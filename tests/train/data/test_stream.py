@@ -52,7 +52,7 @@ def test_every_row_comes_once_a_pass_and_the_passes_differ(tokenizer: Any, file:
 
 
 def test_a_packed_row_is_whole_documents(tokenizer: Any, file: Path) -> None:
-    for batch, _ in _read(_stream(tokenizer, file, layout="packed"), 20):
+    for batch, _ in _read(_stream(tokenizer, file, packing="packed"), 20):
         tokens, segments = batch["tokens"], batch["segment_ids"]
         assert batch["used"].tolist() == np.count_nonzero(segments, axis=1).tolist()
         for row in range(2):
@@ -66,18 +66,18 @@ def test_a_packed_row_is_whole_documents(tokenizer: Any, file: Path) -> None:
                 assert (batch["targets"][row][place][:-1] == tokens[row][place][1:]).all()
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("packing", ["none", "packed"])
 @pytest.mark.parametrize("resumed_at", [0, 3, 14])
 def test_a_stream_goes_on_where_it_was(
-    tokenizer: Any, file: Path, tmp_path: Path, layout: str, resumed_at: int
+    tokenizer: Any, file: Path, tmp_path: Path, packing: str, resumed_at: int
 ) -> None:
     other = tmp_path / "b.jsonl"
     other.write_text('{"prompt": "yy", "completion": "z"}\n' * 5)
     sources = [str(file), {"path": str(other), "weight": 0.25}]
-    whole = list(_read(_stream(tokenizer, sources, layout=layout), 22))
+    whole = list(_read(_stream(tokenizer, sources, packing=packing), 22))
     state = whole[resumed_at][1]
     for at, (batch, _) in enumerate(
-        _read(_stream(tokenizer, sources, layout=layout), 7, state), resumed_at + 1
+        _read(_stream(tokenizer, sources, packing=packing), 7, state), resumed_at + 1
     ):
         for key, value in batch.items():
             np.testing.assert_array_equal(value, whole[at][0][key])
@@ -150,8 +150,8 @@ def test_what_cannot_be_streamed(tokenizer: Any, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"eval_fraction": 0.1}, "nothing is split off a stream"),
-        ({"layout": "bucketed"}, "a stream is padded or packed"),
-        ({"limit": 5}, "without a limit"),
+        ({"packing": "bucketed"}, "streaming takes packing none or packed"),
+        ({"limit": 5}, "and no limit"),
     ],
 )
 def test_settings_that_a_stream_does_not_go_with(options: dict[str, Any], said: str) -> None:

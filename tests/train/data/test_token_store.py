@@ -57,7 +57,7 @@ def test_it_is_tokenised_once(
         moved = file.rename(file.with_name("moved.jsonl"))
         assert _store(moved, tokenizer).where(1) == f"{moved}:2"
         with pytest.raises(TypeError):
-            _store(moved, tokenizer, learn="everything")
+            _store(moved, tokenizer, loss_on="everything")
         with pytest.raises(TypeError):
             _store(moved, make_tokenizer(adds_bos=True))
         with pytest.raises(TypeError):

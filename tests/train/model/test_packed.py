@@ -26,10 +26,10 @@ def examples() -> list[Example]:
     ]
 
 
-def _arrays(examples: list[Example], layout: Any, size: int) -> dict[str, np.ndarray]:
-    rows = best_fit(LENGTHS, 16) if layout == "packed" else one_a_row(len(LENGTHS))
+def _arrays(examples: list[Example], packing: Any, size: int) -> dict[str, np.ndarray]:
+    rows = best_fit(LENGTHS, 16) if packing == "packed" else one_a_row(len(LENGTHS))
     batches = Batches(
-        examples, rows, LENGTHS, batch_size=size, max_length=16, seed=0, layout=layout
+        examples, rows, LENGTHS, batch_size=size, max_length=16, seed=0, packing=packing
     )
     assert batches.num_eval_batches == 1
     return batches.eval_batch(0)
@@ -40,7 +40,7 @@ def test_each_documents_logits_and_losses_are_those_of_it_alone(
 ) -> None:
     config = ModelConfig.from_hf(hf)
     params = random_params(config)
-    packed, alone = _arrays(examples, "packed", 4), _arrays(examples, "padded", 8)
+    packed, alone = _arrays(examples, "packed", 4), _arrays(examples, "none", 8)
     assert len({tuple(row) for row in packed["segment_ids"]}) > 1
     documents = Documents(jnp.asarray(packed["segment_ids"]), jnp.asarray(packed["positions"]))
     scores = [
