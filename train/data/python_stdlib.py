@@ -152,8 +152,20 @@ def _task(function: _Function, lines: list[str]) -> _Task | None:
         tree = _parse(answer)
     except SyntaxError:  # A string whose lines stand further left than the code.
         return None
-    prompt = textwrap.dedent("\n".join(lines[start - 1 : end]))
-    return _Task(prompt, answer, ast.dump(tree))
+    return _Task(_dedent(lines[start - 1 : end]), answer, ast.dump(tree))
+
+
+def _dedent(lines: list[str]) -> str:
+    """The lines without the first one's indentation.
+
+    A line of a docstring may have less of it than the code, which `textwrap.dedent` would take for
+    the indentation of all.
+    """
+    margin = len(lines[0]) - len(lines[0].lstrip())
+    return "\n".join(
+        "" if not line.strip() else line if line[:margin].strip() else line[margin:]
+        for line in lines
+    )
 
 
 def _is_worth_learning(body: list[ast.stmt]) -> bool:

@@ -115,6 +115,18 @@ def test_tasks_by_hand(library: Path) -> None:
     assert load_stdlib(1) == ([], learned)
 
 
+def test_a_method_is_dedented_whatever_its_docstring_looks_like(library: Path) -> None:
+    docstring = '"""Draw.\n\nA line without indentation.\n      A line with more.\n  Less.\n    """'
+    (library / "m.py").write_text(
+        f"class Shape:\n    @final\n    def draw(self):\n        {docstring}\n        return f()\n"
+    )
+    ((record,), _) = load_stdlib(0)
+    assert record["messages"][0]["content"].split("```")[1] == (
+        'python\n@final\ndef draw(self):\n    """Draw.\n\nA line without indentation.\n'
+        '  A line with more.\n  Less.\n"""\n'
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [
