@@ -48,7 +48,9 @@ class Model:
         self.config = load_model_config(folder)
         flat, self.treedef = jax.tree.flatten_with_path(load_params(folder, self.config))
         self.params = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
-        self.stacked = dict(zip(self.params, (is_stacked(path) for path, _ in flat), strict=True))
+        self.num_stacked_axes = dict(
+            zip(self.params, (is_stacked(path) for path, _ in flat), strict=True)
+        )
         ids = load_tokenizer(folder, None)(Path(argparse.__file__).read_text())["input_ids"]
         rows = np.array(ids[: 2 * 257], np.int32).reshape(2, 257)
         columns = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((2, 256))}

@@ -17,7 +17,7 @@ from gmt_jax import (
     random_mask,
     train_only,
 )
-from gmt_jax.structured import hft_choice, lisa_choice
+from gmt_jax.structured import hft_schedule, lisa_schedule
 
 from .config.optimizer import MaskSection, OptimizerSection
 from .errors import UserError
@@ -65,7 +65,7 @@ def make_optimizer(
 
 
 BY_SCORE: dict[str, Callable[..., Any]] = {
-    "gmt_mask": partial(gmt, place="gradient"),
+    "gmt_mask": partial(gmt, apply_to="gradient"),
     "gmt": gmt,
     "random_mask": random_mask,
     "one_off": one_off,
@@ -82,7 +82,7 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         return inner
     if mask.kind in ("hft", "lisa"):
         choice = partial(_choice, mask, seed)
-        return train_only(inner, choice, stacked=is_stacked, report=mask.report)
+        return train_only(inner, choice, num_stacked_axes=is_stacked, report=mask.report)
     ratio: Any = mask.mask_ratio
     if mask.final_mask_ratio is not None:
         ratio = optax.linear_schedule(mask.mask_ratio, mask.final_mask_ratio, max(steps - 1, 1))
@@ -92,9 +92,9 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         include={"scope", "tolerance", "every", "warmup", "report"}, exclude_none=True
     )
     if not mask.is_global:
-        said["stacked"] = is_stacked
+        said["num_stacked_axes"] = is_stacked
     if mask.kind == "random_mask":
-        said["seed"] = seed
+        said["key"] = seed
     return BY_SCORE[mask.kind](inner, ratio, **said)
 
 
@@ -102,8 +102,8 @@ def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
     every = mask.every or 1  # There is one: the section's validator sees to it.
     try:
         if mask.kind == "hft":
-            return hft_choice(params, seed, every)
-        return lisa_choice(params, mask.num_layers or 1, seed, every)
+            return hft_schedule(params, seed, every)
+        return lisa_schedule(params, mask.num_layers or 1, seed, every)
     except ValueError as error:
         raise UserError(f"optimizer.mask: {error}") from None
 
