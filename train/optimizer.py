@@ -21,7 +21,7 @@ from gmt_jax.structured import hft_schedule, lisa_schedule
 
 from .config.optimizer import MaskSection, OptimizerSection
 from .errors import UserError
-from .model import is_stacked
+from .model import num_stacked_axes
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
@@ -82,7 +82,7 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         return inner
     if mask.kind in ("hft", "lisa"):
         choice = partial(_choice, mask, seed)
-        return train_only(inner, choice, num_stacked_axes=is_stacked, report=mask.report)
+        return train_only(inner, choice, num_stacked_axes=num_stacked_axes, report=mask.report)
     ratio: Any = mask.mask_ratio
     if mask.final_mask_ratio is not None:
         ratio = optax.linear_schedule(mask.mask_ratio, mask.final_mask_ratio, max(steps - 1, 1))
@@ -92,7 +92,7 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         include={"scope", "tolerance", "every", "warmup", "report"}, exclude_none=True
     )
     if not mask.is_global:
-        said["num_stacked_axes"] = is_stacked
+        said["num_stacked_axes"] = num_stacked_axes
     if mask.kind == "random_mask":
         said["key"] = seed
     return BY_SCORE[mask.kind](inner, ratio, **said)
@@ -110,5 +110,5 @@ def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
 
 def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim - is_stacked(path) >= 2, params
+        lambda path, leaf: leaf.ndim - num_stacked_axes(path) >= 2, params
     )
