@@ -1,0 +1,150 @@
+"""The one place that replaces files and folders on disk: whole, or not at all.
+
+What is being written has a temporary name beside its destination and is renamed at the end. A
+process that is killed meanwhile leaves `.NAME.XXXXXXXX.new`, which may be incomplete, and where a
+folder was being replaced perhaps `.NAME.XXXXXXXX.old`, the whole folder that was there before.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from .errors import UserError
+
+
+class DestinationExistsError(UserError):
+    """The destination holds something that must not be replaced."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to; at the end that file replaces `path`.
+
+    Missing parents are created. After an error `path` is as it was.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    destination, new, _ = _paths(path)
+    with _user_errors(path):
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            yield new
+            _flush_file(new)
+            new.replace(destination)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
+    """Yields a new empty folder to fill; at the end it is renamed to `path`.
+
+    Missing parents are created. After an error `path` is as it was.
+
+    Args:
+      replace: whether a folder at `path` may be replaced. It is renamed aside before the new one
+        takes its name, and removed last, so that there is always a whole copy.
+
+    Raises:
+      DestinationExistsError: if `path` is not an empty folder and may not be replaced.
+      UserError: if the folder cannot be written.
+    """
+    destination, new, old = _paths(path)
+    check = _check_is_folder if replace else check_destination
+    with _user_errors(path):
+        check(path)
+        try:
+            new.mkdir(parents=True)
+            yield new
+            _flush_folder(new)
+            _rename(new, destination, old if replace else None)
+        except OSError:
+            check(path)  # Another process may have been faster.
+            raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def check_destination(path: Path, replaceable: Collection[str] = ()) -> None:
+    """Refuses a destination that holds anything but the names in `replaceable`."""
+    if not path.exists():
+        return
+    _check_is_folder(path)
+    others = sorted({entry.name for entry in path.iterdir()} - set(replaceable))
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise DestinationExistsError(
+            f"{path} is not empty: it holds {', '.join(others[:3])}{more}; "
+            "choose another folder with --out, or remove it"
+        )
+
+
+def _check_is_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise DestinationExistsError(f"{path} is a file; choose another folder with --out")
+
+
+def _paths(path: Path) -> tuple[Path, Path, Path]:
+    """The destination, links followed, and the temporary names for the new and the old."""
+    destination = path.resolve()
+    prefix = f".{destination.name}.{secrets.token_hex(4)}"
+    return (
+        destination,
+        destination.with_name(f"{prefix}.new"),
+        destination.with_name(f"{prefix}.old"),
+    )
+
+
+def _rename(new: Path, destination: Path, old: Path | None) -> None:
+    """Renames the new folder to the destination; a folder that is there is `old` meanwhile.
+
+    Without `old` an empty folder alone is removed.
+    """
+    try:
+        if destination.exists():
+            destination.rename(old) if old else destination.rmdir()
+        new.rename(destination)
+    except BaseException:
+        if old and old.exists() and not destination.exists():
+            old.rename(destination)
+        raise
+    _flush_entries(destination.parent)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _user_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{path}: cannot be written ({where}{reason})") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _flush_file(Path(root, name))
+        _flush_entries(Path(root))
+
+
+def _flush_file(path: Path) -> None:
+    """Waits until the content is on the disk: a rename can reach it before the data do."""
+    with path.open("rb+") as file:
+        os.fsync(file)
+
+
+def _flush_entries(folder: Path) -> None:
+    """The same for the names in a folder, on systems that can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
