@@ -1,26 +1,11 @@
 """Clip → mask → AdamW, from the config."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import optax
 
-from gmt_jax import (
-    every_few,
-    fisher,
-    gmt,
-    gradient_to_weight,
-    magnitude,
-    one_off,
-    random_mask,
-    train_only,
-)
-from gmt_jax.structured import hft_choice, lisa_choice
-
-from .config.optimizer import MaskSection, OptimizerSection
-from .errors import UserError
+from .config.optimizer import OptimizerSection
 from .model import is_stacked
 
 
@@ -58,54 +43,10 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=_is_matrix,
     )
-    masked = _mask(config.mask, adamw, steps, seed)
+    masked = config.mask.build(adamw, steps, key=seed, num_stacked_axes=is_stacked)
     if config.clip_norm is None:
         return masked
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), masked)
-
-
-BY_SCORE: dict[str, Callable[..., Any]] = {
-    "gmt_mask": partial(gmt, place="gradient"),
-    "gmt": gmt,
-    "random_mask": random_mask,
-    "one_off": one_off,
-    "every_few": every_few,
-    "gradient_to_weight": gradient_to_weight,
-    "magnitude": magnitude,
-    "fisher": fisher,
-}
-
-
-def _mask(mask: MaskSection, inner: Any, steps: int, seed: int) -> Any:
-    """The optimizer `inner` under the mask."""
-    if mask.kind == "none":
-        return inner
-    if mask.kind in ("hft", "lisa"):
-        choice = partial(_choice, mask, seed)
-        return train_only(inner, choice, stacked=is_stacked, report=mask.report)
-    ratio: Any = mask.mask_ratio
-    if mask.final_mask_ratio is not None:
-        ratio = optax.linear_schedule(mask.mask_ratio, mask.final_mask_ratio, max(steps - 1, 1))
-    if mask.mask_ratios:
-        ratio = mask.mask_ratios | {".*": ratio}
-    said = mask.model_dump(
-        include={"scope", "tolerance", "every", "warmup", "report"}, exclude_none=True
-    )
-    if not mask.is_global:
-        said["stacked"] = is_stacked
-    if mask.kind == "random_mask":
-        said["seed"] = seed
-    return BY_SCORE[mask.kind](inner, ratio, **said)
-
-
-def _choice(mask: MaskSection, seed: int, params: Any) -> Any:
-    every = mask.every or 1  # There is one: the section's validator sees to it.
-    try:
-        if mask.kind == "hft":
-            return hft_choice(params, seed, every)
-        return lisa_choice(params, mask.num_layers or 1, seed, every)
-    except ValueError as error:
-        raise UserError(f"optimizer.mask: {error}") from None
 
 
 def _is_matrix(params: Any) -> Any:

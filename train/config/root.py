@@ -1,16 +1,17 @@
 """A run's config: its YAML read and checked, every key declared, bounded and explained."""
 
-import difflib
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import UserError
 from .base import Count, Section
 from .data import DataSection
+from .faults import explain
 from .optimizer import OptimizerSection
+from .renames import find_renamed
 from .sections import (
     BatchSection,
     CheckpointSection,
@@ -69,42 +70,12 @@ def load_config(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         raise UserError(f"{file}: must hold keys and values, such as those in configs/")
     for override in overrides:
         lay_over(tree, override)
+    if renamed := find_renamed(tree):
+        raise UserError(f"{file}: " + "; ".join(renamed))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{file}: " + "; ".join(map(_explain, error.errors()))) from None
-
-
-def _explain(fault: Any) -> str:
-    """One fault that pydantic found, as `key: what is wrong`."""
-    path = [str(part) for part in fault["loc"]]
-    where = ".".join(path) or "config"
-    if fault["type"] == "extra_forbidden":
-        known = sorted(_section(path[:-1]).model_fields)
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        return f"unknown key {where}" + (
-            f"; did you mean {'.'.join([*path[:-1], near[0]])}?"
-            if near
-            else f"; known here: {', '.join(known)}"
-        )
-    if fault["type"] == "missing":
-        return f"{where} is missing; set it"
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = fault["input"]
-    return f"{where}: {message}" + ("" if isinstance(given, dict) else f", got {given!r}")
-
-
-def _section(path: list[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Config
-    for name in path:
-        if name.isdigit():
-            continue  # The number of a source in a list of them.
-        kind = section.model_fields[name].annotation
-        for part in (kind, *get_args(kind)):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                section = part
-    return section
+        raise UserError(f"{file}: " + "; ".join(explain(error, Config))) from None
 
 
 def dump_config(config: Config) -> str:
@@ -126,4 +97,4 @@ def differing_keys(a: Config, b: Config, ignore: frozenset[str]) -> list[str]:
         return out
 
     left, right = flat(a.model_dump(exclude=set(ignore))), flat(b.model_dump(exclude=set(ignore)))
-    return [key for key in left if left[key] != right[key]]
+    return [key for key in left | right if left.get(key) != right.get(key)]

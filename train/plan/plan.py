@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ..config import Config
-from ..config.optimizer import MaskSection
+from ..config.masks import NoMask
 from ..flops import find_chip
 from ..hf.hub import resolve_model
 from ..model import load_model_config
@@ -131,7 +131,7 @@ def make_plan(
 
 
 def _unmasked(config: Config) -> Config:
-    optimizer = config.optimizer.model_copy(update={"mask": MaskSection(kind="none")})
+    optimizer = config.optimizer.model_copy(update={"mask": NoMask(kind="none")})
     return config.model_copy(update={"optimizer": optimizer})
 
 

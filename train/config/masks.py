@@ -1,0 +1,288 @@
+"""The kinds of mask: one section each, with the keys that it takes.
+
+A kind is named as the function of `gmt_jax` that it calls, its keys as that function's arguments.
+The library, and with it jax, is imported when a mask is built: reading a config needs neither.
+"""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from ..errors import UserError
+from .base import Count, Fraction, Section
+
+if TYPE_CHECKING:
+    import optax
+
+    from gmt_jax.selection import MaskRatio
+
+    Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
+
+# The number of leading axes of a parameter, named by its path, that index separate tensors.
+NumStackedAxes: TypeAlias = Callable[[Any], int]
+
+# What the library still calls these; to be deleted with its next change.
+_UNTIL_RENAMED = {
+    "num_stacked_axes": "stacked",
+    "apply_to": "place",
+    "key": "seed",
+    "num_layers": "layers",
+}
+
+
+def _expressions(ratios: dict[str, float]) -> dict[str, float]:
+    for pattern in ratios:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    return ratios
+
+
+class _Kind(Section):
+    """A kind of mask."""
+
+    kind: str
+
+    def build(
+        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: NumStackedAxes
+    ) -> "Optimizer":
+        """Returns the optimizer under this mask.
+
+        Args:
+          inner: the optimizer whose gradient or update is masked.
+          steps: updates of the whole run, over which `final_mask_ratio` is reached.
+          key: seed of the masks that are drawn at random.
+          num_stacked_axes: the number of leading axes that index tensors, from a parameter's path.
+        """
+        import gmt_jax
+
+        function = getattr(gmt_jax, self._function or self.kind)
+        arguments = self._arguments(steps, key, num_stacked_axes)
+        arguments = {_UNTIL_RENAMED.get(name, name): value for name, value in arguments.items()}
+        optimizer: Optimizer = function(inner, **arguments)
+        return optimizer
+
+    _function: ClassVar[str | None] = None  # The library's function where it is not called `kind`.
+
+    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
+        """The function's arguments: all keys of the section, unless a kind overrides this."""
+        return self.model_dump(exclude={"kind"}) | {"num_stacked_axes": num_stacked_axes}
+
+
+class NoMask(_Kind):
+    """Plain fine-tuning: every weight is trained."""
+
+    kind: Literal["none"]
+
+    def build(
+        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: NumStackedAxes
+    ) -> "Optimizer":
+        """Returns `inner` itself."""
+        return inner
+
+
+class _Reporting(_Kind):
+    report: bool = False
+    """Record what the mask does: the share of the gradient's norm that it keeps, and its overlap
+    with the previous mask."""
+
+
+class _Selective(_Reporting):
+    apply_to: Literal["both", "update", "gradient"] = "both"
+    """What is masked: the gradient that AdamW sees, AdamW's update, or both. With update or both,
+    an entry that is masked keeps its weight to the bit."""
+
+
+class _ByScore(_Reporting):
+    mask_ratio: Fraction = 0.2
+    """The fraction of entries that is masked, which is to say not trained."""
+    mask_ratios: Annotated[dict[str, Fraction], AfterValidator(_expressions)] = Field(
+        default_factory=dict
+    )
+    """Other fractions by path, as in {"embed|norm": 0.0}: the first expression that is found in a
+    parameter's path counts, and `mask_ratio` where there is none."""
+    scope: Literal["tensor", "global"] = "tensor"
+    """One threshold for each tensor, or one for all tensors together."""
+    tolerance: Fraction = 0.0
+    """The fraction of entries by which the mask may fall short; 0.001 halves the search's time."""
+
+    @model_validator(mode="after")
+    def _one_ratio_for_one_threshold(self) -> Self:
+        if self.mask_ratios and self.scope == "global":
+            raise ValueError("scope global has one mask_ratio; remove mask_ratios")
+        return self
+
+    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
+        arguments = super()._arguments(steps, key, num_stacked_axes)
+        for name in ("mask_ratios", "final_mask_ratio"):
+            arguments.pop(name, None)
+        if self.scope == "global":
+            del arguments["num_stacked_axes"]
+        return arguments | {"mask_ratio": self._ratio(steps)}
+
+    def _ratio(self, steps: int) -> "MaskRatio":
+        """The library's mask ratio: one for all paths, or by expressions for them."""
+        ratio = self._ratio_of_others(steps)
+        return {**self.mask_ratios, ".*": ratio} if self.mask_ratios else ratio
+
+    def _ratio_of_others(self, steps: int) -> "float | optax.Schedule":
+        return self.mask_ratio
+
+
+class _Scheduled(_ByScore):
+    final_mask_ratio: Fraction | None = None
+    """Where `mask_ratio` moves to, linearly over the run; null: it stays."""
+
+    @model_validator(mode="after")
+    def _later_masks(self) -> Self:
+        if self.final_mask_ratio is not None and getattr(self, "every", 1) is None:
+            raise ValueError("final_mask_ratio has no effect on a mask that stays; set every too")
+        return self
+
+    def _ratio_of_others(self, steps: int) -> "float | optax.Schedule":
+        import optax
+
+        if self.final_mask_ratio is None:
+            return self.mask_ratio
+        return optax.linear_schedule(self.mask_ratio, self.final_mask_ratio, max(steps - 1, 1))
+
+
+class GmtMask(_Scheduled):
+    """Gradient-Mask Tuning: masks the smallest |gradient| of each tensor in the gradient that
+    AdamW sees. Momentum and weight decay move masked weights too."""
+
+    kind: Literal["gmt_mask"] = "gmt_mask"
+
+    # What optax.chain(gmt_mask(…), inner) computes, with a report on demand.
+    _function: ClassVar[str | None] = "gmt"
+
+    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
+        return super()._arguments(steps, key, num_stacked_axes) | {"apply_to": "gradient"}
+
+
+class Gmt(_Scheduled, _Selective):
+    """Gradient-Mask Tuning that masks AdamW's update too."""
+
+    kind: Literal["gmt"]
+
+
+class RandomMask(_Scheduled, _Selective):
+    """Masks entries that are drawn at random."""
+
+    kind: Literal["random_mask"]
+    every: Count = 1
+    """Updates that a mask lasts."""
+
+    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
+        return super()._arguments(steps, key, num_stacked_axes) | {"key": key}
+
+
+class OneOff(_ByScore, _Selective):
+    """Masks the smallest |gradient| of the first update, and the same entries for the whole run."""
+
+    kind: Literal["one_off"]
+    warmup: int = Field(0, ge=0)
+    """Updates before the first mask, in which no weight moves."""
+
+
+class EveryFew(_Scheduled, _Selective):
+    """Masks the smallest |gradient| of every `every`-th update, and the same entries until then."""
+
+    kind: Literal["every_few"]
+    every: Count
+    """Updates that a mask lasts."""
+
+
+class GradientToWeight(_Scheduled, _Selective):
+    """Masks the smallest |gradient| / |weight|."""
+
+    kind: Literal["gradient_to_weight"]
+    every: Count | None = None
+    """Updates that a mask lasts; null: the first mask stays."""
+    warmup: int = Field(0, ge=0)
+    """Updates before the first mask, in which no weight moves."""
+
+
+class Magnitude(_Scheduled, _Selective):
+    """Masks the smallest |weight|."""
+
+    kind: Literal["magnitude"]
+    every: Count | None = None
+    """Updates that a mask lasts; null: the first mask stays."""
+
+
+class Fisher(_Scheduled, _Selective):
+    """Masks the smallest sums of squared gradients, over `warmup` + 1 updates."""
+
+    kind: Literal["fisher"]
+    scope: Literal["tensor", "global"] = "global"
+    """One threshold for each tensor, or one for all tensors together."""
+    every: Count | None = None
+    """Updates that a mask lasts; null: the first mask stays."""
+    warmup: int = Field(ge=0)
+    """Updates before the first mask, in which no weight moves."""
+
+
+class _ByRole(_Selective):
+    every: Count
+    """Updates that a mask lasts."""
+
+    def build(
+        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: NumStackedAxes
+    ) -> "Optimizer":
+        """Returns the optimizer; its `init` refuses a model whose parameters have other roles."""
+        import optax
+
+        optimizer = super().build(inner, steps, key, num_stacked_axes)
+
+        def init(params: optax.Params) -> optax.OptState:
+            try:
+                return optimizer.init(params)
+            except ValueError as error:
+                raise UserError(f"optimizer.mask: {error}") from None
+
+        return optax.GradientTransformationExtraArgs(init, optimizer.update)
+
+    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
+        return super()._arguments(steps, key, num_stacked_axes) | {"key": key}
+
+
+class Hft(_ByRole):
+    """Half fine-tuning: trains half of the matrices of each layer, drawn at random."""
+
+    kind: Literal["hft"]
+
+
+class Lisa(_ByRole):
+    """Trains `num_layers` layers, drawn at random, and what belongs to no layer."""
+
+    kind: Literal["lisa"]
+    num_layers: Count
+    """The number of layers that are trained at a time."""
+
+
+def _with_kind(section: Any) -> Any:
+    """Puts the default kind into a section that names none."""
+    if isinstance(section, dict) and "kind" not in section:
+        return {"kind": "gmt_mask", **section}
+    return section
+
+
+MaskSection = Annotated[
+    GmtMask
+    | Gmt
+    | RandomMask
+    | OneOff
+    | EveryFew
+    | GradientToWeight
+    | Magnitude
+    | Fisher
+    | Hft
+    | Lisa
+    | NoMask,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
+]
