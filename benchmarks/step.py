@@ -29,7 +29,13 @@ import optax
 from gmt_jax import gmt_mask
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
-from train.model import abstract_params, is_stacked, load_model_config, logical_axes
+from train.model import (
+    ComputeOptions,
+    abstract_params,
+    load_model_config,
+    logical_axes,
+    num_stacked_axes,
+)
 from train.objective.sft import sft_loss
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
 from train.step import TrainState, jit_train_step, state_shardings
@@ -61,7 +67,7 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
     shardings = state_shardings(mesh, optimizer, shapes, split)
 
     def loss(params: Any, batch: Any) -> Any:
-        return sft_loss(config, params, batch, dtype="float32", remat="dots")
+        return sft_loss(config, params, batch, ComputeOptions(remat="dots"))
 
     params = load_params(folder, config, split)
     state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
@@ -82,7 +88,7 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
 
 def masked(folder: Path, rows: np.ndarray) -> Step:
     """The same with the mask."""
-    return ours(folder, rows, gmt_mask(0.2, stacked=is_stacked, tolerance=1e-3))
+    return ours(folder, rows, gmt_mask(0.2, stacked=num_stacked_axes, tolerance=1e-3))
 
 
 def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:

@@ -12,7 +12,7 @@ import optax
 
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
-from train.model import is_stacked, load_model_config
+from train.model import ComputeOptions, load_model_config, num_stacked_axes
 from train.objective.sft import sft_loss
 
 Tree = dict[str, jax.Array]
@@ -48,7 +48,9 @@ class Model:
         self.config = load_model_config(folder)
         flat, self.treedef = jax.tree.flatten_with_path(load_params(folder, self.config))
         self.params = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
-        self.stacked = dict(zip(self.params, (is_stacked(path) for path, _ in flat), strict=True))
+        self.stacked = dict(
+            zip(self.params, (num_stacked_axes(path) for path, _ in flat), strict=True)
+        )
         ids = load_tokenizer(folder, None)(Path(argparse.__file__).read_text())["input_ids"]
         rows = np.array(ids[: 2 * 257], np.int32).reshape(2, 257)
         columns = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((2, 256))}
@@ -57,7 +59,7 @@ class Model:
     def loss(self, params: Tree) -> jax.Array:
         """Nats a token."""
         tree = jax.tree.unflatten(self.treedef, list(params.values()))
-        total, weight = sft_loss(self.config, tree, self.batch, dtype="float32", remat="none")
+        total, weight = sft_loss(self.config, tree, self.batch, ComputeOptions())
         return total / weight
 
     def step(self, *first: optax.GradientTransformation) -> Method:

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from .config.optimizer import OptimizerSection
-from .model import is_stacked
+from .model import num_stacked_axes
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
@@ -43,7 +43,7 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=_is_matrix,
     )
-    masked = config.mask.build(adamw, steps, key=seed, num_stacked_axes=is_stacked)
+    masked = config.mask.build(adamw, steps, key=seed, num_stacked_axes=num_stacked_axes)
     if config.clip_norm is None:
         return masked
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), masked)
@@ -51,5 +51,5 @@ def make_optimizer(
 
 def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim - is_stacked(path) >= 2, params
+        lambda path, leaf: leaf.ndim - num_stacked_axes(path) >= 2, params
     )

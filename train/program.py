@@ -11,7 +11,13 @@ import optax
 from jax.sharding import Mesh
 
 from .config import Config
-from .model import ModelConfig, abstract_params, choose_attention, logical_axes
+from .model import (
+    ComputeOptions,
+    ModelConfig,
+    abstract_params,
+    choose_attention,
+    logical_axes,
+)
 from .objective.sft import sft_loss
 from .optimizer import make_optimizer
 from .sharding import abstract, microbatch_sharding, param_shardings
@@ -54,14 +60,8 @@ class Program:
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Of one microbatch: the sum over its target tokens, and their weight."""
         section = self.config.model
-        return sft_loss(
-            self.model,
-            params,
-            batch,
-            dtype=section.compute_dtype,
-            remat=section.remat,
-            attention=self.attention,
-        )
+        options = ComputeOptions(section.compute_dtype, section.remat, self.attention)
+        return sft_loss(self.model, params, batch, options)
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:

@@ -159,7 +159,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
-def ways(axis: str) -> int:
-    """In how many parts the mesh that is set splits a logical axis; 1 where none is set."""
+def num_shards(axis: str) -> int:
+    """Parts into which the current mesh splits a logical axis; 1 where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh().shape
     return math.prod(mesh.get(name, 1) for name in RULES[axis])

@@ -8,7 +8,7 @@ import pytest
 
 from gmt_jax.param_roles import read_model
 from train.model import ModelConfig, abstract_params
-from train.model.param_table import TENSORS
+from train.model.param_table import PARAM_SPECS
 
 CONFIG = {
     "model_type": "llama",
@@ -32,7 +32,7 @@ FAMILIES = {
 
 def hugging_face(stacked: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The same tree under Hugging Face's names, a path a layer."""
-    names = {tensor.path: tensor for tensor in TENSORS}
+    names = {tensor.path: tensor for tensor in PARAM_SPECS}
     tree = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(stacked):
         row = names[jax.tree_util.keystr(path, simple=True, separator="/")]

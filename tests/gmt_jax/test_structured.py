@@ -18,7 +18,7 @@ from gmt_jax import SelectiveState, hft, lisa
 from gmt_jax.selective import ChosenState
 from gmt_jax.structured import hft_choice, lisa_choice
 from train.model import ModelConfig, abstract_params
-from train.model.param_table import TENSORS
+from train.model.param_table import PARAM_SPECS
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -159,7 +159,7 @@ def test_another_seed_draws_something_else(kind: str) -> None:
 @BOTH
 def test_stacked_layers_and_a_path_a_layer_draw_the_same(kind: str) -> None:
     stacked = shapes(5, attention_bias=True)
-    names = {tensor.path: tensor for tensor in TENSORS}
+    names = {tensor.path: tensor for tensor in PARAM_SPECS}
     leaves = flat(jax.tree.map(lambda leaf: np.empty(leaf.shape, bool), stacked))
     by_layer = {
         names[path].name.format(layer): leaf[layer] if names[path].stacked else leaf

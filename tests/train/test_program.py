@@ -12,7 +12,7 @@ from rich.console import Console
 from train.config import load_config
 from train.errors import UserError
 from train.model import abstract_params, load_model_config
-from train.plan.hlo import profile
+from train.plan.hlo import program_cost
 from train.program import Program, keep_compiled
 from train.sft import sft
 from train.sharding import make_mesh
@@ -87,7 +87,7 @@ def test_weights_are_gathered_layer_by_layer(
     program = _program(write_config(), mesh)
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
-    times = profile(lowered.compile().as_text()).step.times
+    times = program_cost(lowered.compile().as_text()).step.times
     gathers = [each.size for each in times if each.kind == "all-gather"]
     params = abstract_params(program.model)
     layers = [4 * leaf.size for leaf in jax.tree.leaves(params.pop("layers"))]

@@ -24,15 +24,15 @@ def _plan(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ..errors import UserError
-    from ..plan.plan import Compiled, make_plan
-    from ..plan.report import advice, print_plan, said_of
+    from ..plan.plan import CompiledStep, plan_step
+    from ..plan.report import advice, describe, print_plan
 
     console = Console()
 
-    def say(made: Compiled) -> None:
-        console.print(said_of(made), highlight=False, markup=False, soft_wrap=True)
+    def say(made: CompiledStep) -> None:
+        console.print(describe(made), highlight=False, markup=False, soft_wrap=True)
 
-    plan = make_plan(
+    plan = plan_step(
         config,
         args.topology,
         slices=args.slices,

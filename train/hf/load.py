@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from ..errors import UserError
 from ..model.config import ModelConfig
 from ..model.functional import Params, abstract_params
-from ..model.param_table import EMBED, HEAD, TENSORS, Tensor
+from ..model.param_table import EMBED, HEAD, PARAM_SPECS, ParamSpec
 
 INDEX = "model.safetensors.index.json"
 READABLE = ("F32", "F16", "BF16")
@@ -81,7 +81,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
-    rows = {tensor.path: tensor for tensor in TENSORS}
+    rows = {tensor.path: tensor for tensor in PARAM_SPECS}
     with open_weights(folder) as store:
         _check(store, folder, config, shapes)
 
@@ -93,7 +93,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
     return params
 
 
-def _load(store: Store, row: Tensor, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+def _load(store: Store, row: ParamSpec, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
     """One parameter, or one stacked from its layers' tensors.
 
     What this process's devices hold of one tensor is all that is in its memory beside them.
@@ -237,7 +237,7 @@ def wanted_tensors(config: ModelConfig, shapes: Params) -> dict[str, tuple[int, 
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
     wanted = {}
-    for row in TENSORS:
+    for row in PARAM_SPECS:
         if row.path not in ours:
             continue
         if row.stacked:

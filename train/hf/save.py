@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from ..errors import UserError
 from ..model.config import ModelConfig
 from ..model.functional import Params
-from ..model.param_table import TENSORS
+from ..model.param_table import PARAM_SPECS
 from .load import INDEX
 from .safetensors import Layout, write_safetensors
 
@@ -87,7 +87,7 @@ def _pieces(params: Params, config: ModelConfig) -> list[_Piece]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    rows = [tensor for tensor in TENSORS if tensor.path in leaves]
+    rows = [tensor for tensor in PARAM_SPECS if tensor.path in leaves]
     whole = [_Piece(row.name, leaves[row.path], None) for row in rows if not row.stacked]
     layers = [
         _Piece(row.name.format(layer), leaves[row.path], layer)

@@ -1,40 +1,41 @@
 """Llama-type decoders in Flax NNX."""
 
 from .attention_kernels import choose_attention
-from .config import ModelConfig, load_model_config
+from .config import ComputeOptions, ModelConfig, load_model_config
 from .decoder import Cache, Decoder, Documents
 from .functional import (
     Params,
     abstract_params,
     decode,
     forward,
-    head,
+    head_weight,
     hidden_states,
     init_cache,
     init_params,
-    is_stacked,
     logical_axes,
     logits,
+    num_stacked_axes,
 )
-from .layers import scores
+from .layers import compute_logits
 
 __all__ = [
     "Cache",
+    "ComputeOptions",
     "Decoder",
     "Documents",
     "ModelConfig",
     "Params",
     "abstract_params",
     "choose_attention",
+    "compute_logits",
     "decode",
     "forward",
-    "head",
+    "head_weight",
     "hidden_states",
     "init_cache",
     "init_params",
-    "is_stacked",
     "load_model_config",
     "logical_axes",
     "logits",
-    "scores",
+    "num_stacked_axes",
 ]

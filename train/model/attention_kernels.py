@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh, NamedSharding
 
 from ..errors import UserError
-from ..sharding import partition_spec, ways
+from ..sharding import num_shards, partition_spec
 from .attention import Attend
 from .config import ModelConfig
 
@@ -102,7 +102,7 @@ def _xla(
 ) -> jax.Array:
     """Rows in pieces, each of which looks at no more keys than it may see."""
     T = q.shape[1]
-    size = T if ways("length") > 1 else max(ROWS, -(-T // PIECES))
+    size = T if num_shards("length") > 1 else max(ROWS, -(-T // PIECES))
     pieces = []
     for begin in range(0, T, size):
         end = min(begin + size, T)
@@ -157,9 +157,9 @@ def _splash(
     Of a row whose length is split, each device has its part of the queries, and all keys.
     """
     T, H = q.shape[1:3]
-    parts = ways("length")
+    parts = num_shards("length")
     length = -(-T // (128 * parts)) * 128 * parts  # Blocks are of whole registers.
-    kernel = _splash_kernel(window, length, H // ways("heads"), parts)
+    kernel = _splash_kernel(window, length, H // num_shards("heads"), parts)
 
     def call(kernel: Any, rows: Any, keys: Any, *qkv: jax.Array) -> jax.Array:
         documents = None if rows is None else splash.SegmentIds(rows, keys)

@@ -35,6 +35,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class ComputeOptions:
+    """How a decoder computes: rounding, memory and time differ, the function does not."""
+
+    dtype: str = "float32"
+    """float32 or bfloat16, the dtype of activations and matrix products; norms, rotations and
+    softmax are float32 always."""
+    remat: str = "none"
+    """What the backward pass recomputes: "none", "dots" (all but the products with weights), "full"
+    (whole layers) or "offload" (whole layers, from inputs kept in the host's memory)."""
+    attention: str = "xla"
+    """The kernel that computes attention: "xla", "cudnn" or "splash"."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A Llama-type decoder. Hashable, so that it can be a static argument of jit."""
 

@@ -10,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from ..sharding import constrain
 from .attention import Attention, KeyValue, Placement, distinct_windows
 from .attention_kernels import attend_causally, attend_to_cache
-from .config import ModelConfig
-from .layers import PRODUCT, Linear, RMSNorm, scores
+from .config import ComputeOptions, ModelConfig
+from .layers import PRODUCT, Linear, RMSNorm, compute_logits
 from .rope import rotations
 
 # What the forward pass keeps of a layer for the backward pass: all, the products with weights,
@@ -98,26 +98,26 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         tokens: jax.Array,
+        options: ComputeOptions,
         cache: Cache | None = None,
         start: jax.Array | None = None,
         *,
         documents: Documents | None = None,
-        dtype: Any,
-        remat: str = "none",
-        attention: str = "xla",
     ) -> tuple[jax.Array, Any]:
         """Hidden states [B, T, D] of tokens [B, T], and the cache (if any) with them added.
 
         Args:
           start: the slot [B] at which each row's text begins; what is before it is padding.
           documents: those of packed rows, which do not see each other; without a cache.
-          attention: a kernel of train.model.kernels; with a cache it is always XLA's.
+          options: attention with a cache is always computed by XLA.
         """
         # Looked up in whole rows, so that the result is split by rows of the batch from the start;
         # and in float32, in which the gradient of a frequent token must be summed.
         table = constrain(self.embed[...], "vocab", None)
-        x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", "length", None)
-        place = self._place(tokens, cache, start, documents, attention)
+        x = constrain(
+            jnp.take(table, tokens, axis=0).astype(options.dtype), "batch", "length", None
+        )
+        place = self._place(tokens, cache, start, documents, options.attention)
         graphdef, stacked = nnx.split(self.layers)
         kinds = distinct_windows(self.config)
         windows = jnp.array([kinds.index(window) for window in self.config.windows], jnp.int32)
@@ -126,7 +126,7 @@ class Decoder(nnx.Module):
             state, window, kv = layer
             return nnx.merge(graphdef, state)(x, window, place, kv)
 
-        one = jax.checkpoint(one, policy=REMAT[remat], prevent_cse=False)
+        one = jax.checkpoint(one, policy=REMAT[options.remat], prevent_cse=False)
         kv: Any = None if cache is None else cache.layers
         x, kv = jax.lax.scan(one, x, (stacked, windows, kv))
         x = self.norm(x)
@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array, dtype: Any) -> jax.Array:
         """float32 [..., V] of hidden [..., D]; products of `dtype`, summed in float32."""
         weight = self.embed if self.head is None else self.head
-        return scores(hidden, weight[...], dtype)
+        return compute_logits(hidden, weight[...], dtype)
 
     def _place(
         self,

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .attention import KeyValue
-from .config import ModelConfig
+from .config import ComputeOptions, ModelConfig
 from .decoder import Cache, Decoder, Documents
-from .param_table import TENSORS
+from .param_table import PARAM_SPECS
 
+FLOAT32 = ComputeOptions()
 # A nested dict of float32 arrays [...]; of [L, ...] under "layers".
 Params = dict[str, Any]
 
@@ -34,7 +35,7 @@ def abstract_params(config: ModelConfig) -> Params:
 
 def logical_axes(config: ModelConfig) -> Params:
     """The same tree as abstract_params, of tuples of names in train.sharding.RULES or None."""
-    axes = {tensor.path: tensor.axes for tensor in TENSORS}
+    axes = {tensor.path: tensor.axes for tensor in PARAM_SPECS}
 
     def one(path: Any, _: Any) -> tuple[str | None, ...]:
         return axes[jax.tree_util.keystr(path, simple=True, separator="/")]
@@ -53,38 +54,28 @@ def hidden_states(
     config: ModelConfig,
     params: Params,
     tokens: jax.Array,
+    options: ComputeOptions = FLOAT32,
     *,
     documents: Documents | None = None,
-    dtype: Any = "float32",
-    remat: str = "none",
-    attention: str = "xla",
 ) -> jax.Array:
     """Hidden states [B, T, D] after the last norm, of tokens [B, T].
 
     Args:
-      documents: those of packed rows: a token sees no other document, and its position is the
-        one in its own.
-      dtype: of activations and matrix products, float32 or bfloat16; norms, rotations and
-        softmax are float32 always.
-      remat: what the backward pass recomputes: "none", "dots" (all but the products with
-        weights), "full" (whole layers) or "offload" (whole layers, from inputs in the host's
-        memory).
-      attention: what computes it, "xla", "cudnn" or "splash"; all give the same numbers.
+      documents: the documents of packed rows: a token sees no other document than its own, and
+        counts its position from that document's start.
     """
-    hidden, _ = _module(config, params)(
-        tokens, documents=documents, dtype=jnp.dtype(dtype), remat=remat, attention=attention
-    )
+    hidden, _ = _module(config, params)(tokens, options, documents=documents)
     return hidden
 
 
 def logits(
-    config: ModelConfig, params: Params, hidden: jax.Array, dtype: Any = "float32"
+    config: ModelConfig, params: Params, hidden: jax.Array, dtype: str = "float32"
 ) -> jax.Array:
     """float32 logits [..., V] of hidden states [..., D], which may be any piece of them."""
     return _module(config, params).logits(hidden, jnp.dtype(dtype))
 
 
-def head(config: ModelConfig, params: Params) -> jax.Array:
+def head_weight(config: ModelConfig, params: Params) -> jax.Array:
     """What makes logits of hidden states, [V, D]: the embeddings where they are tied."""
     weight: jax.Array = params["embed" if config.tie_word_embeddings else "head"]
     return weight
@@ -94,17 +85,16 @@ def forward(
     config: ModelConfig,
     params: Params,
     tokens: jax.Array,
+    options: ComputeOptions = FLOAT32,
     *,
     documents: Documents | None = None,
-    dtype: Any = "float32",
-    remat: str = "none",
 ) -> jax.Array:
     """float32 logits [B, T, V] of tokens [B, T]."""
-    hidden = hidden_states(config, params, tokens, documents=documents, dtype=dtype, remat=remat)
-    return logits(config, params, hidden, dtype)
+    hidden = hidden_states(config, params, tokens, options, documents=documents)
+    return logits(config, params, hidden, options.dtype)
 
 
-def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any = "float32") -> Cache:
+def init_cache(config: ModelConfig, batch: int, length: int, dtype: str = "float32") -> Cache:
     """An empty cache for `length` tokens a row, padding included."""
     L, K = config.num_hidden_layers, config.num_key_value_heads
     empty = jnp.zeros((L, batch, length, K, config.head_dim), jnp.dtype(dtype))
@@ -118,7 +108,7 @@ def decode(
     cache: Cache,
     *,
     start: jax.Array | None = None,
-    dtype: Any = "float32",
+    dtype: str = "float32",
 ) -> tuple[jax.Array, Cache]:
     """Hidden states [B, T, D] of the next tokens [B, T], and the cache with them added.
 
@@ -130,10 +120,10 @@ def decode(
       start: the slot [B] of each row's first token; before it is padding, whose hidden states
         mean nothing. Left out, no row is padded.
     """
-    hidden, cache = _module(config, params)(tokens, cache, start, dtype=jnp.dtype(dtype))
+    hidden, cache = _module(config, params)(tokens, ComputeOptions(dtype), cache, start)
     return hidden, cache
 
 
-def is_stacked(path: Any) -> int:
+def num_stacked_axes(path: Any) -> int:
     """How many leading axes of the parameter at a jax path count tensors: 1 under "layers"."""
     return int(any(getattr(key, "key", getattr(key, "name", None)) == "layers" for key in path))

@@ -62,7 +62,7 @@ class RMSNorm(nnx.Module):
         return (y * self.weight[...]).astype(x.dtype)
 
 
-def scores(hidden: jax.Array, head: jax.Array, dtype: Any) -> jax.Array:
+def compute_logits(hidden: jax.Array, head: jax.Array, dtype: Any) -> jax.Array:
     """float32 logits [..., V] of hidden [..., D] and head [V, D]; products of `dtype`."""
     y = jnp.einsum(
         "...d,vd->...v",

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Tensor(NamedTuple):
+class ParamSpec(NamedTuple):
     """One tensor of a decoder; those of a layer are stored one a layer and stacked here.
 
     Hugging Face's layout [out, in] is ours too, so that no weight is transposed on its way.
@@ -19,15 +19,15 @@ class Tensor(NamedTuple):
         return self.axes[0] == "layers"
 
 
-def _layer(name: str, path: str, *axes: str | None) -> Tensor:
-    return Tensor(f"model.layers.{{}}.{name}", f"layers/{path}", ("layers", *axes))
+def _layer(name: str, path: str, *axes: str | None) -> ParamSpec:
+    return ParamSpec(f"model.layers.{{}}.{name}", f"layers/{path}", ("layers", *axes))
 
 
 HEAD = "lm_head.weight"
 EMBED = "model.embed_tokens.weight"
 
-TENSORS = (
-    Tensor(EMBED, "embed", ("vocab", "embed")),
+PARAM_SPECS = (
+    ParamSpec(EMBED, "embed", ("vocab", "embed")),
     _layer("input_layernorm.weight", "attention_norm/weight", None),
     _layer("self_attn.q_proj.weight", "attention/q/weight", "heads", "embed"),
     _layer("self_attn.q_proj.bias", "attention/q/bias", "heads"),
@@ -46,6 +46,6 @@ TENSORS = (
     _layer("mlp.up_proj.bias", "mlp/up/bias", "ffn"),
     _layer("mlp.down_proj.weight", "mlp/down/weight", "embed", "ffn"),
     _layer("mlp.down_proj.bias", "mlp/down/bias", None),
-    Tensor("model.norm.weight", "norm/weight", (None,)),
-    Tensor(HEAD, "head", ("vocab", "embed")),
+    ParamSpec("model.norm.weight", "norm/weight", (None,)),
+    ParamSpec(HEAD, "head", ("vocab", "embed")),
 )

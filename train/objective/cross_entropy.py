@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..model import scores
-from ..sharding import constrain, ways
+from ..model import compute_logits
+from ..sharding import constrain, num_shards
 
 # Tokens a device whose float32 logits [tokens, V] are held at a time.
 TOKENS = 1024
@@ -63,7 +63,7 @@ cross_entropy.defvjp(_forward, _backward)
 def _loss(head: jax.Array, dtype: Any, carry: None, piece: Piece) -> tuple[None, jax.Array]:
     """Each token's loss [B, C]."""
     hidden, targets, _ = piece
-    logits = scores(hidden, head, dtype)
+    logits = compute_logits(hidden, head, dtype)
     return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
 
 
@@ -75,7 +75,7 @@ def _loss_and_gradient(
     The gradient of the logits is w · (softmax(H h) - onehot(target)).
     """
     hidden, targets, weights = piece
-    logits = scores(hidden, head, dtype)
+    logits = compute_logits(hidden, head, dtype)
     total = jax.nn.logsumexp(logits, axis=-1)
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]
     d_logits = (jnp.exp(logits - total[..., None]) - hit) * weights[..., None]
@@ -106,8 +106,8 @@ def _in_pieces(
     where n does not divide T, tokens of weight 0 are added.
     """
     B, T = whole[1].shape
-    context = ways("length")
-    pieces = min(-(-B * T // (ways("batch") * context * TOKENS)), T // context)
+    context = num_shards("length")
+    pieces = min(-(-B * T // (num_shards("batch") * context * TOKENS)), T // context)
     if pieces <= 1:
         return step(carry, whole)
     size = -(-T // (pieces * context)) * context

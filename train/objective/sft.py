@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..model import Documents, ModelConfig, head, hidden_states
+from ..model import ComputeOptions, Documents, ModelConfig, head_weight, hidden_states
 from .cross_entropy import cross_entropy
 
 
@@ -13,10 +13,7 @@ def sft_loss(
     config: ModelConfig,
     params: Any,
     batch: dict[str, jax.Array],
-    *,
-    dtype: str,
-    remat: str,
-    attention: str = "xla",
+    options: ComputeOptions,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy in nats over a batch's target tokens, and their weight.
 
@@ -26,17 +23,12 @@ def sft_loss(
     """
     packed = "segment_ids" in batch
     documents = Documents(batch["segment_ids"], batch["positions"]) if packed else None
-    hidden = hidden_states(
-        config,
-        params,
-        batch["tokens"],
-        documents=documents,
-        dtype=dtype,
-        remat=remat,
-        attention=attention,
-    )
-
+    hidden = hidden_states(config, params, batch["tokens"], options, documents=documents)
     loss = cross_entropy(
-        hidden, head(config, params), batch["targets"], batch["weights"], jnp.dtype(dtype)
+        hidden,
+        head_weight(config, params),
+        batch["targets"],
+        batch["weights"],
+        jnp.dtype(options.dtype),
     )
     return loss, jnp.sum(batch["weights"])

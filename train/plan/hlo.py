@@ -32,18 +32,18 @@ class Collective(NamedTuple):
         }[self.kind]
 
 
-class Work(NamedTuple):
+class Cost(NamedTuple):
     """What one device does; multiplied by how often it does it."""
 
     cycles: int  # the compiler's estimate of its kernels, without the network; 0: it gives none
     times: Counter[Collective]
 
 
-class Profile(NamedTuple):
+class ProgramCost(NamedTuple):
     """A program's work. Of a loop whose length depends on the data, one round is told."""
 
-    step: Work
-    rounds: list[Work]  # of each such loop
+    step: Cost
+    rounds: list[Cost]  # of each such loop
 
 
 def computations(text: str) -> dict[str, str]:
@@ -108,12 +108,12 @@ def _group(rest: str, devices: int) -> int:
     return devices
 
 
-def profile(text: str) -> Profile:
+def program_cost(text: str) -> ProgramCost:
     """Follows a program from its entry through its loops, branches (all of them) and calls."""
     parts = computations(text)
     said = re.search(r"num_partitions=(\d+)", text)
     devices = int(said[1]) if said else 1
-    works = [Work(0, Counter())]
+    works = [Cost(0, Counter())]
 
     def visit(name: str, times: int, work: int, channels: set[str], fused: bool = False) -> None:
         body = parts[name]
@@ -121,7 +121,7 @@ def profile(text: str) -> Profile:
         for each in collectives(body, devices, channels):
             counted[each] += times
         own = 0 if fused else cycles(body)  # A fused kernel's are said where it is started.
-        works[work] = Work(works[work].cycles + times * own, counted)
+        works[work] = Cost(works[work].cycles + times * own, counted)
         for kind, rest in re.findall(r" (while|conditional|call|fusion|async-start)\((.*)", body):
             if kind != "while":
                 for callee in _callees(rest):
@@ -130,13 +130,13 @@ def profile(text: str) -> Profile:
             condition, inner = _loop(rest)
             rounds = _rounds(rest, parts[condition], parts[inner])
             if rounds is None:
-                works.append(Work(0, Counter()))
+                works.append(Cost(0, Counter()))
                 visit(inner, 1, len(works) - 1, set())
             else:
                 visit(inner, times * rounds, work, set())
 
     visit("ENTRY", 1, 0, set())
-    return Profile(works[0], works[1:])
+    return ProgramCost(works[0], works[1:])
 
 
 def _loop(rest: str) -> tuple[str, str]:

@@ -19,20 +19,20 @@ from ..hf.hub import resolve_model
 from ..model import load_model_config
 from ..program import Program
 from ..sharding import check_rows, make_mesh
-from .hlo import Profile, profile
+from .hlo import ProgramCost, program_cost
 from .topology import slice_devices
 
 STEPS = 1000  # Where the data would say how many: of schedules alone, and not of what they cost.
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledStep:
     """A train step as compiled, or that it was too large to be; bytes are those of one device."""
 
     program: Program
     needs: int | None  # bytes at the fullest moment; None where the compiler does not say
     fits: bool | None  # None where it is not known what a device has
-    profile: Profile | None  # None where it was not compiled
+    program_cost: ProgramCost | None  # None where it was not compiled
     seconds: float
 
     @property
@@ -73,30 +73,30 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """All that `plan` finds out."""
 
-    given: Compiled
-    plain: Compiled | None  # the same without its mask, where it has one
-    searched: tuple[Compiled, ...]  # the same with other microbatches
+    given: CompiledStep
+    plain: CompiledStep | None  # the same without its mask, where it has one
+    searched: tuple[CompiledStep, ...]  # the same with other microbatches
     limit: int | None  # bytes that a device has; None where that is not known
 
     @property
-    def largest(self) -> Compiled | None:
+    def largest(self) -> CompiledStep | None:
         """The largest microbatch that fits, of those compiled."""
         fitting = [each for each in (self.given, *self.searched) if each.fits]
         return max(fitting, key=lambda each: each.rows, default=None)
 
 
-def make_plan(
+def plan_step(
     config: Config,
     topology: str | None,
     *,
     slices: int = 1,
     plain: bool,
     explore: bool,
-    say: Callable[[Compiled], None],
-) -> Plan:
+    say: Callable[[CompiledStep], None],
+) -> StepPlan:
     """Compiles the config's step for the devices here or for a TPU slice.
 
     Args:
@@ -116,7 +116,7 @@ def make_plan(
     model = load_model_config(folder)
     limit = _memory(devices[0])
 
-    def compiled(config: Config) -> Compiled:
+    def compiled(config: Config) -> CompiledStep:
         made = _compile(Program(config, model, mesh, config.steps or STEPS), limit)
         say(made)
         return made
@@ -124,10 +124,10 @@ def make_plan(
     with _uncached() if topology else nullcontext():
         given = compiled(config)
         masked = config.optimizer.mask.kind != "none"
-        without = compiled(_unmasked(config)) if plain and masked and given.profile else None
+        without = compiled(_unmasked(config)) if plain and masked and given.cost else None
         hopeful = limit is not None and given.fixed < limit
         searched = search(given, compiled) if explore and hopeful else []
-    return Plan(given, without, tuple(searched), limit)
+    return StepPlan(given, without, tuple(searched), limit)
 
 
 def _unmasked(config: Config) -> Config:
@@ -155,7 +155,7 @@ def _memory(device: jax.Device) -> int | None:
     return chip.memory if chip else None
 
 
-def _compile(program: Program, limit: int | None) -> Compiled:
+def _compile(program: Program, limit: int | None) -> CompiledStep:
     shapes = program.abstract_state(), program.abstract_batch()
     start = time.perf_counter()
     with jax.set_mesh(program.mesh):
@@ -166,7 +166,7 @@ def _compile(program: Program, limit: int | None) -> Compiled:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             seconds = time.perf_counter() - start
-            return Compiled(program, bytes_wanted(str(error)), False, None, seconds)
+            return CompiledStep(program, bytes_wanted(str(error)), False, None, seconds)
     seconds = time.perf_counter() - start
     memory = made.memory_analysis()
     if program.mesh.devices.flat[0].platform == "tpu":
@@ -176,7 +176,7 @@ def _compile(program: Program, limit: int | None) -> Compiled:
         needs = memory.argument_size_in_bytes + memory.output_size_in_bytes
         needs += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     fits = None if limit is None else needs <= limit
-    return Compiled(program, needs, fits, profile(made.as_text()), seconds)
+    return CompiledStep(program, needs, fits, program_cost(made.as_text()), seconds)
 
 
 def bytes_wanted(message: str) -> int | None:
@@ -189,12 +189,12 @@ def bytes_wanted(message: str) -> int | None:
     return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else None
 
 
-def search(given: Compiled, compiled: Callable[[Config], Compiled]) -> list[Compiled]:
+def search(given: CompiledStep, compiled: Callable[[Config], CompiledStep]) -> list[CompiledStep]:
     """Bisects the numbers of microbatches that the mesh allows, from the given one."""
     config = given.program.config
     rows = config.batch.size // given.ways
     choices = [each for each in range(1, rows + 1) if rows % each == 0]  # rows on a device
-    made: list[Compiled] = []
+    made: list[CompiledStep] = []
     at = choices.index(given.rows)
     fits, too_large = (at, len(choices)) if given.fits else (-1, at)
     while too_large - fits > 1:

@@ -9,10 +9,10 @@ from rich.table import Table
 
 from ..flops import find_chip, flops_per_token
 from .hlo import COLLECTIVES, Collective
-from .plan import Compiled, Plan
+from .plan import CompiledStep, StepPlan
 
 
-def said_of(made: Compiled) -> str:
+def describe(made: CompiledStep) -> str:
     """One line on one compilation."""
     needs = "too much" if made.needs is None else size(made.needs)
     verdict = "" if made.fits is None else ", fits" if made.fits else ", does not fit"
@@ -29,7 +29,7 @@ def size(count: float) -> str:
     return f"{count / 1024**power:,.{2 if power else 0}f} {unit}"
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: StepPlan, console: Console) -> None:
     """Memory, network and work of a step, with and without its mask."""
     made = plan.given
     config, mesh = made.program.config, made.program.mesh
@@ -41,7 +41,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     ]
     console.print("\n" + "\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     tables = [_memory(plan)] if made.needs is not None else []
-    if made.profile is not None:
+    if made.cost is not None:
         tables += [_network(plan), _work(plan)]
     for table in tables:
         console.print()
@@ -50,7 +50,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"\nthe largest microbatch that fits: {_pieces(best)}", highlight=False)
 
 
-def advice(plan: Plan) -> str:
+def advice(plan: StepPlan) -> str:
     """Why the step does not fit, and what to change."""
     made, limit = plan.given, plan.limit or 0
     mesh, config = made.program.mesh, made.program.config
@@ -82,11 +82,11 @@ def advice(plan: Plan) -> str:
     return start + "; or ".join(changes)
 
 
-def _kind(made: Compiled) -> str:
+def _kind(made: CompiledStep) -> str:
     return made.program.config.optimizer.mask.kind
 
 
-def _pieces(made: Compiled) -> str:
+def _pieces(made: CompiledStep) -> str:
     times = (
         "1 microbatch" if made.num_microbatches == 1 else f"{made.num_microbatches} microbatches"
     )
@@ -101,7 +101,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: StepPlan) -> Table:
     both = [plan.given] if plan.plain is None else [plan.given, plan.plain]
     names = [f"mask {_kind(made)}" for made in both]
     table = _table("memory of a device", *names, *["the mask adds"] * (len(both) - 1))
@@ -115,7 +115,7 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _temporary(made: Compiled) -> dict[str, int]:
+def _temporary(made: CompiledStep) -> dict[str, int]:
     """Bytes beside those kept; the gradients are from their shapes, the rest is what is left."""
     needs = made.needs or 0
     temporary = needs - sum(made.kept.values())
@@ -127,7 +127,7 @@ def _temporary(made: Compiled) -> dict[str, int]:
     }
 
 
-def _network(plan: Plan) -> Table:
+def _network(plan: StepPlan) -> Table:
     """All collectives of a step; then those that the mask adds."""
     table = _table("network of a device, a step", "times", "it sends", "the largest")
 
@@ -139,17 +139,17 @@ def _network(plan: Plan) -> Table:
                 largest = max(each.size for each in found)
                 table.add_row(kind + what, f"{sum(found.values()):,}", size(sent), size(largest))
 
-    given = plan.given.profile
+    given = plan.given.cost
     assert given is not None
     add(given.step.times, "")
     for work in given.rounds:
         add(work.times, ", each pass of a search")
-    if plan.plain is not None and plan.plain.profile is not None:
-        add(given.step.times - plan.plain.profile.step.times, ", of the mask")
+    if plan.plain is not None and plan.plain.cost is not None:
+        add(given.step.times - plan.plain.cost.step.times, ", of the mask")
     return table
 
 
-def _work(plan: Plan) -> Table:
+def _work(plan: StepPlan) -> Table:
     made = plan.given
     table = _table("work of a device, a step", "")
     config = made.program.config
@@ -160,17 +160,17 @@ def _work(plan: Plan) -> Table:
     chip = find_chip(made.program.mesh.devices.flat[0].device_kind)
     if chip is not None:
         table.add_row("… at the chip's peak", f"{flops / chip.bf16_flops:,.3f} s")
-    assert made.profile is not None
-    cycles = made.profile.step.cycles
+    assert made.cost is not None
+    cycles = made.cost.step.cycles
     if cycles:
         table.add_row("kernels, as the compiler estimates", f"{cycles / 1e6:,.1f} Mcycles")
-        if plan.plain is not None and plan.plain.profile is not None:
-            added = cycles - plan.plain.profile.step.cycles
+        if plan.plain is not None and plan.plain.cost is not None:
+            added = cycles - plan.plain.cost.step.cycles
             table.add_row("… of the mask", f"{added / 1e6:,.1f} Mcycles")
-        for work in made.profile.rounds:
+        for work in made.cost.rounds:
             table.add_row("… each pass of a search", f"{work.cycles / 1e6:,.1f} Mcycles")
     return table
 
 
-def _num_parameters(made: Compiled) -> int:
+def _num_parameters(made: CompiledStep) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(made.program.abstract_state().params))

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from train.model import (
+    ComputeOptions,
     ModelConfig,
     abstract_params,
     forward,
     hidden_states,
     init_params,
-    is_stacked,
     logical_axes,
     logits,
+    num_stacked_axes,
 )
 from train.sharding import RULES, batch_sharding, make_mesh, param_shardings
 
@@ -33,15 +34,15 @@ def params(config: ModelConfig, random_params: Any) -> Any:
     return random_params(config)
 
 
-FORWARD = jax.jit(forward, static_argnums=0, static_argnames=("dtype", "remat"))
+FORWARD = jax.jit(forward, static_argnums=(0, 3))
 
 
-def loss(params: Any, config: ModelConfig, tokens: Any, dtype: str, remat: str) -> jax.Array:
-    scores = forward(config, params, tokens, dtype=dtype, remat=remat)
+def loss(params: Any, config: ModelConfig, tokens: Any, options: ComputeOptions) -> jax.Array:
+    scores = forward(config, params, tokens, options)
     return -jnp.mean(jax.nn.log_softmax(scores)[..., 0])
 
 
-GRAD = jax.jit(jax.grad(loss), static_argnames=("config", "dtype", "remat"))
+GRAD = jax.jit(jax.grad(loss), static_argnames=("config", "options"))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def compiled(config: ModelConfig) -> dict[str, Any]:
     """The compiled gradient for each kind of rematerialisation."""
     shapes = abstract_params(config)
     return {
-        remat: GRAD.lower(shapes, config, ROWS, "float32", remat).compile()
+        remat: GRAD.lower(shapes, config, ROWS, ComputeOptions(remat=remat)).compile()
         for remat in ("none", "dots", "full", "offload")
     }
 
@@ -64,7 +65,7 @@ def test_abstract_params_and_axes_fit_the_real_parameters(hf: dict[str, Any]) ->
         assert (real.shape, real.dtype) == (shape.shape, jnp.float32)
         assert len(names) == len(shape.shape)
         assert set(names) <= {*RULES, "layers", None}
-        assert is_stacked(path) == ("layers" in names)
+        assert num_stacked_axes(path) == ("layers" in names)
 
     jax.tree_util.tree_map_with_path(check, shapes, real, axes)
 
@@ -106,12 +107,13 @@ def test_the_more_is_recomputed_the_less_is_kept(compiled: dict[str, Any]) -> No
 
 
 def test_bfloat16_is_near_and_its_gradient_is_float32(config: ModelConfig, params: Any) -> None:
-    whole, near = (FORWARD(config, params, ROWS, dtype=d) for d in ("float32", "bfloat16"))
+    whole, near = (
+        FORWARD(config, params, ROWS, ComputeOptions(d)) for d in ("float32", "bfloat16")
+    )
     assert near.dtype == jnp.float32
     assert 0 < float(jnp.max(jnp.abs(near - whole))) < 0.1 * float(jnp.max(jnp.abs(whole)))
-    grads = jax.eval_shape(
-        partial(GRAD, config=config, dtype="bfloat16", remat="full"), params, tokens=ROWS
-    )
+    options = ComputeOptions("bfloat16", "full")
+    grads = jax.eval_shape(partial(GRAD, config=config, options=options), params, tokens=ROWS)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
@@ -130,7 +132,7 @@ def test_a_mesh_changes_no_gradient(
     shardings = param_shardings(mesh, abstract_params(config), logical_axes(config))
     with jax.set_mesh(mesh):
         rows = jax.device_put(ROWS, batch_sharding(mesh))
-        split = GRAD(jax.device_put(params, shardings), config, rows, "float32", "none")
+        split = GRAD(jax.device_put(params, shardings), config, rows, ComputeOptions())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone, split)
     # The partitioner says so where an activation would be made whole on every device.
     assert "Involuntary full rematerialization" not in capfd.readouterr().err

@@ -10,12 +10,12 @@ import pytest
 from train.data.batches import Batches
 from train.data.packing import best_fit, one_a_row
 from train.data.tokenize import Example
-from train.model import Documents, ModelConfig, forward
+from train.model import ComputeOptions, Documents, ModelConfig, forward
 from train.objective.sft import sft_loss
 
 LENGTHS = np.array([7, 3, 11, 2, 5, 9, 1 + 1, 16])  # Longer than every window, and shorter.
 FORWARD = jax.jit(forward, static_argnums=0)
-LOSS = jax.jit(sft_loss, static_argnums=0, static_argnames=("dtype", "remat"))
+LOSS = jax.jit(sft_loss, static_argnums=(0, 3))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_each_documents_logits_and_losses_are_those_of_it_alone(
             np.testing.assert_allclose(scores[0][row, piece], scores[1][document, :n], atol=1e-5)
             np.testing.assert_allclose(losses[0][row, piece], losses[1][document, :n], atol=1e-5)
             at += n
-    sums = [LOSS(config, params, b, dtype="float32", remat="none") for b in (packed, alone)]
+    sums = [LOSS(config, params, b, ComputeOptions()) for b in (packed, alone)]
     assert float(sums[0][1]) == float(sums[1][1]) > 0
     assert float(sums[0][0]) == pytest.approx(float(sums[1][0]), rel=1e-6)
 

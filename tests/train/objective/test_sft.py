@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.model import ModelConfig, forward, init_params
+from train.model import ComputeOptions, ModelConfig, forward, init_params
 from train.objective.sft import sft_loss
 
 CONFIG = ModelConfig.from_hf(
@@ -35,7 +35,7 @@ def _batch() -> dict[str, jax.Array]:
 
 
 def _loss(params: Any) -> tuple[jax.Array, jax.Array]:
-    return sft_loss(CONFIG, params, _batch(), dtype="float32", remat="none")
+    return sft_loss(CONFIG, params, _batch(), ComputeOptions())
 
 
 def test_it_is_the_negative_log_probability_of_the_targets() -> None:

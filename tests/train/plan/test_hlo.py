@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from train.plan.hlo import Collective, collectives, profile
+from train.plan.hlo import Collective, collectives, program_cost
 
 HEADER = "HloModule jit_step, num_partitions=8\n\n"
 
@@ -121,7 +121,7 @@ REDUCE, GATHER = Collective("all-reduce", 32, 8), Collective("all-gather", 32, 8
 
 
 def test_a_loop_that_counts_is_followed_through_all_its_rounds() -> None:
-    step, rounds = profile(HEADER + loop(COUNTS, BODY))
+    step, rounds = program_cost(HEADER + loop(COUNTS, BODY))
     assert step.times == Counter({REDUCE: 1, GATHER: 16})
     assert step.cycles == 100 + 16 * 7
     assert rounds == []
@@ -129,12 +129,12 @@ def test_a_loop_that_counts_is_followed_through_all_its_rounds() -> None:
 
 def test_a_loop_whose_length_the_compiler_says() -> None:
     said = ', backend_config={"known_trip_count":{"n":"5"}}'
-    step, _ = profile(HEADER + loop(DEPENDS, BODY, said))
+    step, _ = program_cost(HEADER + loop(DEPENDS, BODY, said))
     assert step.times[GATHER] == 5
 
 
 def test_of_a_loop_that_depends_on_the_data_one_round_is_told() -> None:
-    step, [a_round] = profile(HEADER + loop(DEPENDS, BODY))
+    step, [a_round] = program_cost(HEADER + loop(DEPENDS, BODY))
     assert step.times == Counter({REDUCE: 1})
     assert a_round.times == Counter({GATHER: 1})
     assert a_round.cycles == 7
@@ -156,7 +156,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   ROOT %d = f32[8]{0} async-done(%s), calls=%a
 }
 """
-    step, _ = profile(HEADER + text)
+    step, _ = program_cost(HEADER + text)
     assert step.times == Counter({GATHER: 2, REDUCE: 2})
     assert step.cycles == 9 + 1  # Of the branch; the fusion's own are those said where it starts.
 
@@ -174,7 +174,7 @@ def test_the_steps_of_one_collective_share_its_channel() -> None:
     body = BODY.replace("all-gather(%part)", "fusion(%f), calls=%last").replace(
         "  %g", "  %f = f32[8] fusion(%x), calls=%first\n  %g"
     )
-    step, _ = profile(HEADER + steps + loop(COUNTS, body))
+    step, _ = program_cost(HEADER + steps + loop(COUNTS, body))
     assert step.times == Counter({REDUCE: 1, GATHER: 16})
 
 
@@ -184,4 +184,4 @@ def test_a_kernel_s_own_text_in_a_body_does_not_end_it() -> None:
 "}
 """
     text = loop(COUNTS, kernel + BODY)
-    assert profile(HEADER + text) == profile(HEADER + loop(COUNTS, BODY))
+    assert program_cost(HEADER + text) == program_cost(HEADER + loop(COUNTS, BODY))

@@ -13,7 +13,7 @@ import pytest
 from train.__main__ import main
 from train.config import load_config
 from train.model import abstract_params, load_model_config
-from train.plan.plan import Compiled, Plan, make_plan, search
+from train.plan.plan import CompiledStep, StepPlan, plan_step, search
 from train.plan.report import advice
 
 Write = Callable[..., Path]
@@ -33,10 +33,10 @@ def architecture(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def silently(config: Any, topology: str | None = None, **options: bool) -> Plan:
-    said: list[Compiled] = []
+def silently(config: Any, topology: str | None = None, **options: bool) -> StepPlan:
+    said: list[CompiledStep] = []
     options = {"plain": False, "explore": False} | options
-    return make_plan(config, topology, say=said.append, **options)
+    return plan_step(config, topology, say=said.append, **options)
 
 
 def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Path) -> None:
@@ -130,13 +130,13 @@ def test_the_architectures_have_as_many_parameters_as_the_models(name: str, coun
     assert sum(leaf.size for leaf in leaves) == count
 
 
-def pretend(config: Any, fits: bool = False, **mesh: int) -> Compiled:
+def pretend(config: Any, fits: bool = False, **mesh: int) -> CompiledStep:
     """A step that needs 261 bytes, of which the state and the gradients are 161."""
     shape = {"data": 1, "fsdp": 4, "context": 1, "tensor": 1} | mesh
     program: Any = SimpleNamespace(
         config=config, mesh=SimpleNamespace(shape=shape, size=math.prod(shape.values()))
     )
-    made = Compiled(program, 261, fits, None, 0.0)
+    made = CompiledStep(program, 261, fits, None, 0.0)
     made.__dict__["kept"] = {"parameters": 40, "optimizer state": 80, "batch": 1}
     return made
 
@@ -148,7 +148,7 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
 ) -> None:
     """Of 64 rows over 4 devices."""
 
-    def compiled(config: Any) -> Compiled:
+    def compiled(config: Any) -> CompiledStep:
         rows = 64 // config.batch.num_microbatches // 4
         return pretend(config, rows <= largest)
 
@@ -156,7 +156,7 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
     start = compiled(config)
     found = search(start, compiled)
     assert len(found) <= 3
-    best = Plan(start, None, tuple(found), 1).largest
+    best = StepPlan(start, None, tuple(found), 1).largest
     assert (best.rows if best else 0) == max(n for n in (0, 1, 2, 4, 8, 16) if n <= largest)
 
 
@@ -187,7 +187,7 @@ def test_what_to_change(
     write_config: Write, size: int, mesh: dict[str, int], limit: int, said: str
 ) -> None:
     config = load_config(write_config(batch={"size": size}))
-    assert said in advice(Plan(pretend(config, **mesh), None, (), limit))
+    assert said in advice(StepPlan(pretend(config, **mesh), None, (), limit))
 
 
 def test_a_smaller_microbatch_that_fits_is_what_to_change(write_config: Write) -> None:
@@ -195,5 +195,5 @@ def test_a_smaller_microbatch_that_fits_is_what_to_change(write_config: Write) -
         load_config(write_config(batch={"size": 64, "num_microbatches": pieces}))
         for pieces in (1, 4)
     )
-    plan = Plan(pretend(large), None, (pretend(small, fits=True),), 300)
+    plan = StepPlan(pretend(large), None, (pretend(small, fits=True),), 300)
     assert "set batch.num_microbatches=4, which fits" in advice(plan)
