@@ -1,21 +1,29 @@
-"""The code in the README and the guides runs, and what they name exists."""
+"""The code on every page runs, and the commands, settings and files that a page names exist."""
 
 import re
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
+import gmt_jax
 from train.__main__ import main
 from train.config import load_config
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")}
-ALL = "\n".join([README, *GUIDES.values()])
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+}
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
 EXPRESSIONS = [
     found.replace("\\|", "|")
-    for found in re.findall(r"`([^`\n]+)`", GUIDES["methods.md"])
+    for found in re.findall(r"`([^`\n]+)`", PAGES["docs/methods.md"])
     if re.match(r"[\w.]+\(", found)
 ]
 
@@ -28,25 +36,26 @@ def _commands() -> list[str]:
     return sorted({re.split(r"['&#]", call)[0].strip() for call in calls})
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", ALL, re.DOTALL))
 def test_python_blocks_run(code: str) -> None:
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "a page", "exec"), {})
 
 
 def test_inline_expressions_run() -> None:
-    import jax.numpy as jnp
-    import optax
-
-    from gmt_jax import gmt, gmt_mask
-
-    names = {"optax": optax, "gmt": gmt, "gmt_mask": gmt_mask}
+    names = {"optax": optax, "gmt": gmt_jax.gmt, "gmt_mask": gmt_jax.gmt_mask}
     found = [
         e for e in re.findall(r"`([^`\n]+)`", README) if "gmt_mask(" in e or e.startswith("gmt(")
     ]
     assert len(found) >= 5
     for expression in found:
-        transformation = eval(expression, names)
-        transformation.update(jnp.ones(3), transformation.init(jnp.ones(3)), jnp.ones(3))
+        _trace(eval(expression, names), jnp.ones(3))
+
+
+def _trace(optimizer: optax.GradientTransformationExtraArgs, params: Any) -> Any:
+    """The shapes of an update; tracing it is enough here and takes a tenth of compiling it."""
+    state = jax.eval_shape(optimizer.init, params)
+    updates, _ = jax.eval_shape(optimizer.update, params, state, params)
+    return updates
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"gmt-train ([a-z-]+)", ALL))))
@@ -72,31 +81,31 @@ def test_options_and_settings_exist(call: str, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_method_in_the_guide_runs(expression: str) -> None:
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    import gmt_jax
-
     attention = {name: jnp.ones((4, 2, 2)) for name in ("q", "k", "v", "out")}
     params = {"embed": jnp.ones((4, 2)), "layers": {"attention": attention}}
     names = {name: getattr(gmt_jax, name) for name in gmt_jax.__all__}
     names |= {"optax": optax, "jax": jax, "adamw": optax.adamw(1e-5)}
-    state = gmt_jax.gmt(optax.adamw(1e-5), 0.2, report=True).init(params)
-    made = eval(expression, names | {"base": params, "tuned": params, "state": state})
-    assert made is not None
-    if isinstance(made, optax.GradientTransformation):
-        made, _ = made.update(params, made.init(params), params)
+    reporting = gmt_jax.gmt(optax.adamw(1e-5), 0.2, report=True)
+    names |= {"base": params, "tuned": params, "state": jax.eval_shape(reporting.init, params)}
+    result = eval(expression, names)
+    assert result is not None
+    if isinstance(result, optax.GradientTransformation):
+        result = _trace(result, params)
     if "state" not in expression:
-        assert jax.tree.structure(made) == jax.tree.structure(params)
+        assert jax.tree.structure(result) == jax.tree.structure(params)
 
 
-def test_every_public_name_is_in_the_guide() -> None:
-    import gmt_jax
-
+def test_every_public_function_is_in_the_guide() -> None:
     functions = {name for name in gmt_jax.__all__ if name.islower()}
-    said = " ".join(EXPRESSIONS)
-    assert {name for name in functions if re.search(rf"\b{name}\(", said)} == functions
+    called = " ".join(EXPRESSIONS)
+    assert {name for name in functions if re.search(rf"\b{name}\(", called)} == functions
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = re.findall(
+        r"^\.\. auto(?:function|class):: (\w+)$", PAGES["docs/api.md"], re.MULTILINE
+    )
+    assert sorted(listed) == sorted(gmt_jax.__all__)
 
 
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", ALL, re.DOTALL))
@@ -107,9 +116,31 @@ def test_settings_are_valid(text: str, tmp_path: Path) -> None:
     assert load_config(file).data.train
 
 
-@pytest.mark.parametrize("folder", [".", "docs"])
-def test_linked_files_exist(folder: str) -> None:
-    texts = [README] if folder == "." else GUIDES.values()
-    links = [link for t in texts for link in re.findall(r"\]\((?!http)([^)#]+)\)", t)]
-    assert links or folder != "."
-    assert not [link for link in links if not (ROOT / folder / link).exists()]
+def _anchors(page: str) -> set[str]:
+    """The anchors that a page's headings get on GitHub and in the built site."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), link
+        assert not anchor or anchor in _anchors(file.read_text(encoding="utf-8")), link
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|\$ )make ([a-z-]+)", ALL))
+    assert {"quickstart", "test"} <= named <= targets
+
+
+def test_every_target_is_described() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = " ".join(re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)).split()
+    described = re.findall(r"^([a-z-]+):.*  ## \w", makefile, re.MULTILINE)
+    assert sorted(phony) == sorted(described)
