@@ -6,8 +6,9 @@ from typing import Any
 
 from .checkpoint import Checkpoints
 from .config import Config
+from .files import check_destination
 from .generate import Sampling, complete
-from .hf.export import check_place, export
+from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, prompt_ids, text_ids
@@ -39,7 +40,7 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     run = Run.open(folder)
     config = run.config()
     if out is not None:
-        check_place(out)
+        check_destination(out)
     base, model, params = _load_run(run, config)
     template, place = config.model.chat_template, out or run.export
     export(model, params, base, place, dtype, chat_template=template, replace=out is None)

@@ -8,6 +8,7 @@ from typing import Any
 from .config import Config, differing_keys, dump_config, load_config
 from .distributed.processes import barrier, is_main_process
 from .errors import UserError
+from .files import atomic_file
 
 # Keys in which a continued run may differ from its beginning: none of them changes a weight,
 # but for the mesh, over which sums are added in another order.
@@ -76,15 +77,11 @@ class Run:
         """
         barrier(f"{self.folder}: to be made when all have looked at it")
         if is_main_process() and not self.config_file.exists():
-            partial = self.config_file.with_suffix(".tmp")
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                partial.write_text(dump_config(config), encoding="utf-8")
-                partial.replace(self.config_file)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder}: cannot be written to ({error.strerror}); set run to another"
-                ) from None
+                with atomic_file(self.config_file) as file:
+                    file.write_text(dump_config(config), encoding="utf-8")
+            except UserError as error:
+                raise UserError(f"{error}; set run to another folder") from None
         barrier(f"{self.folder}: to be seen by all")
         if not self.config_file.exists():
             raise UserError(
@@ -99,9 +96,8 @@ class Run:
         for file in (self.metrics_file, self.samples_file):
             kept = [record for record in read_records(file) if record["step"] <= step]
             if file.exists():
-                partial = file.with_suffix(".tmp")
-                partial.write_text("".join(map(_line, kept)), encoding="utf-8")
-                partial.replace(file)
+                with atomic_file(file) as new:
+                    new.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a record to metrics.jsonl."""

@@ -94,7 +94,8 @@ def test_a_run_that_cannot_be_written(
 ) -> None:
     config = write_config()
     said = _fails(capsys, "sft", "--config", str(config), f"run={config}/run")
-    assert "run: cannot be written to (Not a directory); set run to another" in said
+    assert "run/config.yaml: cannot be written (" in said
+    assert "Not a directory); set run to another folder" in said
 
 
 def test_settings_stand_anywhere_and_unknown_options_nowhere(

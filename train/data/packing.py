@@ -1,12 +1,13 @@
 """Which examples share a row, planned from their lengths alone."""
 
 import hashlib
-import secrets
 from bisect import bisect_left, insort
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from ..files import atomic_file
 
 
 class Plan(NamedTuple):
@@ -109,9 +110,7 @@ def plan_rows(lengths: np.ndarray, capacity: int, cache: Path) -> Plan:
     file = cache / f"{digest}.rows.npz"
     if not file.exists():
         rows = best_fit(lengths, capacity)
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / f"{digest}.{secrets.token_hex(4)}.partial.npz"
-        np.savez(partial, members=rows.members, offsets=rows.offsets)
-        partial.replace(file)
+        with atomic_file(file) as new, new.open("wb") as out:
+            np.savez(out, members=rows.members, offsets=rows.offsets)
     with np.load(file) as saved:
         return Plan(saved["members"], saved["offsets"])

@@ -1,9 +1,8 @@
 """Tokenised examples on disk: written once for a source and its settings, memory-mapped after."""
 
+import contextlib
 import hashlib
 import json
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import DestinationExistsError, atomic_folder
 from .chat import LossOn, Rendered, render
 from .digest import digest
 from .records import read_record
@@ -92,17 +92,12 @@ def store(
     """
     folder = cache / _digest(rows, tokenizer, reading)
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
-        partial.mkdir(parents=True)
-        try:
-            _write(partial, rows, tokenizer, reading, advance, stop)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # Another process was faster.
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        # The folder exists where another process was faster.
+        with (
+            contextlib.suppress(DestinationExistsError),
+            atomic_folder(folder, replace=False) as new,
+        ):
+            _write(new, rows, tokenizer, reading, advance, stop)
     faults = [(record, text) for record, text in json.loads((folder / "faults.json").read_text())]
     return Store(
         _mapped(folder / "tokens", np.int32),

@@ -14,7 +14,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -24,8 +24,8 @@ import gmt_jax.delta
 from gmt_jax.delta import TensorDelta
 
 from ..errors import UserError
+from ..files import atomic_file, atomic_folder
 from .compare import SMALL_FILES, check_alike, layouts, small_files, write_like
-from .export import new_folder
 from .load import open_safetensors, open_weights
 from .safetensors import Layout, as_bytes, write_safetensors
 
@@ -92,7 +92,14 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
     Raises:
       UserError: if the tensors differ in name, type or shape, or if `out` is there already.
     """
-    with _new_file(out) as (scratch, spool), open_weights(base) as old, open_weights(tuned) as new:
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another file with --out, or remove it")
+    with (
+        open_weights(base) as old,
+        open_weights(tuned) as new,
+        atomic_file(out) as file,
+        tempfile.TemporaryFile(dir=file.parent) as spool,
+    ):
         shapes = layouts(old, base)
         check_alike(shapes, base, layouts(new, tuned), tuned)
         parts: dict[str, Layout] = {}
@@ -123,7 +130,7 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
         # The header comes first in the file but is known last, so the parts have waited aside.
         spool.seek(0)
         write_safetensors(
-            scratch,
+            file,
             parts,
             lambda name: np.frombuffer(spool.read(parts[name].bytes), np.uint8),
             contents.metadata(),
@@ -142,7 +149,7 @@ def apply(base: Path, delta: Path, out: Path) -> None:
     with open_delta(delta) as opened, open_weights(base) as store:
         wanted = {name: tensor.layout for name, tensor in opened.contents.tensors.items()}
         check_alike(layouts(store, base), base, wanted, delta)
-        with new_folder(out) as folder:
+        with atomic_folder(out, replace=False) as folder:
             write_like(store, folder, lambda name: opened.tuned(name, store.tensor(name), base))
             given = small_files(base)
             for name in opened.contents.files:
@@ -253,22 +260,6 @@ def describe(path: Path) -> str:
             ("files carried", ", ".join(carried) or "none"),
         ]
     )
-
-
-@contextlib.contextmanager
-def _new_file(out: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A path to write to, which then becomes `out`, and a file for what waits till then."""
-    if out.exists():
-        raise UserError(f"{out} is there already; choose another file with --out, or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-            scratch = Path(beside) / out.name
-            with (Path(beside) / "parts").open("w+b") as spool:
-                yield scratch, spool
-            scratch.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; nothing was written") from None
 
 
 def _digest(content: bytes | memoryview) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import gmt_jax
 
 from ..errors import UserError
+from ..files import atomic_folder
 from .compare import check_alike, layouts, small_files, write_like
-from .export import new_folder
 from .load import READABLE, name_list, open_weights
 
 # A tree of one tensor under its name, of the base and of the tuned model.
@@ -57,7 +57,7 @@ def _merge(base: Path, tuned: Path, out: Path, rule: Rule) -> None:
         def merged(name: str) -> np.ndarray:
             return np.asarray(rule({name: old.tensor(name)}, {name: new.tensor(name)})[name])
 
-        with new_folder(out) as folder:
+        with atomic_folder(out, replace=False) as folder:
             write_like(old, folder, merged)
             for name, content in small_files(tuned).items():
                 (folder / name).write_bytes(content)

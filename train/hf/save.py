@@ -1,8 +1,6 @@
 """Writes a decoder's weights as safetensors files that transformers loads."""
 
 import json
-import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,13 +48,14 @@ def save_params(
     *,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes the weights and config.json; all of it or nothing.
+    """Writes the weights and config.json into a folder.
 
     One tensor is held in memory at a time. Where there are several processes, all call this
     together and one writes.
 
     Args:
-      folder: exists, and holds no weights yet; None in the processes that do not write.
+      folder: exists and holds no weights yet, such as one from `atomic_folder`; None in the
+        processes that do not write.
       dtype: of the stored weights, float32 or bfloat16.
       max_file_bytes: above it, the weights are cut into several files with an index.
     """
@@ -68,17 +67,11 @@ def save_params(
         return
     if any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: holds weights already; choose another folder")
-    written: list[Path] = []
-    try:
-        for name, pieces in files.items():
-            _write(folder / name, partial(_save, pieces, dtype), written)
-        if len(files) > 1:
-            _write(folder / INDEX, partial(_dump, _index(files, dtype)), written)
-        _write(folder / "config.json", partial(_dump, _stored_as(config, dtype)), written)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+    for name, pieces in files.items():
+        _write_file(folder / name, pieces, dtype)
+    if len(files) > 1:
+        _write_json(folder / INDEX, _index(files, dtype))
+    _write_json(folder / "config.json", _stored_as(config, dtype))
 
 
 def _pieces(params: Params, config: ModelConfig) -> list[_Piece]:
@@ -127,24 +120,13 @@ def _stored_as(config: ModelConfig, dtype: str) -> dict[str, Any]:
     return {**config.original, key: dtype}
 
 
-def _write(path: Path, save: Callable[[Path], None], written: list[Path]) -> None:
-    """Writes under another name first, so that `path` is whole or not there at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    written.append(path)
-
-
-def _save(pieces: list[_Piece], dtype: str, path: Path) -> None:
+def _write_file(path: Path, pieces: list[_Piece], dtype: str) -> None:
     by_name = {piece.name: piece for piece in pieces}
     layouts = {name: piece.layout(dtype) for name, piece in by_name.items()}
     write_safetensors(path, layouts, lambda name: by_name[name].fetch(dtype), {"format": "pt"})
 
 
-def _dump(content: dict[str, Any], path: Path) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

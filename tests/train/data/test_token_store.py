@@ -64,7 +64,7 @@ def test_it_is_tokenised_once(
             _store(moved, make_tokenizer("{{ messages }}"))
         with pytest.raises(TypeError):
             _store(write(GOOD, {"text": "b"}), tokenizer)
-    assert not list(file.parent.rglob("*.partial*"))
+    assert not list(file.parent.rglob(".*.new"))
 
 
 def test_work_that_is_cut_off_leaves_nothing(

@@ -9,7 +9,6 @@ import pytest
 import safetensors
 
 from train.errors import UserError
-from train.hf import save as saving
 from train.hf.load import load_params
 from train.hf.save import save_params
 from train.model import ModelConfig, abstract_params, load_model_config, logical_axes
@@ -56,27 +55,6 @@ def test_a_mesh_saves_the_same_bytes(saved: Saved, tmp_path: Path) -> None:
     save_params(jax.device_put(params, shardings), config, tmp_path, "float32")
     file = "model.safetensors"
     assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
-
-
-def test_nothing_stays_of_a_save_that_failed(
-    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, config, params = saved
-    write_safetensors, calls = saving.write_safetensors, 0
-
-    def full(path: Path, *arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        write_safetensors(path, *arguments)
-        if calls == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(saving, "write_safetensors", full)
-    out = tmp_path / "out"
-    out.mkdir()
-    with pytest.raises(OSError, match="No space left"):
-        save_params(params, config, out, "float32", max_file_bytes=30_000)
-    assert not list(out.iterdir())
 
 
 def test_weights_that_lie_there_are_not_replaced(saved: Saved) -> None:

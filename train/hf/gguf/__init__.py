@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError
+from ...files import atomic_folder
 from .config import (
     ARCHITECTURES,
     KNOWN_KEYS,
@@ -19,7 +20,7 @@ from .config import (
     read_rope,
     read_sizes,
 )
-from .folder import DTYPES, MARKER, DType, check_destination, replaced_folder, write_tensors
+from .folder import DTYPES, MARKER, DType, check_replaceable, write_tensors
 from .reader import listed, open_gguf, read_values
 from .tensors import Planned, plan
 from .tokenizer import GgufTokenizer, Metadata, read_tokenizer, write_json
@@ -55,15 +56,11 @@ def import_gguf(source: Path, out: Path, dtype: DType = "float32") -> None:
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
-    out = out.resolve()
-    check_destination(out)
+    check_replaceable(out)
     model = _read_model(source, dtype)
-    try:
-        with replaced_folder(out) as folder:
-            _write_model(model, folder, source, dtype)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{out}: the model cannot be written here ({reason})") from error
+    with atomic_folder(out, replace=True) as folder:
+        _write_model(model, folder, source, dtype)
+        check_replaceable(out)  # Files may have been added meanwhile.
 
 
 def smollm2_gguf() -> Path:

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -13,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
+from ...files import check_destination
 from ..safetensors import Layout, write_safetensors
-from .reader import listed
 from .tensors import Planned
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -46,39 +44,9 @@ def write_tensors(path: Path, source: Path, tensors: Sequence[Planned], dtype: D
     write_safetensors(path, layouts, read, {"format": "pt"})
 
 
-def check_destination(out: Path) -> None:
-    """An import may replace nothing but an import, and that only if nothing was added to it."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder to write to")
-    names = {path.name for path in out.iterdir()}
-    ours: set[str] = set()
+def check_replaceable(out: Path) -> None:
+    """Refuses a folder that holds anything but an earlier import."""
+    names: list[str] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        ours = {MARKER, *json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]}
-    if names - ours:
-        raise UserError(
-            f"{out}: holds files that no import wrote ({listed(sorted(names - ours))}); "
-            "name another folder or empty this one"
-        )
-
-
-@contextlib.contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place at the end, or vanishes on an error."""
-    suffix = secrets.token_hex(4)
-    new = out.with_name(f".{out.name}.new-{suffix}")
-    old = out.with_name(f".{out.name}.old-{suffix}")
-    new.mkdir(parents=True)
-    try:
-        yield new
-        check_destination(out)  # the import took a while
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        names = [MARKER, *json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]]
+    check_destination(out, names)

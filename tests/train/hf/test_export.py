@@ -1,0 +1,60 @@
+"""Exports: a whole model folder, or none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.errors import UserError
+from train.hf import save
+from train.hf.export import COMPANIONS, export
+from train.hf.load import load_params
+from train.model import ModelConfig, load_model_config
+
+Saved = tuple[Path, ModelConfig, Any]
+
+
+def test_an_export_has_the_weights_and_the_bases_companions(saved: Saved, tmp_path: Path) -> None:
+    base, config, params = saved
+    for name in (*COMPANIONS, "notes.txt"):
+        (base / name).write_text(name)
+    template = tmp_path / "mine.jinja"
+    template.write_text("mine")
+    out = tmp_path / "parent" / "out"
+    export(config, params, base, out, "float32", chat_template=str(template))
+    names = {"config.json", "model.safetensors", *COMPANIONS}
+    assert {path.name for path in out.iterdir()} == names
+    for name in COMPANIONS:
+        assert (out / name).read_text() == ("mine" if name == "chat_template.jinja" else name)
+    assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    assert load_model_config(out) == config
+
+
+def test_an_earlier_export_is_replaced_only_when_asked(saved: Saved, tmp_path: Path) -> None:
+    base, config, params = saved
+    out = tmp_path / "out"
+    export(config, params, base, out, "float32")
+    (out / "vocab.json").write_text("of the earlier one")
+    with pytest.raises(UserError, match="out is not empty"):
+        export(config, params, base, out, "bfloat16")
+    assert (out / "vocab.json").exists()
+    export(config, params, base, out, "bfloat16", replace=True)
+    assert not (out / "vocab.json").exists()
+    assert load_params(out, config).keys() == params.keys()
+
+
+def test_nothing_stays_of_an_export_that_failed(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, config, params = saved
+    before = sorted(tmp_path.rglob("*"))
+    write_safetensors = save.write_safetensors
+
+    def fill_the_disk(*arguments: Any) -> None:
+        write_safetensors(*arguments)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(save, "write_safetensors", fill_the_disk)
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
+        export(config, params, base, tmp_path / "parent" / "out", "float32")
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "parent"])
