@@ -46,15 +46,24 @@ Inliner.dispatch["|"] = lambda _, match, __: (
 )
 
 
-def _readme(app: object, docname: str, source: list[str]) -> None:
-    """Put the README in the index, with its links seen from docs/."""
-    if docname == "index":
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        text = re.sub(
-            r"\]\((?!http|#)(?:docs/)?", lambda m: "](" if "docs/" in m[0] else "](../", text
-        )
-        source[0] = source[0].replace("README", text, 1)
+# Pages whose text is that of a file at the root, which the host of the repository shows by itself.
+ROOT_PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
+
+
+def _insert_root_page(app: object, docname: str, source: list[str]) -> None:
+    """Put a file of the root in place of its name, with its links as seen from docs/."""
+    for file, page in ROOT_PAGES.items():
+        if page == docname:
+            text = (ROOT / file).read_text(encoding="utf-8")
+            text = re.sub(r"(?<=\]\()(?!https:|#)([^)]+)", lambda link: _from_docs(link[0]), text)
+            source[0] = source[0].replace(file, text, 1)
+
+
+def _from_docs(link: str) -> str:
+    if link in ROOT_PAGES:
+        return f"{ROOT_PAGES[link]}.md"
+    return link.removeprefix("docs/") if link.startswith("docs/") else f"../{link}"
 
 
 def setup(app) -> None:  # type: ignore[no-untyped-def]
-    app.connect("source-read", _readme)
+    app.connect("source-read", _insert_root_page)
