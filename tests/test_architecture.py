@@ -94,3 +94,35 @@ def test_names_on_the_page_are_defined_where_it_says() -> None:
         text = (ROOT / file).read_text(encoding="utf-8")
         for name in filter(None, names):
             assert re.search(rf"^(def |class )?{name}\b", text, re.MULTILINE), f"{file}: {name}"
+
+
+MODULES = sorted(
+    file
+    for top in ("gmt_jax", "train")
+    for file in (ROOT / top).rglob("*.py")
+    if file.stem != "__init__"
+)
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    wanted = [file.relative_to(ROOT).parent / f"test_{file.stem.strip('_')}.py" for file in MODULES]
+    assert not [str(path) for path in wanted if not (ROOT / "tests" / path).exists()]
+
+
+def test_files_and_functions_are_short() -> None:
+    import gmt_jax
+
+    for file in MODULES:
+        text = file.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300, file
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            lines = range(node.lineno, (node.end_lineno or 0) + 1)
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            of_docstring = docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+            assert len(lines) - of_docstring <= 60, f"{file}: {node.name}"
+            if node.name not in gmt_jax.__all__:
+                parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                named = [p.arg for p in parameters if p.arg not in ("self", "cls")]
+                assert len(named) <= 7, f"{file}: {node.name}"

@@ -1,18 +1,20 @@
 """The code on every page runs, and the commands, settings and files that a page names exist."""
 
 import re
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from pydantic import BaseModel
 
 import gmt_jax
 from train.__main__ import main
-from train.config import load_config
+from train.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -114,6 +116,31 @@ def test_settings_are_valid(text: str, tmp_path: Path) -> None:
     data = "" if text.startswith("data:") else "data: {train: d.jsonl}\n"
     file.write_text(f"run: r\nsteps: 1\nmodel: {{path: m}}\n{data}{text}")
     assert load_config(file).data.train
+
+
+def _settings(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of a section's settings, and of those within."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *_parts(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _settings(kind, f"{prefix}{name}.")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    for part in get_args(annotation):
+        yield part
+        yield from _parts(part)
+
+
+def test_settings_that_pages_name_exist() -> None:
+    known = set(_settings(Config))
+    sections = "|".join({name.split(".")[0] for name in known if "." in name})
+    text = "\n".join(page for name, page in PAGES.items() if name != "CHANGELOG.md")
+    named = set(re.findall(rf"[` (]((?:{sections})\.[a-z][\w.]*\w)", text))
+    files = {name for name in named if name.endswith((".jsonl", ".md"))}
+    assert len(named) >= 15
+    assert named - files <= known
 
 
 def _anchors(page: str) -> set[str]:
