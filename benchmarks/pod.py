@@ -27,7 +27,7 @@ import optax
 
 from gmt_jax import gmt_mask
 from train.model import abstract_params, load_model_config, logical_axes, num_stacked_axes
-from train.plan.hlo import collectives, computations, cycles
+from train.plan.hlo import estimated_cycles, find_collectives, split_computations
 from train.plan.topology import slice_devices
 from train.sharding import make_mesh, param_shardings
 from train.step import state_shardings
@@ -82,22 +82,23 @@ def compile_update(topology: str, model: str, optimizer: Any) -> Program:
         memory.output_size_in_bytes,
         memory.peak_memory_in_bytes,
         seconds,
-        *estimated_cycles(text),
+        *cycles_once_and_per_pass(text),
         largest_collectives(text),
     )
 
 
-def estimated_cycles(text: str) -> tuple[int, int]:
-    """Of the kernels that run once, and of those in one round of the longest loop."""
-    parts = computations(text)
+def cycles_once_and_per_pass(text: str) -> tuple[int, int]:
+    """Cycles of the kernels that run once, and of those in one round of the longest loop."""
+    bodies = split_computations(text)
     loops = re.findall(r" while\(.*?body=(%[\w.-]+)", text)
-    return cycles(parts["ENTRY"]), max((cycles(parts[loop]) for loop in loops), default=0)
+    rounds = (estimated_cycles(bodies[loop]) for loop in loops)
+    return estimated_cycles(bodies["ENTRY"]), max(rounds, default=0)
 
 
 def largest_collectives(text: str) -> dict[str, tuple[int, int]]:
     """Of every kind, how many there are and the bytes of the largest, all its operands summed."""
     found: dict[str, tuple[int, int]] = {}
-    for each in collectives(text):
+    for each in find_collectives(text):
         count, largest = found.get(each.kind, (0, 0))
         found[each.kind] = count + 1, max(largest, each.size)
     return found

@@ -87,8 +87,8 @@ def test_weights_are_gathered_layer_by_layer(
     program = _program(write_config(), mesh)
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
-    times = program_cost(lowered.compile().as_text()).step.times
-    gathers = [each.size for each in times if each.kind == "all-gather"]
+    collectives = program_cost(lowered.compile().as_text()).step.collectives
+    gathers = [each.size for each in collectives if each.kind == "all-gather"]
     params = abstract_params(program.model)
     layers = [4 * leaf.size for leaf in jax.tree.leaves(params.pop("layers"))]
     whole = max(4 * leaf.size for leaf in jax.tree.leaves(params))  # the embeddings, the head

@@ -25,12 +25,12 @@ def _plan(args: argparse.Namespace) -> None:
 
     from ..errors import UserError
     from ..plan.plan import CompiledStep, plan_step
-    from ..plan.report import advice, describe, print_plan
+    from ..plan.report import advice, print_plan, summary
 
     console = Console()
 
-    def say(made: CompiledStep) -> None:
-        console.print(describe(made), highlight=False, markup=False, soft_wrap=True)
+    def show(step: CompiledStep) -> None:
+        console.print(summary(step), highlight=False, markup=False, soft_wrap=True)
 
     plan = plan_step(
         config,
@@ -38,7 +38,7 @@ def _plan(args: argparse.Namespace) -> None:
         slices=args.slices,
         plain=args.plain,
         explore=args.search,
-        say=say,
+        on_compiled=show,
     )
     print_plan(plan, console)
     if plan.given.fits is False:

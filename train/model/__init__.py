@@ -16,7 +16,7 @@ from .functional import (
     logits,
     num_stacked_axes,
 )
-from .layers import compute_logits
+from .layers import compute_logits, weight_gradient
 
 __all__ = [
     "Cache",
@@ -38,4 +38,5 @@ __all__ = [
     "logical_axes",
     "logits",
     "num_stacked_axes",
+    "weight_gradient",
 ]

@@ -12,16 +12,16 @@ from .config import ModelConfig
 from .layers import Linear, RMSNorm
 from .rope import rotate
 
-# (window, q, k, v) -> [B, T, H, head_dim]; q is already divided by the root of head_dim.
-Attend = Callable[[int | None, jax.Array, jax.Array, jax.Array], jax.Array]
+# (window, q, k, v) -> [B, T, H, head_dim]; q is already divided by the square root of head_dim.
+AttentionFn = Callable[[int | None, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-class Placement(NamedTuple):
-    """Where the tokens of a call stand and what they see; the same for all layers."""
+class AttentionContext(NamedTuple):
+    """What attention needs to know about the tokens of a call; the same for all layers."""
 
-    rotations: tuple[jax.Array, jax.Array]  # of their positions, each [B, T, 1, head_dim / 2]
-    slot: jax.Array  # int32 scalar: where the first token is stored in a cache
-    attend: Attend
+    rotations: tuple[jax.Array, jax.Array]  # cosines and sines, each [B, T, 1, head_dim / 2]
+    cache_index: jax.Array  # int32 scalar: the slot of a cache that stores the first token
+    attend: AttentionFn
 
 
 class KeyValue(NamedTuple):
@@ -32,7 +32,7 @@ class KeyValue(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Self-attention of L stacked layers, or of one where it was sliced out of the stack."""
+    """Self-attention of L stacked layers, or of one layer sliced out of the stack."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         layers, width = config.num_hidden_layers, config.hidden_size
@@ -49,30 +49,33 @@ class Attention(nnx.Module):
         self.windows = distinct_windows(config)
 
     def __call__(
-        self, x: jax.Array, window: jax.Array, place: Placement, cache: KeyValue | None
+        self, x: jax.Array, window: jax.Array, context: AttentionContext, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
         """x [B, T, D] → [B, T, D], and the cache with the new keys and values.
 
         Args:
-          window: int32 scalar, the layer's place in distinct_windows.
+          window: int32 scalar, the index of the layer's window in distinct_windows.
         """
         q = self._heads(self.q, self.q_norm, x)
         k = self._heads(self.k, self.k_norm, x)
         v = self._heads(self.v, None, x)
-        cos, sin = place.rotations
-        scale = self.head_dim**-0.5  # Where numbers are float32, so that q is rounded once.
+        cos, sin = context.rotations
+        scale = self.head_dim**-0.5  # Applied to the float32 rotations, so that q is rounded once.
         q, k = rotate(q, (cos * scale, sin * scale)), rotate(k, (cos, sin))
         if cache is not None:
-            at = (0, place.slot, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
-            v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
+            start = (0, context.cache_index, 0, 0)
+            k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), start)
+            v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), start)
             cache = KeyValue(k, v)
             k, v = k.astype(x.dtype), v.astype(x.dtype)
-        # Queries stay where their part of the row is; keys and values come to them whole.
-        k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-        # Kernels are made for a window, so that of layers which differ each kind has its own.
-        kinds = [partial(place.attend, size) for size in self.windows]
-        mixed = kinds[0](q, k, v) if len(kinds) == 1 else jax.lax.switch(window, kinds, q, k, v)
+        # Each device keeps its queries of a row that is split; keys and values are gathered.
+        k, v = (constrain(array, "batch", None, "kv_heads", None) for array in (k, v))
+        # A kernel is built for one window, so layers with different windows branch to their own.
+        kernels = [partial(context.attend, size) for size in self.windows]
+        if len(kernels) == 1:
+            mixed = kernels[0](q, k, v)
+        else:
+            mixed = jax.lax.switch(window, kernels, q, k, v)
         mixed = constrain(mixed.reshape(*x.shape[:2], -1), "batch", "length", "heads")
         return self.out(mixed), cache
 
@@ -84,5 +87,5 @@ class Attention(nnx.Module):
 
 
 def distinct_windows(config: ModelConfig) -> tuple[int | None, ...]:
-    """The different windows of a model's layers, None for a layer that sees everything."""
+    """The different windows of a model's layers; None means that a token sees all before it."""
     return tuple(dict.fromkeys(config.windows))

@@ -1,4 +1,4 @@
-"""What a decoder looks like, read from a Hugging Face config.json."""
+"""The architecture of a decoder, read from a Hugging Face config.json."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from .rope import Rope
 
-# What transformers assumes where a config.json of this model_type leaves a key out.
+# What transformers assumes for a key that a config.json of this model_type leaves out.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -50,7 +50,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-type decoder. Hashable, so that it can be a static argument of jit."""
+    """The architecture of a Llama-type decoder. Hashable, so it can be a static argument of jit."""
 
     model_type: str
     vocab_size: int  # V
@@ -64,7 +64,7 @@ class ModelConfig:
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope: Rope
-    windows: tuple[int | None, ...]  # a layer: how many positions a token sees, itself included
+    windows: tuple[int | None, ...]  # per layer: positions that a token sees, itself included
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -118,10 +118,10 @@ class ModelConfig:
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """The config of the model that lies in a folder.
+    """Reads the config.json in a model's folder.
 
     Raises:
-      UserError: if config.json is missing, is not JSON or asks for what is not supported.
+      UserError: if config.json is missing, is not JSON or has a setting that is not supported.
     """
     file = folder / "config.json"
     try:
@@ -137,7 +137,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Typed access to config.json; null counts as left out, as it does in transformers."""
+    """Typed access to config.json; null counts as absent, as it does in transformers."""
 
     values: Mapping[str, Any]
     where: str
@@ -184,17 +184,17 @@ def _refuse_unsupported(read: _Reader) -> None:
 
 
 def _windows(read: _Reader, kind: str) -> tuple[int | None, ...]:
-    """The sliding window of each layer; None where a token sees all before it."""
+    """The sliding window of each layer; None if a token sees all before it."""
     layers = read.count("num_hidden_layers")
     slides = kind == "mistral" or (kind in ("qwen2", "qwen3") and read.flag("use_sliding_window"))
     has_window = slides and read.values["sliding_window"] is not None
     window = read.count("sliding_window") if has_window else None
-    first = 0  # The first layer that slides.
+    first = 0  # The first layer with a window.
     if kind != "mistral" and window:
         first = read.values.get("max_window_layers", 0)
         if not isinstance(first, int) or isinstance(first, bool) or first < 0:
             raise read.fault("max_window_layers", "must be an integer of at least 0")
-    usual = tuple(window if at >= first else None for at in range(layers))
+    usual = tuple(window if layer >= first else None for layer in range(layers))
     types = read.values.get("layer_types")
     if types is None:
         return usual
@@ -203,7 +203,7 @@ def _windows(read: _Reader, kind: str) -> tuple[int | None, ...]:
         raise read.fault("layer_types", f"must be {layers} of {' and '.join(known)}")
     if "sliding_attention" in types and window is None:
         raise read.fault("layer_types", "has sliding_attention but no sliding_window is in use")
-    chosen = tuple(window if t == "sliding_attention" else None for t in types)
-    if chosen != usual and kind not in ("qwen2", "qwen3"):
+    windows = tuple(window if t == "sliding_attention" else None for t in types)
+    if windows != usual and kind not in ("qwen2", "qwen3"):
         raise read.fault("layer_types", f"that differ by layer are not supported for {kind}")
-    return chosen
+    return windows

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from ..sharding import constrain
-from .attention import Attention, KeyValue, Placement, distinct_windows
-from .attention_kernels import attend_causally, attend_to_cache
+from .attention import Attention, AttentionContext, KeyValue, distinct_windows
+from .attention_kernels import cached_attention, causal_attention
 from .config import ComputeOptions, ModelConfig
 from .layers import PRODUCT, Linear, RMSNorm, compute_logits
 from .rope import rotations
 
-# What the forward pass keeps of a layer for the backward pass: all, the products with weights,
-# only what went in, or that in the host's memory.
-INPUT = "layer input"
+INPUT = "layer input"  # Names a layer's input, for rematerialisation.
+# What the forward pass keeps of a layer for the backward pass: everything; the products with
+# weights; the layer's input; the layer's input, in the host's memory.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -38,10 +39,10 @@ class Cache(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """Which document of a packed row each token is of, and where in it; each int32 [B, T]."""
+    """The document of each token of packed rows, and the token's position in it."""
 
-    segment_ids: jax.Array
-    positions: jax.Array
+    segment_ids: jax.Array  # int32 [B, T], equal for the tokens of one document of a row
+    positions: jax.Array  # int32 [B, T], from 0
 
 
 class MLP(nnx.Module):
@@ -59,7 +60,7 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """L stacked layers, or one of them where it was sliced out of the stack."""
+    """L stacked layers, or one layer sliced out of the stack."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         shape = (config.num_hidden_layers, config.hidden_size)
@@ -69,10 +70,10 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: jax.Array, window: jax.Array, place: Placement, cache: KeyValue | None
+        self, x: jax.Array, window: jax.Array, context: AttentionContext, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
         x = checkpoint_name(x, INPUT)
-        mixed, cache = self.attention(self.attention_norm(x), window, place, cache)
+        mixed, cache = self.attention(self.attention_norm(x), window, context, cache)
         x = x + mixed
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "length", None), cache
@@ -81,7 +82,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """A decoder-only transformer of the Llama type.
 
-    Every parameter under `layers` has a leading axis of L layers, which are scanned over, so the
+    Every parameter under `layers` has a leading axis of L layers, over which a scan runs, so the
     compiled program does not grow with depth.
     """
 
@@ -104,55 +105,57 @@ class Decoder(nnx.Module):
         *,
         documents: Documents | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Hidden states [B, T, D] of tokens [B, T], and the cache (if any) with them added.
+        """Hidden states [B, T, D] of tokens [B, T], and the cache, if any, with these tokens added.
 
         Args:
-          start: the slot [B] at which each row's text begins; what is before it is padding.
-          documents: those of packed rows, which do not see each other; without a cache.
+          start: int32 [B], the slot at which each row's text begins; padding precedes it.
+          documents: the documents of packed rows, which do not see each other; without a cache.
           options: attention with a cache is always computed by XLA.
         """
-        # Looked up in whole rows, so that the result is split by rows of the batch from the start;
-        # and in float32, in which the gradient of a frequent token must be summed.
+        # Whole rows of the table are looked up, so that the result is split by rows of the batch
+        # from the start; in float32, because the gradient of a frequent token is summed in it.
         table = constrain(self.embed[...], "vocab", None)
         x = constrain(
             jnp.take(table, tokens, axis=0).astype(options.dtype), "batch", "length", None
         )
-        place = self._place(tokens, cache, start, documents, options.attention)
+        context = self._attention_context(tokens, options, cache, start, documents)
         graphdef, stacked = nnx.split(self.layers)
-        kinds = distinct_windows(self.config)
-        windows = jnp.array([kinds.index(window) for window in self.config.windows], jnp.int32)
+        distinct = distinct_windows(self.config)
+        windows = jnp.array([distinct.index(window) for window in self.config.windows], jnp.int32)
 
-        def one(x: jax.Array, layer: Any) -> tuple[jax.Array, KeyValue | None]:
+        def apply(x: jax.Array, layer: Any) -> tuple[jax.Array, KeyValue | None]:
             state, window, kv = layer
-            return nnx.merge(graphdef, state)(x, window, place, kv)
+            return nnx.merge(graphdef, state)(x, window, context, kv)
 
-        one = jax.checkpoint(one, policy=REMAT[options.remat], prevent_cse=False)
+        apply = jax.checkpoint(apply, policy=REMAT[options.remat], prevent_cse=False)
         kv: Any = None if cache is None else cache.layers
-        x, kv = jax.lax.scan(one, x, (stacked, windows, kv))
+        x, kv = jax.lax.scan(apply, x, (stacked, windows, kv))
         x = self.norm(x)
         return x, None if cache is None else Cache(kv, cache.length + tokens.shape[1])
 
-    def logits(self, hidden: jax.Array, dtype: Any) -> jax.Array:
-        """float32 [..., V] of hidden [..., D]; products of `dtype`, summed in float32."""
+    def logits(self, hidden: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """float32 logits [..., V] of hidden [..., D]; factors are cast to `dtype`."""
         weight = self.embed if self.head is None else self.head
         return compute_logits(hidden, weight[...], dtype)
 
-    def _place(
+    def _attention_context(
         self,
         tokens: jax.Array,
+        options: ComputeOptions,
         cache: Cache | None,
         start: jax.Array | None,
         documents: Documents | None,
-        attention: str,
-    ) -> Placement:
+    ) -> AttentionContext:
         B, T = tokens.shape
-        slot = jnp.int32(0) if cache is None else cache.length
+        index = jnp.int32(0) if cache is None else cache.length
         start = jnp.zeros(B, jnp.int32) if start is None else start
-        positions = slot + jnp.arange(T) - start[:, None]
+        positions = index + jnp.arange(T)[None] - start[:, None]
         segment_ids = None
         if documents is not None:
             segment_ids, positions = documents
-        turned = rotations(self.config.rope, self.config.head_dim, positions)
+        angles = rotations(self.config.rope, self.config.head_dim, positions)
         if cache is None:
-            return Placement(turned, slot, attend_causally(attention, segment_ids))
-        return Placement(turned, slot, attend_to_cache(slot, start))
+            attend = causal_attention(options.attention, segment_ids)
+        else:
+            attend = cached_attention(index, start)
+        return AttentionContext(angles, index, attend)

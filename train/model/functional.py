@@ -13,13 +13,12 @@ from .decoder import Cache, Decoder, Documents
 from .param_table import PARAM_SPECS
 
 FLOAT32 = ComputeOptions()
-# A nested dict of float32 arrays [...]; of [L, ...] under "layers".
-Params = dict[str, Any]
+Params = dict[str, Any]  # A nested dict of float32 arrays; under "layers" they are [L, ...].
 
 
 @lru_cache
 def _abstract(config: ModelConfig) -> tuple[Any, Params]:
-    """The module's structure, and its parameters' shapes as a plain tree."""
+    """The module's structure, and its parameters' ShapeDtypeStructs as a plain tree."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
     return graphdef, nnx.to_pure_dict(state)
 
@@ -29,18 +28,21 @@ def _module(config: ModelConfig, params: Params) -> Decoder:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """The parameters' ShapeDtypeStructs (float32); nothing is allocated."""
+    """The parameters' ShapeDtypeStructs, float32; nothing is allocated."""
     return jax.tree.map(lambda leaf: leaf, _abstract(config)[1])
 
 
 def logical_axes(config: ModelConfig) -> Params:
-    """The same tree as abstract_params, of tuples of names in train.sharding.RULES or None."""
-    axes = {tensor.path: tensor.axes for tensor in PARAM_SPECS}
+    """The logical axes of each parameter, as a tree like that of abstract_params.
 
-    def one(path: Any, _: Any) -> tuple[str | None, ...]:
+    An axis is a name in train.sharding.RULES, "layers" or None.
+    """
+    axes = {spec.path: spec.axes for spec in PARAM_SPECS}
+
+    def axes_of(path: Any, _: Any) -> tuple[str | None, ...]:
         return axes[jax.tree_util.keystr(path, simple=True, separator="/")]
 
-    tree: Params = jax.tree_util.tree_map_with_path(one, _abstract(config)[1])
+    tree: Params = jax.tree_util.tree_map_with_path(axes_of, _abstract(config)[1])
     return tree
 
 
@@ -58,7 +60,7 @@ def hidden_states(
     *,
     documents: Documents | None = None,
 ) -> jax.Array:
-    """Hidden states [B, T, D] after the last norm, of tokens [B, T].
+    """Hidden states [B, T, D] of tokens [B, T], after the last norm.
 
     Args:
       documents: the documents of packed rows: a token sees no other document than its own, and
@@ -71,12 +73,12 @@ def hidden_states(
 def logits(
     config: ModelConfig, params: Params, hidden: jax.Array, dtype: str = "float32"
 ) -> jax.Array:
-    """float32 logits [..., V] of hidden states [..., D], which may be any piece of them."""
+    """float32 logits [..., V] of hidden states [..., D], of all tokens or any piece of them."""
     return _module(config, params).logits(hidden, jnp.dtype(dtype))
 
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:
-    """What makes logits of hidden states, [V, D]: the embeddings where they are tied."""
+    """The weight [V, D] that turns hidden states into logits: the embeddings if they are tied."""
     weight: jax.Array = params["embed" if config.tie_word_embeddings else "head"]
     return weight
 
@@ -95,7 +97,7 @@ def forward(
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: str = "float32") -> Cache:
-    """An empty cache for `length` tokens a row, padding included."""
+    """An empty cache with `length` slots a row, padding included."""
     L, K = config.num_hidden_layers, config.num_key_value_heads
     empty = jnp.zeros((L, batch, length, K, config.head_dim), jnp.dtype(dtype))
     return Cache(KeyValue(empty, empty), jnp.int32(0))
@@ -110,20 +112,20 @@ def decode(
     start: jax.Array | None = None,
     dtype: str = "float32",
 ) -> tuple[jax.Array, Cache]:
-    """Hidden states [B, T, D] of the next tokens [B, T], and the cache with them added.
+    """Hidden states [B, T, D] of the next tokens [B, T], and the cache with these tokens added.
 
-    The numbers are those of the whole text at once. All rows go on at the same slot, so prompts
-    of different lengths are padded on the left. More tokens than the cache's length overwrite
-    its end: the caller sees to that.
+    The hidden states equal those of the whole text computed at once. All rows continue at the same
+    slot, so prompts of different lengths are padded on the left. The caller must not exceed the
+    cache's length: further tokens overwrite its end.
 
     Args:
-      start: the slot [B] of each row's first token; before it is padding, whose hidden states
-        mean nothing. Left out, no row is padded.
+      start: int32 [B], the slot of each row's first token. Padding precedes it, and its hidden
+        states mean nothing. By default no row is padded.
     """
     hidden, cache = _module(config, params)(tokens, ComputeOptions(dtype), cache, start)
     return hidden, cache
 
 
 def num_stacked_axes(path: Any) -> int:
-    """How many leading axes of the parameter at a jax path count tensors: 1 under "layers"."""
+    """Leading axes that stack tensors in the parameter at a jax path: 1 under "layers", else 0."""
     return int(any(getattr(key, "key", getattr(key, "name", None)) == "layers" for key in path))

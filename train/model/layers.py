@@ -1,15 +1,14 @@
 """The parts that attention and the feed-forward network are made of."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from ..sharding import constrain
 
-PRODUCT = "product"  # What a layer's products with weights are called, for rematerialisation.
+PRODUCT = "product"  # Names the products with weights in a layer, for rematerialisation.
 
 
 @jax.custom_vjp
@@ -22,19 +21,39 @@ def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
     return product(x, weight), (x, weight)
 
 
-def _backward(kept: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weight's gradient by the product in which the narrower factor is the turned one.
-
-    A CPU's product turns its left factor first, and XLA computes what that factor is made of anew.
-    """
-    x, weight = kept
-    d_x = jnp.einsum("bto,oi->bti", d_y, weight)
-    if x.shape[-1] < d_y.shape[-1]:
-        return d_x, jnp.einsum("bti,bto->io", x, d_y).T
-    return d_x, jnp.einsum("bto,bti->oi", d_y, x)
+def _backward(
+    residuals: tuple[jax.Array, jax.Array], d_y: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = residuals
+    return jnp.einsum("bto,oi->bti", d_y, weight), weight_gradient(x, d_y, weight.dtype)
 
 
 product.defvjp(_forward, _backward)
+
+
+def weight_gradient(x: jax.Array, d_y: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The gradient [out, in] of a weight, from its input and its output's gradient.
+
+    XLA transposes the left factor of a product on CPUs, and computes again what that factor is
+    made of. So the narrower factor is put on the left there. A CPU has no such product of bfloat16
+    factors with a float32 result.
+
+    Args:
+      x: [B, T, in].
+      d_y: [B, T, out], of the same dtype as x.
+      dtype: dtype of the result.
+    """
+
+    def output_first(x: jax.Array, d_y: jax.Array) -> jax.Array:
+        return jnp.einsum("bto,bti->oi", d_y, x, preferred_element_type=dtype)
+
+    def input_first(x: jax.Array, d_y: jax.Array) -> jax.Array:
+        return jnp.einsum("bti,bto->io", x, d_y, preferred_element_type=dtype).T
+
+    if x.shape[-1] >= d_y.shape[-1] or x.dtype != dtype:
+        return output_first(x, d_y)
+    gradient: jax.Array = jax.lax.platform_dependent(x, d_y, cpu=input_first, default=output_first)
+    return gradient
 
 
 class Linear(nnx.Module):
@@ -46,7 +65,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(product(x, self.weight[...].astype(x.dtype)), PRODUCT)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is None:
+            return y
+        return y + jax.lax.broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim)
 
 
 class RMSNorm(nnx.Module):
@@ -59,15 +80,15 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * self.weight[...]).astype(x.dtype)
+        return (y * jax.lax.broadcast_to_rank(self.weight[...], y.ndim)).astype(x.dtype)
 
 
-def compute_logits(hidden: jax.Array, head: jax.Array, dtype: Any) -> jax.Array:
-    """float32 logits [..., V] of hidden [..., D] and head [V, D]; products of `dtype`."""
-    y = jnp.einsum(
+def compute_logits(hidden: jax.Array, head: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """float32 logits [..., V] from hidden [..., D] and head [V, D]; factors are cast to `dtype`."""
+    logits = jnp.einsum(
         "...d,vd->...v",
         hidden.astype(dtype),
         head.astype(dtype),
         preferred_element_type=jnp.float32,
     )
-    return constrain(y, "batch", *["length"] * (y.ndim - 2), "vocab")
+    return constrain(logits, "batch", *["length"] * (logits.ndim - 2), "vocab")

@@ -1,21 +1,22 @@
-"""The one table of parameters: Hugging Face's name, ours, and the logical axes."""
+"""The one table of parameters: Hugging Face's name, our path and the logical axes of each."""
 
 from typing import NamedTuple
 
 
 class ParamSpec(NamedTuple):
-    """One tensor of a decoder; those of a layer are stored one a layer and stacked here.
+    """The name, path and logical axes of one parameter.
 
-    Hugging Face's layout [out, in] is ours too, so that no weight is transposed on its way.
+    Files store a tensor for each layer, our tree stacks them. Both use the layout [out, in], so no
+    weight is transposed when it is loaded.
     """
 
-    name: str  # in safetensors files; {} is the layer's number
-    path: str  # in our tree
-    axes: tuple[str | None, ...]  # of the parameter in our tree
+    name: str  # name in safetensors files; {} is the layer's number
+    path: str  # path in our tree
+    axes: tuple[str | None, ...]  # logical axes of the array in our tree
 
     @property
     def stacked(self) -> bool:
-        """Whether files hold it layer by layer."""
+        """Whether files store a tensor for each layer."""
         return self.axes[0] == "layers"
 
 

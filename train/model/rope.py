@@ -18,9 +18,9 @@ KINDS = ("default", "linear", "llama3")
 class Rope:
     """Rotary frequencies (Su et al. 2021, RoFormer) and their scaling.
 
-    linear divides every frequency by `factor` (Chen et al. 2023, Position Interpolation); llama3
-    only the low ones, with a ramp between the two wavelengths that `low_freq_factor` and
-    `high_freq_factor` give as fractions of `original_length` (Llama 3.1).
+    "linear" divides every frequency by `factor` (Chen et al. 2023, Position Interpolation);
+    "llama3" divides only the low frequencies, with a ramp between the two wavelengths that
+    `low_freq_factor` and `high_freq_factor` give as fractions of `original_length` (Llama 3.1).
     """
 
     theta: float = 10000.0
@@ -36,7 +36,7 @@ class Rope:
         key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
         given = hf.get(key) or {}
         if not isinstance(given, Mapping) or any(isinstance(v, Mapping) for v in given.values()):
-            raise UserError(f"{where}: {key} must be one set for all layers, got {given!r}")
+            raise UserError(f"{where}: {key} must be the same for all layers, got {given!r}")
         kind = given.get("rope_type") or given.get("type") or "default"
         if kind not in KINDS:
             raise UserError(
@@ -59,7 +59,7 @@ class Rope:
         factor = number("factor")
         if kind == "linear":
             return cls(theta, kind, factor)
-        # transformers lets the key beside rope_parameters win over the one within.
+        # In transformers the key beside rope_parameters wins over the one within.
         length = hf.get("original_max_position_embeddings")
         if length is None:
             length = number("original_max_position_embeddings", max_positions)
@@ -69,7 +69,7 @@ class Rope:
         return cls(theta, kind, factor, low, high, int(length))
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """Radians a position, float32 [head_dim / 2]."""
+        """Radians per position, float32 [head_dim / 2]."""
         plain = self.theta ** -(np.arange(0, head_dim, 2) / head_dim)
         if self.kind == "default":
             return plain.astype(np.float32)
@@ -84,12 +84,13 @@ class Rope:
 
 def rotations(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, float32 [B, T, 1, head_dim / 2], of positions [B, T]."""
-    angles = positions[..., None, None].astype(jnp.float32) * rope.frequencies(head_dim)
+    frequencies = jnp.asarray(rope.frequencies(head_dim))[None, None, None]
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, rotations: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair (i, i + head_dim / 2) of x [B, T, heads, head_dim] by its angle."""
+    """Rotates each pair (i, i + head_dim / 2) of x [B, T, heads, head_dim] by its angle."""
     cos, sin = rotations
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -1,1 +1,1 @@
-"""Objectives: from a batch to a summed loss and the weight it is divided by."""
+"""Objectives: functions from a batch to a summed loss and the weight that divides it."""

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary, of which only a piece of the logits exists at a time."""
+"""Cross-entropy over a large vocabulary, with only a piece of the logits in memory at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,51 +6,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from ..model import compute_logits
+from ..model import compute_logits, weight_gradient
 from ..sharding import constrain, num_shards
 
-# Tokens a device whose float32 logits [tokens, V] are held at a time.
+# Tokens a device whose float32 logits [tokens, V] are in memory at a time.
 TOKENS = 1024
 Piece = tuple[jax.Array, jax.Array, jax.Array]  # hidden [B, C, D], targets and weights [B, C]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: Any
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
 ) -> jax.Array:
     """Σ w · (logsumexp(H h) - (H h)[target]) in nats, a float32 scalar.
 
-    Where a gradient is asked for, each piece of the logits gives its part of it at once, so that
-    no product is computed a second time. Gradients of logits are rounded to `dtype`, as logits'
-    factors are; those of the head are summed in float32.
+    Under differentiation, each piece of the logits yields its part of the gradient at once, so no
+    product is computed a second time. The logits' gradients are rounded to `dtype`, as their
+    factors are; the head's gradient is summed in float32.
 
     Args:
       hidden: h [B, T, D].
       head: H [V, D].
       targets: int32 [B, T].
       weights: w, float32 [B, T].
-      dtype: of the products' factors; their sums are float32.
+      dtype: dtype of the products' factors; sums are float32.
     """
     _, losses = _in_pieces(partial(_loss, head, dtype), None, (hidden, targets, weights))
     return jnp.sum(losses * weights)
 
 
 def _forward(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: Any
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
 ) -> tuple[jax.Array, Any]:
     start = constrain(jnp.zeros(head.shape, jnp.float32), "vocab", "embed")
     whole = constrain(head.astype(dtype), "vocab", None)  # Gathered once for all pieces.
     step = partial(_loss_and_gradient, whole, dtype)
     d_head, (losses, d_hidden) = _in_pieces(step, start, (hidden, targets, weights))
-    # As a token of nothing, the head says which dtype its gradient is to have.
+    # An empty slice carries the head's dtype to the backward pass.
     return jnp.sum(losses * weights), (d_hidden, d_head, losses, head[:0])
 
 
-def _backward(dtype: Any, kept: Any, d_loss: jax.Array) -> Any:
-    d_hidden, d_head, losses, head = kept
+def _backward(dtype: DTypeLike, residuals: Any, d_loss: jax.Array) -> Any:
+    d_hidden, d_head, losses, head = residuals
     return (
-        (d_hidden * d_loss).astype(d_hidden.dtype),
+        (d_hidden.astype(jnp.float32) * d_loss).astype(d_hidden.dtype),
         (d_head * d_loss).astype(head.dtype),
         None,
         losses * d_loss,
@@ -60,7 +61,7 @@ def _backward(dtype: Any, kept: Any, d_loss: jax.Array) -> Any:
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _loss(head: jax.Array, dtype: Any, carry: None, piece: Piece) -> tuple[None, jax.Array]:
+def _loss(head: jax.Array, dtype: DTypeLike, carry: None, piece: Piece) -> tuple[None, jax.Array]:
     """Each token's loss [B, C]."""
     hidden, targets, _ = piece
     logits = compute_logits(hidden, head, dtype)
@@ -68,7 +69,7 @@ def _loss(head: jax.Array, dtype: Any, carry: None, piece: Piece) -> tuple[None,
 
 
 def _loss_and_gradient(
-    head: jax.Array, dtype: Any, d_head: jax.Array, piece: Piece
+    head: jax.Array, dtype: DTypeLike, d_head: jax.Array, piece: Piece
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The head's gradient with a piece's added; each token's loss [B, C], its gradient [B, C, D].
 
@@ -77,33 +78,33 @@ def _loss_and_gradient(
     hidden, targets, weights = piece
     logits = compute_logits(hidden, head, dtype)
     total = jax.nn.logsumexp(logits, axis=-1)
-    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
-    d_logits = (jnp.exp(logits - total[..., None]) - hit) * weights[..., None]
-    d_logits = constrain(d_logits.astype(dtype), "batch", "length", "vocab")
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    d_hidden = product("btv,vd->btd", d_logits, head.astype(dtype)).astype(hidden.dtype)
-    if dtype == jnp.float32:  # As of train.model.layers.product; a CPU has it in float32 alone.
-        d_head += product("btd,btv->dv", hidden, d_logits).T
-    else:
-        d_head += product("btv,btd->vd", d_logits, hidden.astype(dtype))
+    one_hot = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+    d_logits = jnp.exp(logits - total[..., None]) - one_hot.astype(jnp.float32)
+    d_logits = (d_logits * weights[..., None]).astype(dtype)
+    d_logits = constrain(d_logits, "batch", "length", "vocab")
+    d_hidden = jnp.einsum(
+        "btv,vd->btd", d_logits, head.astype(dtype), preferred_element_type=jnp.float32
+    )
+    d_head += weight_gradient(hidden.astype(dtype), d_logits, jnp.float32)
     losses = total - _pick(logits, targets)
     return constrain(d_head, "vocab", "embed"), (
         losses,
-        constrain(d_hidden, "batch", "length", None),
+        constrain(d_hidden.astype(hidden.dtype), "batch", "length", None),
     )
 
 
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The logit [B, C] of each target."""
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
 def _in_pieces(
     step: Callable[[Any, Piece], tuple[Any, Any]], carry: Any, whole: Piece
 ) -> tuple[Any, Any]:
-    """Scans over pieces [B, C, ...] of arrays [B, T, ...]; what `step` yields is joined again.
+    """Scans over pieces [B, C, ...] of arrays [B, T, ...] and joins what `step` returns.
 
-    A piece has every n-th position, so that each device's stretch of a row is in all of them;
-    where n does not divide T, tokens of weight 0 are added.
+    A piece has every n-th position, so that each device's part of a row is in all of them; if n
+    does not divide T, tokens of weight 0 are added.
     """
     B, T = whole[1].shape
     context = num_shards("length")

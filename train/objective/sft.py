@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy on the target tokens."""
+"""Supervised fine-tuning: the cross-entropy of the tokens in the loss mask."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ def sft_loss(
     batch: dict[str, jax.Array],
     options: ComputeOptions,
 ) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy in nats over a batch's target tokens, and their weight.
+    """The summed cross-entropy of a batch in nats, and the sum of its weights.
 
     Args:
-      batch: tokens and targets [B, T] int32, weights [B, T] float32 (0 where nothing is learned);
-        of packed rows also segment_ids and positions [B, T] int32.
+      batch: tokens and targets int32 [B, T], weights float32 [B, T] (0 where the loss is masked);
+        for packed rows also segment_ids and positions int32 [B, T].
     """
     packed = "segment_ids" in batch
     documents = Documents(batch["segment_ids"], batch["positions"]) if packed else None

@@ -1,1 +1,1 @@
-"""What a compiled train step needs of its devices."""
+"""The command `plan`: compiles a train step and reports what it needs of each device."""

@@ -1,4 +1,4 @@
-"""What a config's train step needs of its devices: compiled, without weights or data."""
+"""Compiles a config's train step, without weights or data, to see what it needs of a device."""
 
 import math
 import re
@@ -22,70 +22,70 @@ from ..sharding import check_rows, make_mesh
 from .hlo import ProgramCost, program_cost
 from .topology import slice_devices
 
-STEPS = 1000  # Where the data would say how many: of schedules alone, and not of what they cost.
+STEPS = 1000  # Stands in for a number of updates that only the data gives; it costs nothing.
 
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A train step as compiled, or that it was too large to be; bytes are those of one device."""
+    """A train step that was compiled, or that is too large to be; bytes are those of one device."""
 
     program: Program
-    needs: int | None  # bytes at the fullest moment; None where the compiler does not say
-    fits: bool | None  # None where it is not known what a device has
-    program_cost: ProgramCost | None  # None where it was not compiled
-    seconds: float
+    peak_bytes: int | None  # None if the compiler does not report it
+    fits: bool | None  # None if a device's memory is not known
+    cost: ProgramCost | None  # None if it could not be compiled
+    seconds: float  # to compile
 
     @property
-    def ways(self) -> int:
-        """In how many parts the rows of a microbatch are split."""
+    def row_shards(self) -> int:
+        """Parts into which the rows of a microbatch are split."""
         mesh = self.program.mesh
         return int(mesh.shape["data"] * mesh.shape["fsdp"])
 
     @property
     def num_microbatches(self) -> int:
-        """Of an update."""
+        """Microbatches per update."""
         return self.program.config.batch.num_microbatches
 
     @property
-    def rows(self) -> int:
-        """Of a microbatch, on a device."""
-        return self.program.config.batch.size // self.num_microbatches // self.ways
+    def rows_per_device(self) -> int:
+        """Rows per device in one microbatch."""
+        return self.program.config.batch.size // self.num_microbatches // self.row_shards
 
     @cached_property
-    def kept(self) -> dict[str, int]:
-        """Bytes that lie on a device between updates, by what they are."""
+    def resident(self) -> dict[str, int]:
+        """Bytes that stay on a device between updates, by kind."""
         state = self.program.abstract_state()
         return {
-            "parameters": bytes_a_device(state.params),
-            "optimizer state": bytes_a_device(state.opt_state),
-            "batch": bytes_a_device(self.program.abstract_batch()),
+            "parameters": bytes_per_device(state.params),
+            "optimizer state": bytes_per_device(state.opt_state),
+            "batch": bytes_per_device(self.program.abstract_batch()),
         }
 
     @property
-    def gradients(self) -> int:
-        """Bytes of the gradients, and of their sum over microbatches where there are several."""
-        return self.kept["parameters"] * (1 if self.num_microbatches == 1 else 2)
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients, and of their sum if there are several microbatches."""
+        return self.resident["parameters"] * (1 if self.num_microbatches == 1 else 2)
 
     @property
-    def fixed(self) -> int:
-        """Bytes that no smaller microbatch saves."""
-        return sum(self.kept.values()) + self.gradients
+    def fixed_bytes(self) -> int:
+        """Bytes that do not depend on the size of a microbatch."""
+        return sum(self.resident.values()) + self.gradient_bytes
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """All that `plan` finds out."""
+    """All steps that `plan` compiled."""
 
     given: CompiledStep
-    plain: CompiledStep | None  # the same without its mask, where it has one
-    searched: tuple[CompiledStep, ...]  # the same with other microbatches
-    limit: int | None  # bytes that a device has; None where that is not known
+    unmasked: CompiledStep | None  # the same step without its mask, if it has one
+    searched: tuple[CompiledStep, ...]  # the same step with other numbers of microbatches
+    limit: int | None  # bytes of a device's memory; None if not known
 
     @property
     def largest(self) -> CompiledStep | None:
-        """The largest microbatch that fits, of those compiled."""
-        fitting = [each for each in (self.given, *self.searched) if each.fits]
-        return max(fitting, key=lambda each: each.rows, default=None)
+        """The compiled step with the largest microbatch that fits."""
+        fitting = [step for step in (self.given, *self.searched) if step.fits]
+        return max(fitting, key=lambda step: step.rows_per_device, default=None)
 
 
 def plan_step(
@@ -95,15 +95,16 @@ def plan_step(
     slices: int = 1,
     plain: bool,
     explore: bool,
-    say: Callable[[CompiledStep], None],
+    on_compiled: Callable[[CompiledStep], None],
 ) -> StepPlan:
     """Compiles the config's step for the devices here or for a TPU slice.
 
     Args:
-      slices: how many of them, joined by the network between slices.
-      plain: compile it without its mask too.
-      explore: compile other microbatches too, until the largest that fits is known.
-      say: called with each as it is compiled, which may take minutes.
+      slices: how many slices, joined by the network between slices.
+      plain: also compile the step without its mask.
+      explore: also compile other numbers of microbatches, until the largest microbatch that fits
+        is known.
+      on_compiled: called with each step after its compilation, which may take minutes.
 
     Raises:
       UserError: where model, mesh and batch do not go together, or there is no such slice.
@@ -114,20 +115,20 @@ def plan_step(
     check_rows(mesh, rows, config.data.max_length)
     folder = resolve_model(config.model.path, config.model.revision, ["config.json"])
     model = load_model_config(folder)
-    limit = _memory(devices[0])
+    limit = _device_memory(devices[0])
 
-    def compiled(config: Config) -> CompiledStep:
-        made = _compile(Program(config, model, mesh, config.steps or STEPS), limit)
-        say(made)
-        return made
+    def compile_config(config: Config) -> CompiledStep:
+        step = _compile(Program(config, model, mesh, config.steps or STEPS), limit)
+        on_compiled(step)
+        return step
 
-    with _uncached() if topology else nullcontext():
-        given = compiled(config)
+    with _cache_bypassed() if topology else nullcontext():
+        given = compile_config(config)
         masked = config.optimizer.mask.kind != "none"
-        without = compiled(_unmasked(config)) if plain and masked and given.cost else None
-        hopeful = limit is not None and given.fixed < limit
-        searched = search(given, compiled) if explore and hopeful else []
-    return StepPlan(given, without, tuple(searched), limit)
+        unmasked = compile_config(_unmasked(config)) if plain and masked and given.cost else None
+        may_fit = limit is not None and given.fixed_bytes < limit
+        searched = search(given, compile_config) if explore and may_fit else []
+    return StepPlan(given, unmasked, tuple(searched), limit)
 
 
 def _unmasked(config: Config) -> Config:
@@ -136,8 +137,8 @@ def _unmasked(config: Config) -> Config:
 
 
 @contextmanager
-def _uncached() -> Iterator[None]:
-    """Keeps programs out of jax's cache: those for a slice cannot be read back from it."""
+def _cache_bypassed() -> Iterator[None]:
+    """Keeps programs for a slice out of jax's compilation cache, which cannot load them again."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, math.inf)
@@ -147,10 +148,10 @@ def _uncached() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def _memory(device: jax.Device) -> int | None:
-    """Bytes of a device: those that jax may use where it is here, else those of its kind."""
-    if device in jax.local_devices() and (here := device.memory_stats()):
-        return int(here["bytes_limit"])
+def _device_memory(device: jax.Device) -> int | None:
+    """Bytes of memory that jax may use on a device of this process, else those of its kind."""
+    if device in jax.local_devices() and (stats := device.memory_stats()):
+        return int(stats["bytes_limit"])
     chip = find_chip(device.device_kind)
     return chip.memory if chip else None
 
@@ -161,54 +162,56 @@ def _compile(program: Program, limit: int | None) -> CompiledStep:
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(*shapes)
         try:
-            made = lowered.compile()
+            compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             seconds = time.perf_counter() - start
-            return CompiledStep(program, bytes_wanted(str(error)), False, None, seconds)
+            return CompiledStep(program, required_bytes(str(error)), False, None, seconds)
     seconds = time.perf_counter() - start
-    memory = made.memory_analysis()
+    memory = compiled.memory_analysis()
     if program.mesh.devices.flat[0].platform == "tpu":
-        # There, temporary sizes add up to more than what the program is given.
-        needs = memory.peak_memory_in_bytes
+        # The temporary sizes of a TPU program add up to more than it is given.
+        peak = memory.peak_memory_in_bytes
     else:
-        needs = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        needs += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    fits = None if limit is None else needs <= limit
-    return CompiledStep(program, needs, fits, program_cost(made.as_text()), seconds)
+        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    fits = None if limit is None else peak <= limit
+    return CompiledStep(program, peak, fits, program_cost(compiled.as_text()), seconds)
 
 
-def bytes_wanted(message: str) -> int | None:
-    """What a compiler that gave up says it would have needed.
+def required_bytes(message: str) -> int | None:
+    """The memory that a program needs, from the message of a compiler that ran out of it.
 
-    >>> bytes_wanted("total memory required (19.50G) exceeds available HBM (15.75G)")
+    >>> required_bytes("total memory required (19.50G) exceeds available HBM (15.75G)")
     20937965568
     """
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available", message)
     return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else None
 
 
-def search(given: CompiledStep, compiled: Callable[[Config], CompiledStep]) -> list[CompiledStep]:
-    """Bisects the numbers of microbatches that the mesh allows, from the given one."""
+def search(
+    given: CompiledStep, compile_config: Callable[[Config], CompiledStep]
+) -> list[CompiledStep]:
+    """Bisects the numbers of microbatches that the mesh allows, starting from the given one."""
     config = given.program.config
-    rows = config.batch.size // given.ways
-    choices = [each for each in range(1, rows + 1) if rows % each == 0]  # rows on a device
-    made: list[CompiledStep] = []
-    at = choices.index(given.rows)
-    fits, too_large = (at, len(choices)) if given.fits else (-1, at)
+    rows = config.batch.size // given.row_shards
+    choices = [size for size in range(1, rows + 1) if rows % size == 0]  # rows per device
+    steps: list[CompiledStep] = []
+    start = choices.index(given.rows_per_device)
+    fits, too_large = (start, len(choices)) if given.fits else (-1, start)
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
-        pieces = rows // choices[middle]
-        batch = config.batch.model_copy(update={"num_microbatches": pieces})
-        made.append(compiled(config.model_copy(update={"batch": batch})))
-        fits, too_large = (middle, too_large) if made[-1].fits else (fits, middle)
-    return made
+        num_microbatches = rows // choices[middle]
+        batch = config.batch.model_copy(update={"num_microbatches": num_microbatches})
+        steps.append(compile_config(config.model_copy(update={"batch": batch})))
+        fits, too_large = (middle, too_large) if steps[-1].fits else (fits, middle)
+    return steps
 
 
-def bytes_a_device(described: Any) -> int:
-    """Of one device's part of arrays, from their shapes and shardings."""
+def bytes_per_device(arrays: Any) -> int:
+    """Bytes of one device's part of a tree of ShapeDtypeStructs with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(described)
+        for leaf in jax.tree.leaves(arrays)
     )

@@ -1,4 +1,4 @@
-"""TPU slices that need not be there: devices to compile for."""
+"""The devices of a TPU slice to compile for, without having it."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ from jax.experimental import topologies
 
 from ..errors import UserError
 
-# The compiler is to look for neither a TPU nor the machine that would hold one, and to lock none.
+# Keeps the compiler from looking for a TPU or its host, and from locking one.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -20,12 +20,12 @@ EXAMPLES = "v5e:4x4, v5e:16x16, v6e:8x8 or v5p:4x4x4"
 
 
 def slice_devices(name: str, slices: int = 1) -> list[jax.Device]:
-    """The devices of one or several slices such as v5e:16x16, for the compiler alone.
+    """The devices of one or several slices such as v5e:16x16; they serve compilation alone.
 
-    The process computes on its CPU from then on, if it has not computed yet.
+    A process that has not used jax yet computes on its CPU from then on.
 
     Raises:
-      UserError: for an unknown slice, or where the compiler is missing.
+      UserError: for an unknown slice, or if the compiler is missing.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -34,15 +34,15 @@ def slice_devices(name: str, slices: int = 1) -> list[jax.Device]:
         )
     os.environ |= ENVIRONMENT
     jax.config.update("jax_platforms", "cpu")
-    # The cores of a v4 chip are one device to jax on a TPU, but two to its compiler by default.
+    # On a v4 chip jax shows one device for both cores; the compiler by default shows two.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     if slices > 1:
         options["num_slices"] = slices
     try:
-        made = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"--topology {name}: no such slice ({reason}); name one such as {EXAMPLES}"
         ) from None
-    return list(made.devices)
+    return list(topology.devices)

@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from train.errors import UserError
 from train.model import ModelConfig
-from train.model.attention_kernels import attend_causally, choose_attention
+from train.model.attention_kernels import causal_attention, choose_attention
 from train.sharding import make_mesh
 
 T = 300  # Of several blocks, the last one not whole.
@@ -29,7 +29,7 @@ def _inputs(length: int = T, heads: int = 4, kv_heads: int = 2) -> tuple[jax.Arr
 
 def _segments(packed: bool, length: int = T) -> jax.Array | None:
     ends = jnp.array([[3, 130, length // 2, length], [1, 128, 129, length - 7]])
-    return jnp.sum(jnp.arange(length) >= ends[..., None], axis=1) if packed else None
+    return jnp.sum(jnp.arange(length)[None, None] >= ends[..., None], axis=1) if packed else None
 
 
 def _plain(segments: jax.Array | None, window: int | None) -> Callable[..., jax.Array]:
@@ -38,7 +38,7 @@ def _plain(segments: jax.Array | None, window: int | None) -> Callable[..., jax.
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         length, group = q.shape[1], q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
-        distance = jnp.arange(length)[:, None] - jnp.arange(length)
+        distance = jnp.arange(length)[None, :, None] - jnp.arange(length)[None, None]
         mask = (distance >= 0) & (distance < (window or length))
         mask = jnp.broadcast_to(mask, (2, length, length))
         if segments is not None:
@@ -62,7 +62,7 @@ def _with_gradients(attend: Callable[..., jax.Array], inputs: tuple[jax.Array, .
 def _assert_equal(kernel: str, packed: bool, window: int | None, **inputs: int) -> None:
     arrays = _inputs(**inputs)
     segments = _segments(packed, arrays[0].shape[1])
-    ours = attend_causally(kernel, segments)
+    ours = causal_attention(kernel, segments)
     theirs = _with_gradients(_plain(segments, window), arrays)
     for a, b in zip(
         jax.tree.leaves(_with_gradients(partial(ours, window), arrays)),

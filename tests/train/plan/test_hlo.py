@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from train.plan.hlo import Collective, collectives, program_cost
+from train.plan.hlo import Collective, find_collectives, program_cost
 
 HEADER = "HloModule jit_step, num_partitions=8\n\n"
 
@@ -62,7 +62,7 @@ HEADER = "HloModule jit_step, num_partitions=8\n\n"
     ],
 )
 def test_a_collective_is_read(line: str, kind: str, size: int, group: int) -> None:
-    assert list(collectives(f"  {line}\n", 8)) == [Collective(kind, size, group)]
+    assert list(find_collectives(f"  {line}\n", 8)) == [Collective(kind, size, group)]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_collective_is_read(line: str, kind: str, size: int, group: int) -> No
     ],
 )
 def test_what_only_mentions_a_collective_is_none(line: str) -> None:
-    assert not list(collectives(f"  {line}\n"))
+    assert not list(find_collectives(f"  {line}\n"))
 
 
 @pytest.mark.parametrize(
@@ -121,23 +121,23 @@ REDUCE, GATHER = Collective("all-reduce", 32, 8), Collective("all-gather", 32, 8
 
 
 def test_a_loop_that_counts_is_followed_through_all_its_rounds() -> None:
-    step, rounds = program_cost(HEADER + loop(COUNTS, BODY))
-    assert step.times == Counter({REDUCE: 1, GATHER: 16})
+    step, passes = program_cost(HEADER + loop(COUNTS, BODY))
+    assert step.collectives == Counter({REDUCE: 1, GATHER: 16})
     assert step.cycles == 100 + 16 * 7
-    assert rounds == []
+    assert passes == []
 
 
-def test_a_loop_whose_length_the_compiler_says() -> None:
-    said = ', backend_config={"known_trip_count":{"n":"5"}}'
-    step, _ = program_cost(HEADER + loop(DEPENDS, BODY, said))
-    assert step.times[GATHER] == 5
+def test_a_loop_whose_length_the_compiler_states() -> None:
+    count = ', backend_config={"known_trip_count":{"n":"5"}}'
+    step, _ = program_cost(HEADER + loop(DEPENDS, BODY, count))
+    assert step.collectives[GATHER] == 5
 
 
-def test_of_a_loop_that_depends_on_the_data_one_round_is_told() -> None:
-    step, [a_round] = program_cost(HEADER + loop(DEPENDS, BODY))
-    assert step.times == Counter({REDUCE: 1})
-    assert a_round.times == Counter({GATHER: 1})
-    assert a_round.cycles == 7
+def test_a_loop_that_depends_on_the_data_is_listed_with_one_round() -> None:
+    step, [one_pass] = program_cost(HEADER + loop(DEPENDS, BODY))
+    assert step.collectives == Counter({REDUCE: 1})
+    assert one_pass.collectives == Counter({GATHER: 1})
+    assert one_pass.cycles == 7
 
 
 def test_branches_and_fused_computations_are_followed() -> None:
@@ -157,8 +157,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 }
 """
     step, _ = program_cost(HEADER + text)
-    assert step.times == Counter({GATHER: 2, REDUCE: 2})
-    assert step.cycles == 9 + 1  # Of the branch; the fusion's own are those said where it starts.
+    assert step.collectives == Counter({GATHER: 2, REDUCE: 2})
+    assert step.cycles == 9 + 1  # The branch's kernel, and the fusion as counted where it starts.
 
 
 def test_the_steps_of_one_collective_share_its_channel() -> None:
@@ -175,7 +175,7 @@ def test_the_steps_of_one_collective_share_its_channel() -> None:
         "  %g", "  %f = f32[8] fusion(%x), calls=%first\n  %g"
     )
     step, _ = program_cost(HEADER + steps + loop(COUNTS, body))
-    assert step.times == Counter({REDUCE: 1, GATHER: 16})
+    assert step.collectives == Counter({REDUCE: 1, GATHER: 16})
 
 
 def test_a_kernel_s_own_text_in_a_body_does_not_end_it() -> None:

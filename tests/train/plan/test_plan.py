@@ -34,9 +34,8 @@ def architecture(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def silently(config: Any, topology: str | None = None, **options: bool) -> StepPlan:
-    said: list[CompiledStep] = []
     options = {"plain": False, "explore": False} | options
-    return plan_step(config, topology, say=said.append, **options)
+    return plan_step(config, topology, on_compiled=lambda _: None, **options)
 
 
 def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Path) -> None:
@@ -44,15 +43,15 @@ def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Pat
     plan = silently(load_config(write_config(data={"max_length": 32}), override))
     leaves = jax.tree.leaves(abstract_params(load_model_config(architecture)))
     whole = 4 * sum(leaf.size for leaf in leaves)
-    kept = plan.given.kept
+    kept = plan.given.resident
     assert whole / 8 <= kept["parameters"] < whole / 7.5  # Norms and what is small are everywhere.
     assert kept["optimizer state"] == pytest.approx(2 * kept["parameters"], rel=0.01)
     assert kept["batch"] == 3 * 4 * 1 * 32
-    assert plan.given.needs is not None
-    assert plan.given.needs > sum(kept.values()) + plan.given.gradients
+    assert plan.given.peak_bytes is not None
+    assert plan.given.peak_bytes > sum(kept.values()) + plan.given.gradient_bytes
     assert plan.given.fits is None
     assert plan.limit is None
-    assert plan.plain is None
+    assert plan.unmasked is None
 
 
 @NEEDS_LIBTPU
@@ -82,7 +81,7 @@ def test_what_does_not_fit_exits_with_2_and_says_what_it_needs(
     said = capsys.readouterr()
     assert "does not fit" in said.out
     assert "split weights, optimizer state and gradients, 48.49 GiB of it" in said.err
-    assert "more than the 4 ways" in said.err
+    assert "more than the present 4 ways" in said.err
 
 
 def test_here_it_prints_what_is_known(
@@ -137,7 +136,7 @@ def pretend(config: Any, fits: bool = False, **mesh: int) -> CompiledStep:
         config=config, mesh=SimpleNamespace(shape=shape, size=math.prod(shape.values()))
     )
     made = CompiledStep(program, 261, fits, None, 0.0)
-    made.__dict__["kept"] = {"parameters": 40, "optimizer state": 80, "batch": 1}
+    made.__dict__["resident"] = {"parameters": 40, "optimizer state": 80, "batch": 1}
     return made
 
 
@@ -157,14 +156,16 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
     found = search(start, compiled)
     assert len(found) <= 3
     best = StepPlan(start, None, tuple(found), 1).largest
-    assert (best.rows if best else 0) == max(n for n in (0, 1, 2, 4, 8, 16) if n <= largest)
+    assert (best.rows_per_device if best else 0) == max(
+        n for n in (0, 1, 2, 4, 8, 16) if n <= largest
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "mesh", "limit", "said"),
     [
         (64, {}, 150, "; split weights, optimizer state and gradients, 161 B of it, more than the"),
-        (64, {}, 150, "than the 4 ways that they are: over more devices along mesh.fsdp (13 ways"),
+        (64, {}, 150, "than the present 4 ways: over more devices along mesh.fsdp (13 ways"),
         (64, {"data": 2}, 150, "along mesh.fsdp, or those along mesh.data (13 ways"),
         (64, {}, 250, "; raise batch.num_microbatches; or set model.remat=full; or set opt"),
         (
