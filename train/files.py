@@ -6,11 +6,13 @@ folder was being replaced perhaps `.NAME.XXXXXXXX.old`, the whole folder that wa
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -81,6 +83,11 @@ def check_destination(path: Path, replaceable: Collection[str] = ()) -> None:
             f"{path} is not empty: it holds {', '.join(others[:3])}{more}; "
             "choose another folder with --out, or remove it"
         )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file as Hugging Face does: indented, UTF-8, a newline at the end."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_is_folder(path: Path) -> None:

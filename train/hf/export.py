@@ -2,14 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from ..distributed.processes import is_main_process
 from ..files import atomic_folder
-from ..model import ModelConfig
+from ..model import ModelConfig, Params
 from .save import save_params
 
-# What a folder holds beside config.json and the weights.
+# The files of a model folder beside config.json and the weights.
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +25,7 @@ COMPANIONS = (
 
 def export(
     config: ModelConfig,
-    params: Any,
+    params: Params,
     base: Path,
     out: Path,
     dtype: str,
@@ -34,15 +33,18 @@ def export(
     chat_template: str | None = None,
     replace: bool = False,
 ) -> None:
-    """Writes weights, config, tokenizer and chat template to `out`.
+    """Writes weights, config, tokenizer and chat template to `out`: all of them, or nothing.
 
     Where there are several processes, all call this together and the first one writes.
 
     Args:
-      base: the folder of the model that was tuned; its tokenizer is taken over as it is.
+      base: the folder of the model that was tuned; its tokenizer is copied.
       dtype: of the stored weights, float32 or bfloat16.
-      chat_template: the file of the template that was trained with, where it is not the base's.
-      replace: whether what lies at `out` may be removed, as a run's own earlier export may.
+      chat_template: the file with the template of the training, if it is not the base's.
+      replace: whether a folder at `out` may be replaced, such as a run's own earlier export.
+
+    Raises:
+      UserError: if `out` is not empty and may not be replaced, or cannot be written.
     """
     if not is_main_process():
         save_params(params, config, None, dtype)

@@ -1,7 +1,8 @@
-"""Merges of model folders, tensor by tensor: drop and rescale (DARE), and interpolation."""
+"""Merges model folders tensor by tensor: drop and rescale (DARE), and interpolation."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -10,15 +11,17 @@ import gmt_jax
 
 from ..errors import UserError
 from ..files import atomic_folder
-from .compare import check_alike, layouts, small_files, write_like
-from .load import READABLE, name_list, open_weights
+from .compare import check_alike, small_files, tensor_specs, write_like
+from .safetensors import WEIGHT_DTYPES, name_list, open_weights
 
-# A tree of one tensor under its name, of the base and of the tuned model.
-Rule = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], dict[str, jax.Array]]
+# A tree of one tensor under its name. The name matters: DARE's random bits depend on it.
+Tree: TypeAlias = dict[str, np.ndarray]
+# Merges a tensor of the base and one of the tuned model.
+MergeFn: TypeAlias = Callable[[Tree, Tree], dict[str, jax.Array]]
 
 
 def dare(base: Path, tuned: Path, out: Path, drop_rate: float, seed: int) -> None:
-    """Writes the base and a random part of the tuned model's changes; see gmt_jax.dare.
+    """Writes the base plus a random part of the tuned model's changes; see gmt_jax.dare.
 
     Raises:
       UserError: for numbers out of range, tensors that do not match, or an `out` that is not empty.
@@ -43,19 +46,20 @@ def interpolate(base: Path, tuned: Path, out: Path, weight: float) -> None:
     _merge(base, tuned, out, lambda old, new: gmt_jax.interpolate(old, new, weight))
 
 
-def _merge(base: Path, tuned: Path, out: Path, rule: Rule) -> None:
-    """Writes what the rule makes of each tensor, beside the tuned model's small files."""
+def _merge(base: Path, tuned: Path, out: Path, merge_fn: MergeFn) -> None:
+    """Writes the merged tensors in the base's files, beside the tuned model's small files."""
     with open_weights(base) as old, open_weights(tuned) as new:
-        shapes = layouts(old, base)
-        check_alike(shapes, base, layouts(new, tuned), tuned)
-        others = [name for name, layout in shapes.items() if layout.dtype not in READABLE]
+        specs = tensor_specs(old)
+        check_alike(specs, base, tensor_specs(new), tuned)
+        others = [name for name, spec in specs.items() if spec.dtype not in WEIGHT_DTYPES]
         if others:
             raise UserError(
-                f"{base}: can only merge tensors of {', '.join(READABLE)}; not {name_list(others)}"
+                f"{base}: can only merge tensors of {', '.join(WEIGHT_DTYPES)}; "
+                f"not {name_list(others)}"
             )
 
         def merged(name: str) -> np.ndarray:
-            return np.asarray(rule({name: old.tensor(name)}, {name: new.tensor(name)})[name])
+            return np.asarray(merge_fn({name: old.tensor(name)}, {name: new.tensor(name)})[name])
 
         with atomic_folder(out, replace=False) as folder:
             write_like(old, folder, merged)

@@ -1,9 +1,9 @@
 """Writes a decoder's weights as safetensors files that transformers loads."""
 
-import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ..errors import UserError
+from ..files import write_json
 from ..model.config import ModelConfig
 from ..model.functional import Params
-from ..model.param_table import PARAM_SPECS
-from .load import INDEX
-from .safetensors import Layout, write_safetensors
-
-# Our dtype -> safetensors' name of it.
-LABELS = {"float32": "F32", "bfloat16": "BF16"}
-
-
-class _Piece(NamedTuple):
-    """One tensor of a file: a parameter, or one layer of a stacked parameter."""
-
-    name: str
-    param: jax.Array
-    layer: int | None
-
-    def layout(self, dtype: str) -> Layout:
-        shape = self.param.shape if self.layer is None else self.param.shape[1:]
-        return Layout(LABELS[dtype], shape)
-
-    def fetch(self, dtype: str) -> np.ndarray:
-        """The tensor in this process's memory. Where there are several, all call it together."""
-        array = _take(self.param, self.layer, jnp.dtype(dtype))
-        if not array.is_fully_addressable:
-            array = multihost_utils.process_allgather(array, tiled=True)
-        return np.ascontiguousarray(array)
+from .load import StoredTensor, stored_tensors
+from .safetensors import INDEX, LABELS, TensorSpec, write_safetensors
 
 
 def save_params(
@@ -48,91 +26,80 @@ def save_params(
     *,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes the weights and config.json into a folder.
+    """Writes the weights and config.json into a folder, one tensor in memory at a time.
 
-    One tensor is held in memory at a time. Where there are several processes, all call this
-    together and one writes.
+    Where there are several processes, all call this together and one writes.
 
     Args:
       folder: exists and holds no weights yet, such as one from `atomic_folder`; None in the
         processes that do not write.
       dtype: of the stored weights, float32 or bfloat16.
-      max_file_bytes: above it, the weights are cut into several files with an index.
+      max_file_bytes: larger weights are split into several files with an index.
     """
-    files = _files(_pieces(params, config), dtype, max_file_bytes)
+    files = _split(stored_tensors(config, params), dtype, max_file_bytes)
     if folder is None:
-        for pieces in files.values():
-            for piece in pieces:
-                piece.fetch(dtype)
+        for tensors in files.values():
+            for tensor in tensors:
+                _fetch(tensor, dtype)
         return
     if any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: holds weights already; choose another folder")
-    for name, pieces in files.items():
-        _write_file(folder / name, pieces, dtype)
+    for name, tensors in files.items():
+        _write_file(folder / name, tensors, dtype)
     if len(files) > 1:
-        _write_json(folder / INDEX, _index(files, dtype))
-    _write_json(folder / "config.json", _stored_as(config, dtype))
+        write_json(folder / INDEX, _index(files, dtype))
+    # The dtype has the key that the original config.json has for it.
+    dtype_key = "torch_dtype" if "torch_dtype" in config.original else "dtype"
+    write_json(folder / "config.json", {**config.original, dtype_key: dtype})
 
 
-def _pieces(params: Params, config: ModelConfig) -> list[_Piece]:
-    """All tensors in the order of the table, layer by layer."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    rows = [tensor for tensor in PARAM_SPECS if tensor.path in leaves]
-    whole = [_Piece(row.name, leaves[row.path], None) for row in rows if not row.stacked]
-    layers = [
-        _Piece(row.name.format(layer), leaves[row.path], layer)
-        for layer in range(config.num_hidden_layers)
-        for row in rows
-        if row.stacked
-    ]
-    return whole + layers
-
-
-def _files(pieces: list[_Piece], dtype: str, limit: int) -> dict[str, list[_Piece]]:
-    """The pieces of each file by its name; a piece above the limit has a file to itself."""
-    groups: list[list[_Piece]] = [[]]
-    room = limit
-    for piece in pieces:
-        size = piece.layout(dtype).bytes
-        if size > room and groups[-1]:
+def _split(
+    tensors: Sequence[StoredTensor], dtype: str, max_file_bytes: int
+) -> dict[str, list[StoredTensor]]:
+    """The tensors of each file by its name; a tensor above the limit has a file to itself."""
+    groups: list[list[StoredTensor]] = [[]]
+    bytes_left = max_file_bytes
+    for tensor in tensors:
+        size = _spec(tensor, dtype).num_bytes
+        if size > bytes_left and groups[-1]:
             groups.append([])
-            room = limit
-        groups[-1].append(piece)
-        room -= size
+            bytes_left = max_file_bytes
+        groups[-1].append(tensor)
+        bytes_left -= size
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     count = len(groups)
     return {f"model-{i:05d}-of-{count:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
-def _index(files: dict[str, list[_Piece]], dtype: str) -> dict[str, Any]:
-    total = sum(piece.layout(dtype).bytes for pieces in files.values() for piece in pieces)
-    places = {piece.name: file for file, pieces in files.items() for piece in pieces}
-    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+def _index(files: Mapping[str, Sequence[StoredTensor]], dtype: str) -> dict[str, Any]:
+    """The index file's content: which file holds which tensor."""
+    total = sum(_spec(tensor, dtype).num_bytes for group in files.values() for tensor in group)
+    file_of = {tensor.name: file for file, group in files.items() for tensor in group}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
 
 
-def _stored_as(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The original config.json with the type of the weights, under the name it has there."""
-    key = "torch_dtype" if "torch_dtype" in config.original else "dtype"
-    return {**config.original, key: dtype}
+def _write_file(path: Path, tensors: Sequence[StoredTensor], dtype: str) -> None:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    specs = {name: _spec(tensor, dtype) for name, tensor in by_name.items()}
+    write_safetensors(path, specs, lambda name: _fetch(by_name[name], dtype), {"format": "pt"})
 
 
-def _write_file(path: Path, pieces: list[_Piece], dtype: str) -> None:
-    by_name = {piece.name: piece for piece in pieces}
-    layouts = {name: piece.layout(dtype) for name, piece in by_name.items()}
-    write_safetensors(path, layouts, lambda name: by_name[name].fetch(dtype), {"format": "pt"})
+def _spec(tensor: StoredTensor, dtype: str) -> TensorSpec:
+    return TensorSpec(LABELS[dtype], tensor.shape)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _fetch(tensor: StoredTensor, dtype: str) -> np.ndarray:
+    """The whole tensor in this process's memory; a collective call where there are several."""
+    array = _slice_and_cast(tensor.param, tensor.layer, dtype)
+    if not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.ascontiguousarray(array)
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _take(param: jax.Array, layer: int | None, dtype: Any) -> jax.Array:
-    # The layer's number is traced: one program serves all layers.
+def _slice_and_cast(param: jax.Array, layer: int | None, dtype: str) -> jax.Array:
+    # The layer's index is traced, so that one program serves all layers.
     if layer is not None:
         param = jax.lax.dynamic_index_in_dim(param, layer, keepdims=False)
-    return param.astype(dtype)
+    return param.astype(jnp.dtype(dtype))

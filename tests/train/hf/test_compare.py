@@ -8,22 +8,22 @@ import pytest
 from safetensors.numpy import save_file
 
 from train.errors import UserError
-from train.hf.compare import layouts, small_files, write_like
-from train.hf.load import open_weights
+from train.hf.compare import small_files, tensor_specs, write_like
+from train.hf.safetensors import open_weights
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"w": np.ones(3)}, tmp_path / f"{name}.safetensors")
-    with open_weights(tmp_path) as store, pytest.raises(UserError, match="in two files: w;"):
-        layouts(store, tmp_path)
+    with open_weights(tmp_path) as reader, pytest.raises(UserError, match="in two files: w;"):
+        tensor_specs(reader)
 
 
 def test_a_type_that_is_not_supported_is_refused(tmp_path: Path) -> None:
     save_file({"w": np.ones(3, bool), "v": np.ones(3)}, tmp_path / "model.safetensors")
     said = re.escape("of a type that is not supported: w; convert them to one of F64, F32")
-    with open_weights(tmp_path) as store, pytest.raises(UserError, match=said):
-        layouts(store, tmp_path)
+    with open_weights(tmp_path) as reader, pytest.raises(UserError, match=said):
+        tensor_specs(reader)
 
 
 def test_a_folder_written_again_is_the_same_file(tmp_path: Path) -> None:
@@ -34,8 +34,8 @@ def test_a_folder_written_again_is_the_same_file(tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with open_weights(tmp_path) as store:
-        write_like(store, again, store.tensor)
+    with open_weights(tmp_path) as reader:
+        write_like(reader, again, reader.tensor)
     written, given = (folder / "model.safetensors" for folder in (again, tmp_path))
     assert written.read_bytes() == given.read_bytes()
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from train.errors import UserError
-from train.hf import load as weights
 from train.hf.load import load_params
+from train.hf.safetensors import SafetensorsReader
 from train.hf.save import save_params
 from train.model import ModelConfig, abstract_params, logical_axes
 from train.sharding import make_mesh, param_shardings
@@ -70,17 +70,17 @@ def test_any_mesh_gets_the_same_weights_and_reads_only_its_shards(
     shape: tuple[int, int, int], saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config, params = saved
-    read, largest = weights.Store.read, dict[str, int]()
+    read, largest = SafetensorsReader.read, dict[str, int]()
     total = 0
 
-    def spy(store: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    def spy(reader: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
         nonlocal total
-        part = read(store, name, index)
+        part = read(reader, name, index)
         total += part.size
         largest[name] = max(largest.get(name, 0), part.size)
         return part
 
-    monkeypatch.setattr(weights.Store, "read", spy)
+    monkeypatch.setattr(SafetensorsReader, "read", spy)
     mesh = make_mesh(*shape)
     shardings = param_shardings(mesh, abstract_params(config), logical_axes(config))
     loaded = load_params(folder, config, shardings)

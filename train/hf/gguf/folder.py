@@ -1,4 +1,4 @@
-"""Writes a model folder that appears whole or not at all."""
+"""The folder that an import writes: its weights, and the marker that it may be replaced."""
 
 import contextlib
 import json
@@ -6,42 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from ...errors import UserError
 from ...files import check_destination
-from ..safetensors import Layout, write_safetensors
-from .tensors import Planned
+from ..safetensors import DTYPES, LABELS, TensorSpec, write_safetensors
+from .tensors import ImportedTensor
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
-
-
-# Our dtype -> the NumPy type and safetensors' name of it.
-DTYPES: dict[str, tuple[npt.DTypeLike, str]] = {
-    "float32": (np.float32, "F32"),
-    "bfloat16": (ml_dtypes.bfloat16, "BF16"),
-    "float16": (np.float16, "F16"),
-}
 
 MARKER = "gguf_import.json"
 
 
-def write_tensors(path: Path, source: Path, tensors: Sequence[Planned], dtype: DType) -> None:
-    """Writes the tensors in the dtype that was asked for."""
-    numpy_dtype, label = np.dtype(DTYPES[dtype][0]), DTYPES[dtype][1]
+def write_tensors(
+    path: Path, source: Path, tensors: Sequence[ImportedTensor], dtype: DType
+) -> None:
+    """Writes the tensors as a safetensors file, one in memory at a time.
+
+    Raises:
+      UserError: if an entry is too large for the dtype.
+    """
+    label = LABELS[dtype]
     by_name = {tensor.name: tensor for tensor in tensors}
 
     def read(name: str) -> np.ndarray:
         with np.errstate(over="ignore"):
-            weights = by_name[name].read().astype(numpy_dtype, copy=False)
+            weights = by_name[name].read().astype(DTYPES[label], copy=False)
         if not np.isfinite(weights).all():
             raise UserError(f"{source}: {name} overflows {dtype}; import as float32")
         return weights
 
-    layouts = {tensor.name: Layout(label, tuple(tensor.shape)) for tensor in tensors}
-    write_safetensors(path, layouts, read, {"format": "pt"})
+    specs = {tensor.name: TensorSpec(label, tuple(tensor.shape)) for tensor in tensors}
+    write_safetensors(path, specs, read, {"format": "pt"})
 
 
 def check_replaceable(out: Path) -> None:

@@ -1,25 +1,74 @@
-"""What a GGUF file holds: its values, and its tensors dequantised."""
+"""Reads a GGUF file: its metadata, with types checked, and its tensors, dequantised."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader, GGUFValueType
+from gguf import GGUFReader, GGUFValueType, ReaderTensor
 from gguf.quants import dequantize
 
 from ...errors import UserError
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The key-value section of a GGUF file; a value of an unexpected type is an error.
+
+    Attributes:
+      source: the file, for messages.
+      values: the values by key, as Python objects.
+    """
+
+    source: Path
+    values: Mapping[str, Any]
+
+    def get(self, key: str, kind: type[T]) -> T | None:
+        """The value of a key, or None where the file does not have it."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        # In Python a bool is an int, but a layer count of True means a broken file.
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.error(key, f"is {_brief(value)}, expected a single {kind.__name__}")
+        return value
+
+    def require(self, key: str, kind: type[T]) -> T:
+        """The value of a key without which nothing can be imported."""
+        value = self.get(key, kind)
+        if value is None:
+            raise self.error(key, "is missing; use a GGUF file made by a current converter")
+        return value
+
+    def get_list(self, key: str, kind: type[T]) -> list[T] | None:
+        """An array with entries of one type, or None where the file does not have it."""
+        values = self.get(key, list)
+        if values is not None and not all(isinstance(value, kind) for value in values):
+            raise self.error(key, f"has entries that are not {kind.__name__}")
+        return values
+
+    def error(self, key: str, problem: str) -> UserError:
+        """An error about the value of a key."""
+        return UserError(f"{self.source}: {key} {problem}")
+
 
 def open_gguf(source: Path) -> GGUFReader:
+    """Opens a whole GGUF file of this machine's byte order.
+
+    Raises:
+      UserError: for any other file.
+    """
     if not source.is_file():
         raise UserError(f"{source}: no such file; give the path of a .gguf file")
     try:
         reader = GGUFReader(source)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
-    # What the reader raises depends on where in the file the bytes run out.
+    # Which of these the reader raises depends on where in the file the bytes run out.
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
@@ -30,18 +79,24 @@ def open_gguf(source: Path) -> GGUFReader:
     return reader
 
 
-def read_values(reader: GGUFReader) -> dict[str, Any]:
+def read_metadata(source: Path, reader: GGUFReader) -> Metadata:
+    """All metadata of an open file."""
     values = {}
     for key, field in reader.fields.items():
         value = field.contents()
         if field.types == [GGUFValueType.FLOAT32]:
-            # The shortest decimal that is this float32 is the 1e-05 that its author wrote.
+            # The shortest decimal that is this float32, such as the 1e-05 that its author wrote.
             value = float(str(np.float32(value)))
         values[key] = value
-    return values
+    return Metadata(source, values)
 
 
-def dequantized(source: Path, tensor: Any) -> npt.NDArray[np.float32]:
+def dequantized(source: Path, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
+    """A tensor as float32.
+
+    Raises:
+      UserError: if its quantisation is not supported, or an entry is not finite.
+    """
     try:
         weights: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
@@ -54,6 +109,11 @@ def dequantized(source: Path, tensor: Any) -> npt.NDArray[np.float32]:
     return weights
 
 
-def listed(items: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
+def shortened(items: Sequence[str], limit: int = 8) -> str:
+    """The first items, and how many more there are, for a message."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + more
+
+
+def _brief(value: Any) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:60]

@@ -1,23 +1,26 @@
-"""Which tensor of a GGUF file is which of Hugging Face's."""
+"""Maps the tensors of a GGUF file to those of a Hugging Face model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from gguf import ReaderTensor
 
 from ...errors import UserError
 from .config import ARCHITECTURES, Sizes
-from .reader import dequantized, listed
+from .reader import dequantized, shortened
 
 
 class _Row(NamedTuple):
+    """One tensor under both names."""
+
     gguf: str
     hf: str
-    shape: tuple[str, ...]
+    shape: tuple[str, ...]  # fields of Sizes
     only: str | None = None  # the one architecture that has this tensor
-    heads: str | None = None  # whose rows are permuted, and over how many heads
+    heads: str | None = None  # the field of Sizes with the number of heads, if rows are permuted
 
 
 _MODEL_ROWS = (
@@ -27,7 +30,7 @@ _MODEL_ROWS = (
 )
 
 
-# Each of them under blk.N. in GGUF and model.layers.N. in Hugging Face's format.
+# Named blk.N.… in GGUF and model.layers.N.… in Hugging Face's format.
 _LAYER_ROWS = (
     _Row("attn_norm.weight", "input_layernorm.weight", ("embed",)),
     _Row("attn_q.weight", "self_attn.q_proj.weight", ("q", "embed"), heads="heads"),
@@ -46,7 +49,7 @@ _LAYER_ROWS = (
 )
 
 
-class Planned(NamedTuple):
+class ImportedTensor(NamedTuple):
     """One tensor to write."""
 
     name: str
@@ -54,49 +57,57 @@ class Planned(NamedTuple):
     read: Callable[[], npt.NDArray[np.float32]]
 
 
-def plan(source: Path, name: str, sizes: Sizes, stored: dict[str, Any]) -> list[Planned]:
-    """Pairs each tensor of the file with its place; everything that is amiss in one error."""
-    planned, problems, left = [], [], set(stored)
-    for row in _rows(name, sizes.layers):
+def map_tensors(
+    source: Path, architecture: str, sizes: Sizes, stored: Mapping[str, ReaderTensor]
+) -> list[ImportedTensor]:
+    """The tensors of the Hugging Face model, each with the function that reads it from the file.
+
+    Raises:
+      UserError: naming every tensor that is missing, superfluous or of the wrong shape.
+    """
+    tensors, faults, superfluous = [], [], set(stored)
+    for row in _rows(architecture, sizes.layers):
         tensor = stored.get(row.gguf)
-        left.discard(row.gguf)
+        superfluous.discard(row.gguf)
         shape = tuple(getattr(sizes, axis) for axis in row.shape)
         if tensor is None:
             if row.gguf != "output.weight":  # absent where it is tied to the embedding
-                problems.append(f"{row.gguf} is missing")
+                faults.append(f"{row.gguf} is missing")
         elif (actual := tuple(reversed(tensor.shape.tolist()))) != shape:
-            problems.append(f"{row.gguf} is {actual}, expected {shape}")
+            faults.append(f"{row.gguf} is {actual}, expected {shape}")
         else:
             heads = getattr(sizes, row.heads) if row.heads else None
-            planned.append(Planned(row.hf, shape, _loader(source, tensor, heads)))
-    problems += [f"{extra} is not part of a {name} model" for extra in sorted(left)]
-    if problems:
-        raise UserError(f"{source}: {listed(problems)}")
-    return planned
+            tensors.append(ImportedTensor(row.hf, shape, _reader(source, tensor, heads)))
+    faults += [f"{name} is not part of a {architecture} model" for name in sorted(superfluous)]
+    if faults:
+        raise UserError(f"{source}: {shortened(faults)}")
+    return tensors
 
 
-def _rows(name: str, layers: int) -> Iterator[_Row]:
-    """The table, written out for one architecture and its layers."""
+def _rows(architecture: str, num_layers: int) -> Iterator[_Row]:
+    """The rows of the tables for one architecture, those of the layers once per layer."""
     yield from _MODEL_ROWS
-    for layer in range(layers):
+    for layer in range(num_layers):
         for row in _LAYER_ROWS:
-            if row.only in (None, name):
+            if row.only in (None, architecture):
                 yield row._replace(
                     gguf=f"blk.{layer}.{row.gguf}",
                     hf=f"model.layers.{layer}.{row.hf}",
-                    heads=row.heads if ARCHITECTURES[name].permuted else None,
+                    heads=row.heads if ARCHITECTURES[architecture].permuted else None,
                 )
 
 
-def _loader(source: Path, tensor: Any, heads: int | None) -> Callable[[], npt.NDArray[np.float32]]:
-    def load() -> npt.NDArray[np.float32]:
+def _reader(
+    source: Path, tensor: ReaderTensor, heads: int | None
+) -> Callable[[], npt.NDArray[np.float32]]:
+    def read() -> npt.NDArray[np.float32]:
         weights = dequantized(source, tensor)
         return weights if heads is None else _unpermuted(weights, heads)
 
-    return load
+    return read
 
 
 def _unpermuted(weights: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Rows of a head from GGUF's order 0, d/2, 1, d/2 + 1, … back to 0, 1, 2, …"""
+    """Reorders each head's rows from GGUF's 0, d/2, 1, d/2 + 1, … to 0, 1, 2, …"""
     pairs = weights.reshape(heads, -1, 2, *weights.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weights.shape)

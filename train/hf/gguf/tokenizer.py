@@ -1,15 +1,14 @@
-"""The tokenizer inside a GGUF file, written as the files that Hugging Face tokenizers load.
+"""Reads the tokenizer in a GGUF file and writes it as files that Hugging Face's tokenizers load.
 
-GGUF stores a byte-level BPE vocabulary and its merges, but of the pre-tokeniser (how text is cut
-into words before merging) only a name. A wrong guess there still encodes and decodes every text,
-just into other ids than the model was trained on, so a name that is not in the table is refused.
+GGUF stores a byte-level BPE vocabulary and its merges, but only the name of the pre-tokeniser,
+which splits text into words before merging. With a wrong one every text is still encoded and
+decoded, but into other ids than the model was trained on, so unknown names are refused.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from tokenizers import (
     AddedToken,
@@ -22,9 +21,8 @@ from tokenizers import (
     processors,
 )
 
-from ...errors import UserError
-
-T = TypeVar("T")
+from ...files import write_json
+from .reader import Metadata
 
 # tokenizer.ggml.token_type
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
@@ -35,47 +33,20 @@ _WORDS = (
 )
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """The key-value section of a GGUF file, with the type of what is asked for checked."""
-
-    source: Path
-    values: Mapping[str, Any]
-
-    def get(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key, or None where the file does not have it."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        # To Python a bool is an int; a layer count of True is still a broken file.
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.error(key, f"is {_brief(value)}, expected a single {kind.__name__}")
-        return value
-
-    def need(self, key: str, kind: type[T]) -> T:
-        """The value of a key that the import cannot do without."""
-        value = self.get(key, kind)
-        if value is None:
-            raise self.error(key, "is missing; use a GGUF file made by a current converter")
-        return value
-
-    def get_list(self, key: str, kind: type[T]) -> list[T] | None:
-        """An array of one type of entries, or None where the file does not have it."""
-        values = self.get(key, list)
-        if values is not None and not all(isinstance(value, kind) for value in values):
-            raise self.error(key, f"has entries that are not {kind.__name__}")
-        return values
-
-    def error(self, key: str, problem: str) -> UserError:
-        return UserError(f"{self.source}: {key} {problem}")
-
-
 class _PreTokenizer(NamedTuple):
+    """How text is split before the merges.
+
+    Attributes:
+      stages: makes the pre-tokenisers, which are applied in this order.
+      nfc: whether text is normalised to NFC first.
+      ignore_merges: whether a word that is in the vocabulary is one token, whatever the merges
+        make of it, as in Llama 3.
+      add_bos: whether BOS is added where the file does not say.
+    """
+
     stages: Callable[[], list[pre_tokenizers.PreTokenizer]]
     nfc: bool = False
-    # Llama 3 takes a word that is itself in the vocabulary whole, whatever the merges say.
     ignore_merges: bool = False
-    # Whether BOS is added where the file does not say.
     add_bos: bool = False
 
 
@@ -93,7 +64,7 @@ def _regex(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
     ]
 
 
-# tokenizer.ggml.pre -> how text is cut before the merges.
+# By the name in tokenizer.ggml.pre.
 _PRE_TOKENIZERS = {
     "smollm": _PreTokenizer(_digits_then_gpt2),
     "qwen2": _PreTokenizer(lambda: _regex(_WORDS % r"\p{N}"), nfc=True),
@@ -102,20 +73,32 @@ _PRE_TOKENIZERS = {
     ),
 }
 
-# Hugging Face's name of a special token -> GGUF's name of its id.
+# Hugging Face's names of special tokens, and GGUF's names of their ids.
 _ROLES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-# Tokens that end a turn: generation has to stop at each of them.
+# Tokens that end a turn, at each of which generation stops.
 _STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A tokenizer as read from a GGUF file: complete, checked, and not yet built."""
+    """A tokenizer as read from a GGUF file, complete and checked.
+
+    Attributes:
+      tokens: the vocabulary, by id.
+      types: tokenizer.ggml.token_type of each token.
+      merges: pairs of tokens in the order in which they are merged.
+      pre: the pre-tokeniser's name.
+      roles: ids of special tokens by Hugging Face's name.
+      stops: ids of the tokens that end a turn.
+      add_bos: whether texts begin with BOS.
+      add_eos: whether texts end with EOS.
+      chat_template: Jinja source, or None.
+    """
 
     tokens: list[str]
     types: list[int]
@@ -128,11 +111,11 @@ class GgufTokenizer:
     chat_template: str | None
 
     def write(self, folder: Path, context_length: int) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and, if there is one, the template."""
+        """Writes tokenizer.json, tokenizer_config.json and the chat template, if there is one."""
         self.build().save(str(folder / "tokenizer.json"))
         config = {
-            # The class that takes tokenizer.json as it is. The classes named after a model
-            # family rebuild it with a pre-tokeniser of their own.
+            # This class uses tokenizer.json unchanged. The classes named after a model family
+            # rebuild it with a pre-tokeniser of their own.
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{role: self.tokens[index] for role, index in self.roles.items()},
             "add_bos_token": self.add_bos,
@@ -143,13 +126,13 @@ class GgufTokenizer:
         }
         write_json(folder / "tokenizer_config.json", config)
         if self.chat_template is not None:
-            # Bytes: text mode would turn newlines of the template into the platform's own.
+            # Text mode would replace the template's newlines by the platform's own.
             (folder / "chat_template.jinja").write_bytes(self.chat_template.encode())
 
     def build(self) -> Tokenizer:
-        """The tokenizer itself."""
+        """The tokenizer as an object."""
         pre = _PRE_TOKENIZERS[self.pre]
-        # Rows that only pad the embedding are no tokens: no text may encode to them.
+        # Tokens that only pad the embedding must not be the encoding of any text.
         vocab = {
             token: index
             for index, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
@@ -167,8 +150,8 @@ class GgufTokenizer:
         return tokenizer
 
     def _added_tokens(self) -> list[AddedToken]:
-        """Tokens that are looked for before the text is cut, in the order of their ids."""
-        # A file without token types still means its bos and eos to be special.
+        """The tokens that are matched before the text is split, in the order of their ids."""
+        # In a file without token types, BOS and EOS are special all the same.
         special = {*self.roles.values(), *self.stops}
         special |= {index for index, kind in enumerate(self.types) if kind == _CONTROL}
         plain = {index for index, kind in enumerate(self.types) if kind == _USER_DEFINED}
@@ -198,7 +181,11 @@ class GgufTokenizer:
 
 
 def read_tokenizer(metadata: Metadata) -> GgufTokenizer:
-    """Reads and checks everything under `tokenizer.`; raises UserError for what is not known."""
+    """Reads and checks the keys under `tokenizer.`.
+
+    Raises:
+      UserError: if one is missing, inconsistent or not supported.
+    """
     pre = _read_pre(metadata)
     tokens = metadata.get_list("tokenizer.ggml.tokens", str)
     if not tokens:
@@ -209,8 +196,8 @@ def read_tokenizer(metadata: Metadata) -> GgufTokenizer:
             "tokenizer.ggml.token_type", f"has {len(types)} entries for {len(tokens)} tokens"
         )
     if len(set(tokens)) != len(tokens):
-        twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise metadata.error("tokenizer.ggml.tokens", f"lists {twice!r} more than once")
+        repeated = next(token for token in tokens if tokens.count(token) > 1)
+        raise metadata.error("tokenizer.ggml.tokens", f"lists {repeated!r} more than once")
     ids = {name: _read_id(metadata, name, len(tokens)) for name in {*_ROLES.values(), *_STOPS}}
     roles = {role: index for role, name in _ROLES.items() if (index := ids[name]) is not None}
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", bool)
@@ -228,18 +215,13 @@ def read_tokenizer(metadata: Metadata) -> GgufTokenizer:
     )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file as Hugging Face does: indented, UTF-8, a newline at the end."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _read_pre(metadata: Metadata) -> str:
-    model = metadata.need("tokenizer.ggml.model", str)
+    model = metadata.require("tokenizer.ggml.model", str)
     if model != "gpt2":
         raise metadata.error(
             "tokenizer.ggml.model", f"is {model!r}; only byte-level BPE ('gpt2') can be imported"
         )
-    pre = metadata.need("tokenizer.ggml.pre", str)
+    pre = metadata.require("tokenizer.ggml.pre", str)
     if pre not in _PRE_TOKENIZERS:
         raise metadata.error(
             "tokenizer.ggml.pre", f"is {pre!r}; can be imported: {', '.join(_PRE_TOKENIZERS)}"
@@ -265,7 +247,3 @@ def _read_merges(metadata: Metadata, vocabulary: set[str]) -> list[tuple[str, st
             )
         merges.append((left, right))
     return merges
-
-
-def _brief(value: Any) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:60]
