@@ -11,7 +11,8 @@ def _delta_extract(args: argparse.Namespace) -> None:
     from ..hf.hub import resolve_model
 
     contents = delta.extract(resolve_model(args.base), resolve_model(args.tuned), args.out)
-    print(f"wrote {args.out}: {contents.num_changed:,} entries, {contents.density:.4%} of the model's")
+    changed, density = contents.num_changed, contents.density
+    print(f"wrote {args.out}: {changed:,} entries, {density:.4%} of the model's")
 
 
 def _delta_apply(args: argparse.Namespace) -> None:
