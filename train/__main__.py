@@ -5,64 +5,52 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .cli import models
-from .cli import training as runs
-from .cli import weights as pairs
+from .cli.models import add_model_commands
+from .cli.parser import parse
+from .cli.training import add_training_commands
+from .cli.weights import add_weight_commands
 from .errors import UserError, show
 
-# Packages of the extra; without them the program says what to install.
-EXTRA = {
-    "datasets", "flax", "gguf", "grain", "huggingface_hub", "numpy", "orbax", "pydantic", "rich",
+INSTALL = 'pip install "gmt-jax[train]"'
+# The extra's packages, by the names they are imported under.
+PACKAGES = {
+    "datasets", "flax", "gguf", "grain", "huggingface_hub", "jinja2", "orbax", "pydantic", "rich",
     "safetensors", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
-INSTALL = 'pip install "gmt-jax[train]"'
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="gmt-train",
         description="Fine-tune causal language models with Gradient-Mask Tuning.",
-        epilog=f"The commands need more packages: {INSTALL}",
+        epilog=f"The commands need the packages of the extra: {INSTALL}",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (runs, models, pairs):
-        room.declare(commands)
+    add_training_commands(commands)
+    add_model_commands(commands)
+    add_weight_commands(commands)
     return parser
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Settings may stand anywhere among the options: argparse itself takes one run of them."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    unknown = [each for each in rest if each.startswith("-") or "overrides" not in args]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest:
-        args.overrides += rest
-    return args
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status is 0, or 2 after a fault that the user can mend."""
-    args = _parse(argv)
-    # transformers serves configs and tokenizers here: that it finds no PyTorch is no news.
+    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend."""
+    args = parse(make_parser(), argv)
+    # transformers reads configs and tokenizers here: it needs no PyTorch, and need not advise it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        args.do(args)
+        args.execute(args)
     except UserError as error:
         show(error)
-        return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA:
+        if package not in PACKAGES:
             raise
-        print(
-            f"gmt-train: error: the package {package} is missing; "
-            f"install the program's extra: {INSTALL}",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+        show(UserError(f"the package {package} is not installed; install the extra: {INSTALL}"))
+    else:
+        return 0
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,211 +1,108 @@
-"""The command line: help, and one line for everything that the user can mend."""
+"""The command line: help, exit statuses, and what to install if a package is missing."""
 
-import json
+import argparse
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from train.__main__ import main
+from train.__main__ import INSTALL, main, make_parser
+from train.errors import DataError, UserError
 
-Write = Callable[..., Path]
+COMMANDS = {
+    "sft", "plan", "data check", "config", "export", "generate", "import-gguf",
+    "delta extract", "delta apply", "delta info", "merge dare", "merge interpolate",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "command", ["sft", "plan", "data check", "export", "generate", "import-gguf"]
-)
+def _commands(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                if command.get_default("execute"):
+                    yield name
+                else:
+                    yield from (f"{name} {inner}" for inner in _commands(command))
+
+
+def test_every_command_is_declared() -> None:
+    assert set(_commands(make_parser())) == COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
-    assert caught.value.code == 0
-    out = capsys.readouterr().out
-    assert f"example:\n  gmt-train {command} " in out
+    assert f"example:\n  gmt-train {command} " in capsys.readouterr().out
 
 
-def test_an_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["sfft"])
-    assert caught.value.code == 2
-    assert "sfft" in capsys.readouterr().err
+def _main_of(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
+    def execute(_: argparse.Namespace) -> None:
+        raise error
 
-
-def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line on stderr of a command that ends with status 2."""
-    assert main(argv) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("gmt-train: error: ")
-    assert err.count("\n") == 1
-    return err
+    monkeypatch.setattr("train.__main__.parse", lambda *_: argparse.Namespace(execute=execute))
+    return main([])
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("error", "lines"),
     [
-        ("--process 1", "--processes and --process need --coordinator HOST:PORT"),
-        ("--coordinator here", "must be HOST:PORT or auto, got 'here'"),
-        ("--coordinator here:x --processes 2 --process 0", "must be HOST:PORT or auto"),
-        ("--coordinator here:1", "needs --processes N and --process I"),
-        ("--coordinator here:1 --processes 2 --process 2", "--process: must be from 0 up to 1"),
-        ("--coordinator auto --process 1", "leave them out"),
-    ],
-)
-def test_a_place_that_does_not_add_up_is_refused(
-    write_config: Write, capsys: pytest.CaptureFixture[str], place: str, said: str
-) -> None:
-    assert said in _fails(capsys, "sft", "--config", str(write_config()), *place.split())
-
-
-def _copy(model: Path, to: Path) -> Path:
-    to.mkdir()
-    for file in model.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    return to
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("optimizer.mask.mask_rato=0.1", "did you mean optimizer.mask.mask_ratio?"),
+        (UserError("a.yaml: wrong;\n  correct it"), ["a.yaml: wrong; correct it"]),
+        (DataError(["a:1: x", "b:2: y"]), ["a:1: x", "b:2: y"]),
         (
-            "optimizer.mask.mask_ratio=2",
-            "optimizer.mask.mask_ratio: input should be less than or equal to 1",
+            ModuleNotFoundError(name="orbax.checkpoint"),
+            [f"the package orbax is not installed; install the extra: {INSTALL}"],
         ),
-        ("data.train=nowhere.jsonl", "nowhere.jsonl"),
-        ("model.path=./nowhere", "nowhere"),
-        ("mesh.tensor=3", "does not match the 8 devices"),
-        ("batch={size: 6, num_microbatches: 1}", "not divisible by the 8 devices"),
-        ("batch={size: 64}", "an epoch has 32 rows, fewer than a batch of 64"),
-        ("data={train: nowhere.csv, streaming: true}", "nothing is split off a stream"),
     ],
 )
-def test_bad_settings(
-    write_config: Write, capsys: pytest.CaptureFixture[str], override: str, said: str
-) -> None:
-    config = write_config()
-    assert said in _fails(capsys, "sft", "--config", str(config), override)
-    assert not (config.parent / "run").exists()
-
-
-def test_a_run_that_cannot_be_written(
-    write_config: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write_config()
-    said = _fails(capsys, "sft", "--config", str(config), f"run={config}/run")
-    assert "run/config.yaml: cannot be written (" in said
-    assert "Not a directory); set run to another folder" in said
-
-
-def test_settings_stand_anywhere_and_unknown_options_nowhere(
-    write_config: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["sft", "--config", str(write_config()), "steps=1", "--resume", "mesh.tensor=3"]
-    assert "does not match the 8 devices" in _fails(capsys, *words)
-    with pytest.raises(SystemExit, match="2"):
-        main([*words, "--resum3"])
-    assert "unrecognized arguments: --resum3" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(["export", "run", "second"])
-    assert "unrecognized arguments: second" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"messages": [', "bad.jsonl:2"),
-        ('["not", "an object"]', "bad.jsonl:2"),
-        (json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "bad.jsonl:2"),
-        (json.dumps({"messages": [{"role": "wizard", "content": "hi"}]}), "bad.jsonl:2"),
-        (json.dumps({"something": 1}), "bad.jsonl:2"),
-    ],
-    ids=["malformed", "not an object", "no target", "unknown role", "no known field"],
-)
-def test_bad_data(
-    write_config: Write,
-    tmp_path: Path,
+def test_an_error_of_the_users_is_a_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    line: str,
-    said: str,
+    error: Exception,
+    lines: list[str],
 ) -> None:
-    good = json.dumps({"messages": [{"role": "assistant", "content": "hi"}]})
-    (tmp_path / "bad.jsonl").write_text(f"{good}\n{line}\n")
-    config = write_config(data={"train": str(tmp_path / "bad.jsonl")})
-    assert said in _fails(capsys, "sft", "--config", str(config))
-    assert not (tmp_path / "run").exists()
+    assert _main_of(monkeypatch, error) == 2
+    assert capsys.readouterr().err == "".join(f"gmt-train: error: {line}\n" for line in lines)
 
 
-def _unknown_architecture(model: Path) -> str:
-    config: dict[str, Any] = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
-    return "mamba"
+@pytest.mark.parametrize("error", [ModuleNotFoundError(name="mine"), ValueError("a bug")])
+def test_an_error_of_ours_is_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        _main_of(monkeypatch, error)
 
 
-def _truncated_weights(model: Path) -> str:
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    return "model.safetensors"
-
-
-def _no_tokenizer(model: Path) -> str:
-    for file in model.glob("tokenizer*"):
-        file.unlink()
-    return "tokenizer"
-
-
-@pytest.mark.parametrize("harm", [_unknown_architecture, _truncated_weights, _no_tokenizer])
-def test_bad_model(
-    write_config: Write,
-    tiny_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    harm: Callable[[Path], str],
-) -> None:
-    model = _copy(tiny_model, tmp_path / "model")
-    said = harm(model)
-    config = write_config(model={"path": str(model)})
-    assert said in _fails(capsys, "sft", "--config", str(config))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is not a run" in _fails(capsys, "export", str(tmp_path))
-
-
-def test_an_export_does_not_write_over_a_model(
-    write_config: Write, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write_config(steps=1)
-    assert main(["sft", "--config", str(config)]) == 0
-    _copy(tiny_model, tmp_path / "mine")
-    said = _fails(capsys, "export", str(tmp_path / "run"), "--out", str(tmp_path / "mine"))
-    assert "mine is not empty" in said
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "mine", "run"]
-
-
-def test_without_the_extra_it_says_what_to_install() -> None:
-    script = """
+WITHOUT_THE_EXTRA = """
 import sys
+from train.__main__ import PACKAGES, main
+
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pydantic", "yaml", "flax", "rich"):
+        if name.partition(".")[0] in PACKAGES:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
 sys.meta_path.insert(0, Missing())
-from train.__main__ import main
-sys.exit(main(["sft", "--config", "any.yaml"]))
+for command in (
+    "sft --config any.yaml", "plan --config any.yaml", "data check --config any.yaml", "config",
+    "export run", "generate model prompt", "import-gguf --gguf file --out model",
+    "delta extract --base a --tuned b --out c", "delta apply --base a --delta b --out c",
+    "delta info a", "merge dare --base a --tuned b --out c --drop-rate 0.5",
+    "merge interpolate --base a --tuned b --out c --weight 0.5",
+):
+    print(command, main(command.split()))
+main(["--help"])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert 'pip install "gmt-jax[train]"' in done.stderr
-    assert "Traceback" not in done.stderr
 
 
-def test_piped_output_is_plain_lines(write_config: Write) -> None:
-    config = write_config(steps=2)
-    command = [sys.executable, "-m", "train", "sft", "--config", str(config)]
+def test_without_the_extra_every_command_says_what_to_install() -> None:
+    command = [sys.executable, "-c", WITHOUT_THE_EXTRA]
     done = subprocess.run(command, capture_output=True, text=True)
+    output, _, help_text = done.stdout.partition("usage: ")
+    statuses = output.splitlines()
     assert done.returncode == 0, done.stderr
-    assert "step 2/2  loss " in done.stdout
-    assert "\x1b" not in done.stdout
-    assert "held-out loss" in done.stdout
+    assert len(statuses) == len(COMMANDS)
+    assert all(status.endswith(" 2") for status in statuses), statuses
+    messages = done.stderr.splitlines()
+    assert len(messages) == len(COMMANDS)
+    assert all(message.endswith(f"install the extra: {INSTALL}") for message in messages), messages
+    assert INSTALL in help_text

@@ -1,1 +1,1 @@
-"""The commands of python -m train; what they need is imported when they run."""
+"""The commands of the program; the packages they need are imported when a command runs."""

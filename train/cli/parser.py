@@ -1,28 +1,64 @@
-"""What all commands are declared with."""
+"""How commands are declared and how arguments are read; it needs the standard library alone."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-Commands = Any  # argparse's own type for them is private
+# Options that had other names before: refused with the new one.
+RENAMED_OPTIONS = {
+    "--coordinator": "--coordinator-address",
+    "--processes": "--num-processes",
+    "--process": "--process-id",
+}
 
 
-def group(commands: Commands, name: str, text: str) -> Commands:
-    """A command that has commands of its own, which are added to what it returns."""
-    made = commands.add_parser(name, help=text, description=text)
-    return made.add_subparsers(metavar="COMMAND", required=True)
+class Commands(Protocol):
+    """The commands of the program, or of a group of them, to which more can be added."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """Adds a command and returns the parser of its arguments."""
 
 
-def add(
-    commands: Commands, name: str, do: Callable[..., None], text: str, example: str
+def add_group(commands: Commands, name: str, description: str) -> Commands:
+    """Adds a command that has commands of its own, and returns those."""
+    parser = commands.add_parser(name, help=description, description=description)
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    execute: Callable[[argparse.Namespace], None],
+    description: str,
+    example: str,
 ) -> argparse.ArgumentParser:
-    """A command; `do` is called with what was parsed."""
-    made: argparse.ArgumentParser = commands.add_parser(
+    """Adds a command, which calls `execute` with the parsed arguments; returns its parser."""
+    parser = commands.add_parser(
         name,
-        help=text,
-        description=text,
+        help=description,
+        description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    made.set_defaults(do=do)
-    return made
+    parser.set_defaults(execute=execute)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the arguments; a command's settings may stand anywhere among its options.
+
+    argparse itself takes one uninterrupted run of them. Exits with status 2 on what it does not
+    know, naming the new name of an option that was renamed.
+    """
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    for word in unknown:
+        option = word.partition("=")[0]
+        if option in RENAMED_OPTIONS:
+            parser.error(f"{option} is now {RENAMED_OPTIONS[option]}")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides += rest
+    return args

@@ -1,4 +1,4 @@
-"""The options that say which of several processes this one is."""
+"""The options that place this process among several, and joining the others."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,63 +15,70 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-def add_place(made: argparse.ArgumentParser) -> None:
-    """Adds them to a command's."""
-    group = made.add_argument_group("several processes, the same command in each")
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options to a command."""
+    group = parser.add_argument_group("several processes, with the same command in each")
     group.add_argument(
-        "--coordinator",
+        "--coordinator-address",
         metavar="HOST:PORT",
-        help="of process 0; or auto: TPU pods, GKE, Slurm and MPI say everything themselves",
+        help="address of process 0; or auto, where TPU pods, GKE, Slurm and MPI give all three",
     )
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", type=int, metavar="I", help="this process's number, from 0")
     group.add_argument(
-        "--join-timeout", type=float, default=300, metavar="SECONDS", help="wait so long for all"
+        "--join-timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="time to wait for all processes to start (default: 300)",
     )
 
 
 @contextmanager
-def joined_as_told(args: argparse.Namespace) -> Iterator["Console"]:
-    """Joins the other processes, if there are any; one of all has a console that speaks.
+def join_processes(args: argparse.Namespace) -> Iterator["Console"]:
+    """Joins the other processes, if there are any; yields a console, silent in all but process 0.
 
     Raises:
-      UserError: where the options do not fit together, or not all processes come.
+      UserError: if the options do not fit together, or not all processes start.
     """
     from rich.console import Console
 
-    if args.coordinator is None:
-        if (args.processes, args.process) != (None, None):
-            raise UserError("--processes and --process need --coordinator HOST:PORT")
+    if args.coordinator_address is None:
+        if (args.num_processes, args.process_id) != (None, None):
+            raise UserError("--num-processes and --process-id need --coordinator-address HOST:PORT")
         yield Console()
         return
-    place = find_place(args)
+    spec = read_process_spec(args)
     from ..distributed.processes import is_main_process, process_group
 
-    with process_group(place, args.join_timeout):
+    with process_group(spec, args.join_timeout):
         yield Console(quiet=not is_main_process())
 
 
-def find_place(args: argparse.Namespace) -> "ProcessSpec | None":
-    """What the options say; None: jax is to find it out.
+def read_process_spec(args: argparse.Namespace) -> "ProcessSpec | None":
+    """Returns what the options say, or None if jax is to detect it.
 
     Raises:
-      UserError: where they do not fit together.
+      UserError: if the options do not fit together.
     """
-    numbers = (args.processes, args.process)
-    if args.coordinator == AUTO:
-        if numbers != (None, None):
-            raise UserError("--coordinator auto finds --processes and --process; leave them out")
+    address, count, index = args.coordinator_address, args.num_processes, args.process_id
+    if address == AUTO:
+        if (count, index) != (None, None):
+            raise UserError(
+                "--coordinator-address auto finds --num-processes and --process-id; leave them out"
+            )
         return None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator-address must be HOST:PORT or auto, got {address!r}")
+    if count is None or index is None:
+        raise UserError(
+            "--coordinator-address HOST:PORT needs --num-processes N and --process-id I"
+        )
+    if not 0 <= index < count:
+        raise UserError(
+            f"--process-id must be from 0 to {count - 1} with --num-processes {count}, got {index}"
+        )
     from ..distributed.rendezvous import ProcessSpec
 
-    host, _, port = args.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator: must be HOST:PORT or auto, got {args.coordinator!r}")
-    if None in numbers:
-        raise UserError("--coordinator HOST:PORT needs --processes N and --process I")
-    if not 0 <= args.process < args.processes:
-        raise UserError(
-            f"--process: must be from 0 up to {args.processes - 1} (--processes - 1), "
-            f"got {args.process}"
-        )
-    return ProcessSpec(host.strip("[]"), int(port), args.processes, args.process)
+    return ProcessSpec(host.strip("[]"), int(port), count, index)

@@ -1,20 +1,75 @@
-"""Commands that start from a config: sft, plan, data check."""
+"""Commands that start from a config: sft, plan, data check; and config, which describes it."""
 
 import argparse
 from pathlib import Path
 
-from .parser import Commands, add, group
-from .processes import add_place, joined_as_told
+from .parser import Commands, add_command, add_group
+from .processes import add_process_options, join_processes
+
+
+def add_training_commands(commands: Commands) -> None:
+    """Adds this module's commands to the program's."""
+    _add_sft(commands)
+    _add_plan(commands)
+    _add_data_check(add_group(commands, "data", "Inspect training data."))
+    _add_config(commands)
+
+
+def _add_sft(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "sft",
+        _sft,
+        "Supervised fine-tuning from a config.",
+        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.mask_ratio=0.5",
+    )
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in the config's folder from its newest checkpoint, if there is one",
+    )
+    add_process_options(parser)
 
 
 def _sft(args: argparse.Namespace) -> None:
     from ..config import load_config
 
     config = load_config(args.config, args.overrides)
-    with joined_as_told(args) as console:
+    with join_processes(args) as console:
         from ..sft import sft
 
         sft(config, resume=args.resume, console=console)
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        _plan,
+        "Compile a config's train step, without weights or data, and report what it needs.",
+        "gmt-train plan --config configs/paper-general-llama-2-7b.yaml --topology v5e:4x4 "
+        "model.path=configs/models/llama-2-7b",
+    )
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--topology",
+        help="a TPU slice, which need not exist here: v5e:4x4, v6e:8x8, v5p:4x4x4 "
+        "(default: the devices here)",
+    )
+    parser.add_argument("--slices", type=int, default=1, help="number of slices (default: 1)")
+    parser.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile other microbatches too, until the largest that fits is known",
+    )
+    parser.add_argument(
+        "--plain",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile the step without the mask too: the difference is the mask's cost",
+    )
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -45,6 +100,24 @@ def _plan(args: argparse.Namespace) -> None:
         raise UserError(advice(plan))
 
 
+def _add_data_check(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "check",
+        _data_check,
+        "Report on a config's data before training on it; the exit status is 2 if something would "
+        "make training wrong.",
+        "gmt-train data check --config configs/quickstart.yaml",
+    )
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=3,
+        help="number of examples to show, with the tokens that are trained on (default: 3)",
+    )
+
+
 def _data_check(args: argparse.Namespace) -> None:
     from ..config import load_config
 
@@ -56,77 +129,30 @@ def _data_check(args: argparse.Namespace) -> None:
     check(config, Console(), args.examples)
 
 
-def _add_config(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
-    made.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's"
-    )
-
-
-def _add_runs(commands: Commands) -> None:
-    made = add(
+def _add_config(commands: Commands) -> None:
+    parser = add_command(
         commands,
-        "sft",
-        _sft,
-        "Supervised fine-tuning from a config.",
-        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.mask_ratio=0.5",
+        "config",
+        _config,
+        "Print every key of a config with its type, default and meaning, as in docs/config.md.",
+        "gmt-train config --schema > gmt-train.schema.json",
     )
-    _add_config(made)
-    made.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in the config's folder from its newest checkpoint, if there is one",
-    )
-    add_place(made)
-
-
-def _add_plan(commands: Commands) -> None:
-    made = add(
-        commands,
-        "plan",
-        _plan,
-        "Compile a config's train step, without weights or data, and say what it needs.",
-        "gmt-train plan --config configs/paper-general-llama-2-7b.yaml --topology v5e:4x4 "
-        "model.path=configs/models/llama-2-7b",
-    )
-    _add_config(made)
-    made.add_argument(
-        "--topology",
-        help="a TPU slice, which need not be there: v5e:4x4, v6e:8x8, v5p:4x4x4 "
-        "(default: the devices here)",
-    )
-    made.add_argument("--slices", type=int, default=1, help="how many such slices (default: 1)")
-    made.add_argument(
-        "--search",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compile other microbatches too, until the largest that fits is known",
-    )
-    made.add_argument(
-        "--plain",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compile it without the mask too, so that the difference is what the mask costs",
+    parser.add_argument(
+        "--schema", action="store_true", help="print a JSON schema instead, for editors"
     )
 
 
-def _add_data(commands: Commands) -> None:
-    made = add(
-        commands,
-        "check",
-        _data_check,
-        "Report on a config's data before it is trained on; the exit status is 2 where something "
-        "would make training wrong.",
-        "gmt-train data check --config configs/quickstart.yaml",
-    )
-    _add_config(made)
-    made.add_argument(
-        "--examples", type=int, default=3, help="how many are shown, with what is learned of them"
-    )
+def _config(args: argparse.Namespace) -> None:
+    from ..config.reference import json_schema, reference
+
+    print(json_schema() if args.schema else reference(), end="")
 
 
-def declare(commands: Commands) -> None:
-    """Adds them to the program's."""
-    _add_runs(commands)
-    _add_plan(commands)
-    _add_data(group(commands, "data", "Look at data."))
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="settings that replace or extend the file's",
+    )

@@ -3,7 +3,29 @@
 import argparse
 from pathlib import Path
 
-from .parser import Commands, add, group
+from .parser import Commands, add_command, add_group
+
+
+def add_weight_commands(commands: Commands) -> None:
+    """Adds this module's commands to the program's."""
+    delta = add_group(commands, "delta", "A tuned model as its base and the entries that changed.")
+    _add_delta_extract(delta)
+    _add_delta_apply(delta)
+    _add_delta_info(delta)
+    merge = add_group(commands, "merge", "A new model from a base and a tuned one.")
+    _add_merge_dare(merge)
+    _add_merge_interpolate(merge)
+
+
+def _add_delta_extract(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "extract",
+        _delta_extract,
+        "Write the entries in which a tuned model differs from its base.",
+        "gmt-train delta extract --base models/base --tuned models/tuned --out tuned.delta",
+    )
+    _add_models(parser, out="the file to write")
 
 
 def _delta_extract(args: argparse.Namespace) -> None:
@@ -15,6 +37,19 @@ def _delta_extract(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: {changed:,} entries, {density:.4%} of the model's")
 
 
+def _add_delta_apply(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "apply",
+        _delta_apply,
+        "Write a tuned model's folder, bit for bit, from its base and a delta.",
+        "gmt-train delta apply --base models/base --delta tuned.delta --out models/tuned",
+    )
+    parser.add_argument("--base", required=True, help="the model the delta was extracted against")
+    parser.add_argument("--delta", type=Path, required=True, help="the delta's file")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+
+
 def _delta_apply(args: argparse.Namespace) -> None:
     from ..hf import delta
     from ..hf.hub import resolve_model
@@ -23,10 +58,37 @@ def _delta_apply(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
+def _add_delta_info(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        _delta_info,
+        "Print what a delta contains.",
+        "gmt-train delta info tuned.delta",
+    )
+    parser.add_argument("file", type=Path, help="the delta's file")
+
+
 def _delta_info(args: argparse.Namespace) -> None:
     from ..hf import delta
 
     print(delta.describe(args.file))
+
+
+def _add_merge_dare(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "dare",
+        _merge_dare,
+        "Drop a random part of the changes and rescale the rest (DARE).",
+        "gmt-train merge dare --base models/base --tuned models/tuned --drop-rate 0.9 "
+        "--out models/merged",
+    )
+    _add_models(parser, out="the folder to write")
+    parser.add_argument(
+        "--drop-rate", type=float, required=True, help="the share of changes to drop, in [0, 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the drops (default: 0)")
 
 
 def _merge_dare(args: argparse.Namespace) -> None:
@@ -38,6 +100,21 @@ def _merge_dare(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
+def _add_merge_interpolate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "interpolate",
+        _merge_interpolate,
+        "Go a part of the way from the base to the tuned model.",
+        "gmt-train merge interpolate --base models/base --tuned models/tuned --weight 0.5 "
+        "--out models/merged",
+    )
+    _add_models(parser, out="the folder to write")
+    parser.add_argument(
+        "--weight", type=float, required=True, help="0: the base; 1: the tuned model"
+    )
+
+
 def _merge_interpolate(args: argparse.Namespace) -> None:
     from ..hf import merge
     from ..hf.hub import resolve_model
@@ -46,69 +123,7 @@ def _merge_interpolate(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
-def _add_base_and_tuned(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--base", required=True, help="a model folder or a hub name")
-    made.add_argument("--tuned", required=True, help="the same, of the same shapes and types")
-    made.add_argument("--out", type=Path, required=True, help="what to write")
-
-
-def _add_delta(commands: Commands) -> None:
-    made = add(
-        commands,
-        "extract",
-        _delta_extract,
-        "Write the entries in which a tuned model differs from its base.",
-        "gmt-train delta extract --base models/base --tuned models/tuned --out tuned.delta",
-    )
-    _add_base_and_tuned(made)
-
-    made = add(
-        commands,
-        "apply",
-        _delta_apply,
-        "Write a tuned model's folder, bit for bit, from its base and a delta.",
-        "gmt-train delta apply --base models/base --delta tuned.delta --out models/tuned",
-    )
-    made.add_argument("--base", required=True, help="the model from which the delta was extracted")
-    made.add_argument("--delta", type=Path, required=True, help="the file")
-    made.add_argument("--out", type=Path, required=True, help="the folder to write")
-
-    made = add(
-        commands,
-        "info",
-        _delta_info,
-        "Say what a delta holds.",
-        "gmt-train delta info tuned.delta",
-    )
-    made.add_argument("file", type=Path)
-
-
-def _add_merge(commands: Commands) -> None:
-    made = add(
-        commands,
-        "dare",
-        _merge_dare,
-        "Drop a random part of the changes and rescale the rest (DARE).",
-        "gmt-train merge dare --base models/base --tuned models/tuned --drop-rate 0.9 "
-        "--out models/merged",
-    )
-    _add_base_and_tuned(made)
-    made.add_argument("--drop-rate", type=float, required=True, help="in [0, 1)")
-    made.add_argument("--seed", type=int, default=0)
-
-    made = add(
-        commands,
-        "interpolate",
-        _merge_interpolate,
-        "Go a part of the way from the base to the tuned model.",
-        "gmt-train merge interpolate --base models/base --tuned models/tuned --weight 0.5 "
-        "--out models/merged",
-    )
-    _add_base_and_tuned(made)
-    made.add_argument("--weight", type=float, required=True, help="0: the base; 1: the tuned model")
-
-
-def declare(commands: Commands) -> None:
-    """Adds them to the program's."""
-    _add_delta(group(commands, "delta", "A tuned model as its base and the entries that changed."))
-    _add_merge(group(commands, "merge", "A new model from a base and a tuned one."))
+def _add_models(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("--base", required=True, help="a model folder or a hub name")
+    parser.add_argument("--tuned", required=True, help="a model with the base's shapes and dtypes")
+    parser.add_argument("--out", type=Path, required=True, help=out)

@@ -1,4 +1,4 @@
-"""What all parts of the config have in common."""
+"""What all sections of the config share."""
 
 from typing import Annotated
 
@@ -9,6 +9,6 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, and no key that is not declared."""
+    """A part of the config: immutable, and without keys that are not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

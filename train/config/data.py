@@ -1,4 +1,4 @@
-"""The config's data section: what is learned from, and what the held-out loss is measured on."""
+"""The data section of the config: the sources to train on and to evaluate on."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .base import Count, Fraction, Section
 
-# Each format with the fields that tell it. A row is of the first whose fields it has.
+# The fields that each format requires. A record has the first format whose fields it has.
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "conversations": ("conversations",),
@@ -15,27 +15,27 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-# All fields that are looked at; the last two may be left out.
+# All fields that are read; the last two are optional.
 FIELDS = (*dict.fromkeys(f for fields in FORMATS.values() for f in fields), "input", "tools")
 
 
-def _fields(columns: dict[str, str]) -> dict[str, str]:
+def _known_fields(columns: dict[str, str]) -> dict[str, str]:
     for field in columns:
         if field not in FIELDS:
-            raise ValueError(f"{field!r} is no field of a row; fields are {', '.join(FIELDS)}")
+            raise ValueError(f"unknown field {field!r}; known fields: {', '.join(FIELDS)}")
     return columns
 
 
-Columns = Annotated[dict[str, str], AfterValidator(_fields)]
+Columns = Annotated[dict[str, str], AfterValidator(_known_fields)]
 
 
 class Source(Section):
-    """A file, a folder, a hub data set or python-stdlib; what is null is taken from `data`."""
+    """Files, a folder, a hub data set or python-stdlib; a key that is null is taken from `data`."""
 
     path: str
     """A JSONL, JSON, Parquet or CSV file or pattern, an Arrow folder, or a hub data set."""
     weight: float = Field(1.0, gt=0)
-    """How often an epoch holds each example: 2 twice, 0.5 a half of them in turn."""
+    """How often an epoch contains each record: 2 is twice, 0.5 is a half of them in turn."""
     split: str | None = None
     """The split of a hub data set or of an Arrow folder."""
     revision: str | None = None
@@ -43,82 +43,89 @@ class Source(Section):
     format: (
         Literal["messages", "conversations", "preference", "completion", "alpaca", "text"] | None
     ) = None
-    """How rows are read; null: told by their fields."""
+    """The format of the records; null: recognised by their fields."""
     columns: Columns | None = None
-    """Which columns hold the fields: {prompt: question, completion: answer}."""
+    """The column of each field, as in {prompt: question, completion: answer}."""
 
 
-def _listed(given: Any) -> Any:
-    """Sources as a list of sections, of which one may stand alone and a path for a section."""
+def _as_list(given: Any) -> Any:
+    """Puts a single source into a list, and a path that stands for a source into a section."""
     if given is None:
         return ()
-    given = given if isinstance(given, list | tuple) else [given]
-    return tuple({"path": each} if isinstance(each, str) else each for each in given)
+    sources = given if isinstance(given, list | tuple) else [given]
+    return tuple({"path": source} if isinstance(source, str) else source for source in sources)
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_listed)]
+Sources = Annotated[
+    tuple[Source, ...],
+    BeforeValidator(_as_list, json_schema_input_type=str | Source | list[str | Source]),
+]
 
 
 class DataSection(Section):
-    """What is learned from, and what the held-out loss is measured on."""
+    """The sources to train on and to evaluate on, and how they become rows of tokens."""
 
     train: Annotated[Sources, Field(min_length=1)]
-    """A path or hub name, or a list of them or of sources with their own settings and weights."""
+    """The sources to train on."""
     eval: Sources = ()
-    """The same for held-out data; left out, it is split off the training data."""
+    """The sources to evaluate on; if there are none, a part of the training data is split off."""
     split: str = "train"
     """The split of hub data sets to train on."""
     eval_split: str | None = None
-    """The split of the hub data sets to hold out."""
+    """The split of hub data sets to evaluate on."""
     revision: str | None = None
     """The commit or tag of a hub data set."""
     columns: Columns = Field(default_factory=dict)
-    """Which columns hold the fields: {prompt: question, completion: answer}."""
+    """The column of each field, as in {prompt: question, completion: answer}."""
     eval_fraction: Fraction = 0.05
-    """The share to split off where no held-out data is named."""
+    """The share of the training data to split off if no eval data is named; 0: do not evaluate."""
     loss_on: Literal["assistant", "last", "everything"] = "assistant"
-    """Of conversations: all turns of the assistant, its last one, or every token."""
+    """The tokens of a conversation that are trained on: all turns of the assistant, its last turn,
+    or every token."""
     max_length: int = Field(1024, ge=2)
-    """Tokens in a row; rows are padded to it."""
+    """The length of a row in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer example; always counted and reported."""
+    """What to do with an example that is longer; the number is always reported."""
     packing: Literal["none", "bucketed", "packed"] = "none"
-    """One example a row; batches of examples of about one length; or several examples a row."""
+    """How examples fill rows: one per row (none), one per row in batches of similar length
+    (bucketed), or several per row (packed)."""
     on_error: Literal["stop", "report"] = "stop"
-    """At data that cannot be used, tell the first fault or all of them; nothing is trained on."""
+    """Whether data that cannot be used ends the program at the first fault (stop) or after all
+    faults are reported (report); neither trains."""
     streaming: bool = False
-    """Read the training data in order without tokenising it first: for more than fits a disk."""
+    """Read the training data in order without tokenising it first: for data that does not fit on
+    the disk."""
     shuffle_buffer: Count = 10_000
-    """Rows of a stream that are shuffled together."""
+    """The number of a stream's rows that are shuffled together."""
     limit: Count | None = None
     """Use at most this many training examples."""
     eval_limit: Count | None = None
-    """Use at most this many held-out examples."""
+    """Use at most this many eval examples."""
 
     @model_validator(mode="after")
-    def _streams(self) -> Self:
+    def _can_be_streamed(self) -> Self:
         if self.streaming and (self.packing == "bucketed" or self.limit is not None):
             raise ValueError("streaming takes packing none or packed, and no limit")
         named = self.eval or self.eval_split
         if self.streaming and not named and self.eval_fraction:
-            raise ValueError("nothing is split off a stream: name eval, or set eval_fraction to 0")
+            raise ValueError("nothing is split off a stream: set eval, or set eval_fraction to 0")
         return self
 
     def train_sources(self) -> tuple[Source, ...]:
-        """The sources to train on, with what they leave open filled in."""
+        """Returns the sources to train on, with the section's values for what they leave null."""
         return tuple(self._filled(source, self.split, self.revision) for source in self.train)
 
     def eval_sources(self) -> tuple[Source, ...]:
-        """The sources to hold out, where there are any of their own."""
-        named = self.eval or (self.train if self.eval_split else ())
-        known = {source.path for source in self.train}
+        """Returns the sources to evaluate on; none if a part of the training data is split off."""
+        sources = self.eval or (self.train if self.eval_split else ())
+        trained = {source.path for source in self.train}
         return tuple(
             self._filled(
                 source.model_copy(update={"split": None}) if not self.eval else source,
                 self.eval_split or self.split,
-                self.revision if source.path in known else None,  # One repository's.
+                self.revision if source.path in trained else None,  # of the same repository
             )
-            for source in named
+            for source in sources
         )
 
     def _filled(self, source: Source, split: str, revision: str | None) -> Source:

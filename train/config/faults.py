@@ -37,7 +37,7 @@ def _explain(fault: ErrorDetails, root: type[Section]) -> str:
                 repr(found), known.split(", ")
             )
         case "model_type" | "model_attributes_type":
-            return f"{where}: must hold keys and values, got {given!r}"
+            return f"{where}: must contain keys and values, got {given!r}"
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{where}: {message}" + ("" if isinstance(given, dict) else f", got {given!r}")

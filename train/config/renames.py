@@ -1,7 +1,8 @@
 """Keys and values that had other names before; a config with one is refused with the new name."""
 
-from collections.abc import Iterator
 from typing import Any
+
+from .yaml import flatten
 
 KEYS = {
     "data.learn": "data.loss_on",
@@ -31,7 +32,7 @@ def find_renamed(tree: dict[str, Any]) -> list[str]:
     >>> find_renamed({"data": {"layout": "padded"}})
     ['data.layout is now data.packing; write data.packing: none']
     """
-    given = dict(_flat(tree))
+    given = dict(flatten(tree))
     messages = []
     for old, new in KEYS.items():
         if old in given:
@@ -46,11 +47,3 @@ def find_renamed(tree: dict[str, Any]) -> list[str]:
             if isinstance(value, str) and value in values:
                 messages.append(f"{key}: {value!r} is now {values[value]!r}")
     return messages
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a tree with its value, sections before what is in them."""
-    for key, value in tree.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")

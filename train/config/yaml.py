@@ -1,6 +1,7 @@
-"""YAML as configs are written in it, and single settings laid over a file's."""
+"""YAML as configs are written in it, and single settings that override a file's."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -9,7 +10,7 @@ from ..errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys and with 1e-5 as a number."""
+    """Reads YAML's safe subset, with 1e-5 as a number, and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -17,7 +18,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} occurs twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -30,32 +31,48 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """What the text says.
+def parse_yaml(text: str, source: str) -> Any:
+    """Returns the value of a YAML text.
 
     Raises:
-      UserError: with the line, for what is not YAML.
+      UserError: with the source and the line, if the text is not valid YAML.
     """
     try:
         return yaml.load(text, _Loader)  # a subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
+        where = f"{source}:{mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or "is not YAML"
-        raise UserError(f"{place}: {problem}; correct the line") from None
+        raise UserError(f"{where}: {problem}; correct the line") from None
 
 
-def lay_over(tree: dict[str, Any], override: str) -> None:
-    """Sets what `key.path=value` says in the tree."""
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets the value of a `key.path=value` text in the tree.
+
+    Raises:
+      UserError: if the text is malformed, or the path leads through a value that is not a section.
+    """
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise UserError(f"{override!r} is not an override; write key.path=value")
+        raise UserError(f"{override!r} is not a setting; write key.path=value")
     *parents, last = path.split(".")
     for parent in parents:
         child = tree.get(parent)
         if child is None:
             child = tree[parent] = {}
         if not isinstance(child, dict):
-            raise UserError(f"{override!r}: {parent} is a value and holds no keys")
+            raise UserError(f"{override!r}: {parent} is a value and has no keys")
         tree = child
     tree[last] = parse_yaml(text, override)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every dotted key of a tree with its value, a section before its keys.
+
+    >>> dict(flatten({"a": {"b": 1}}))
+    {'a': {'b': 1}, 'a.b': 1}
+    """
+    for key, value in tree.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")

@@ -32,11 +32,12 @@ def _processes(file: Path, *arguments: str, count: int = 2, absent: int = 0) -> 
     with socket.socket() as held:  # Bound, so that nobody else is given its port.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
-        place = f"--coordinator 127.0.0.1:{held.getsockname()[1]} --processes {count + absent}"
-        command = [sys.executable, "-m", "train", "sft", "--config", str(file), *place.split()]
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        options = f"--coordinator-address {address} --num-processes {count + absent}"
+        command = [sys.executable, "-m", "train", "sft", "--config", str(file), *options.split()]
         started = [
             subprocess.Popen(
-                [*command, "--process", str(number), *arguments],
+                [*command, "--process-id", str(number), *arguments],
                 env=os.environ | {"XLA_FLAGS": flags},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

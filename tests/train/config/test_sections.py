@@ -1,0 +1,25 @@
+"""The small sections refuse meshes and batches that cannot be."""
+
+import pytest
+from pydantic import ValidationError
+
+from train.config.sections import BatchSection, CheckpointSection, EvaluationSection, MeshSection
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "context", "tensor"])
+def test_an_axis_without_devices_is_refused(axis: str) -> None:
+    with pytest.raises(ValidationError, match="an axis has at least 1 device"):
+        MeshSection.model_validate({axis: 0})
+    assert getattr(MeshSection.model_validate({axis: -1}), axis) == -1
+
+
+def test_a_batch_is_a_multiple_of_its_microbatches() -> None:
+    with pytest.raises(ValidationError, match="size 3 is not a multiple of num_microbatches 2"):
+        BatchSection(size=3, num_microbatches=2)
+    assert BatchSection(size=4, num_microbatches=2).size == 4
+
+
+@pytest.mark.parametrize("section", [EvaluationSection, CheckpointSection])
+def test_every_is_at_least_one_update(section: type) -> None:
+    with pytest.raises(ValidationError, match="every"):
+        section(every=0)
