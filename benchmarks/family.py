@@ -14,10 +14,10 @@ from updates import adamw_under
 from gmt_jax import by_score, gmt, hft, lisa
 
 
-def relatives(stacked: dict[str, int]) -> dict[str, tuple[Any, Any]]:
+def relatives(num_stacked_axes: dict[str, int]) -> dict[str, tuple[Any, Any]]:
     """By name: the optimizer, which draws its mask at every update, and its scores alone."""
     inner = optax.adamw(1e-5)
-    by = partial(by_score, inner, RATIO, stacked=stacked)
+    by = partial(by_score, inner, RATIO, num_stacked_axes=num_stacked_axes)
     lasting = partial(by, warmup=1)  # holds the mask that it draws, as one that lasts does
     return {
         "gmt, one threshold for all": (gmt(inner, RATIO, scope="global"), None),
@@ -27,8 +27,8 @@ def relatives(stacked: dict[str, int]) -> dict[str, tuple[Any, Any]]:
         "magnitude": (lasting(score="weight"), None),
         "random_mask": (by(score="random"), randoms),
         "fisher": (lasting(score="fisher"), squares),
-        "hft": (hft(inner, seed=0, every=1), None),
-        "lisa": (lisa(inner, layers=2, seed=0, every=1), None),
+        "hft": (hft(inner, key=0, every=1), None),
+        "lisa": (lisa(inner, num_layers=2, key=0, every=1), None),
     }
 
 
@@ -50,15 +50,17 @@ def randoms(params: Tree, grads: Tree) -> Any:
 
 
 def print_family(
-    title: str, params: Tree, grads: Tree, stacked: dict[str, int], rounds: int
+    title: str, params: Tree, grads: Tree, num_stacked_axes: dict[str, int], rounds: int
 ) -> None:
     """One row a relative. Each holds parameters and moments of its own: one is there at a time."""
     print(f"\n{title}\n\n| AdamW under | ms | gmt, ms | of gmt | its scores alone, ms |")
     print("|---" * 5 + "|")
-    for name, (optimizer, scores) in relatives(stacked).items():
+    for name, (optimizer, scores) in relatives(num_stacked_axes).items():
         methods = {
             "own": adamw_under(params, optimizer, grads),
-            "gmt": adamw_under(params, gmt(optax.adamw(1e-5), RATIO, stacked=stacked), grads),
+            "gmt": adamw_under(
+                params, gmt(optax.adamw(1e-5), RATIO, num_stacked_axes=num_stacked_axes), grads
+            ),
         }
         if scores:
             methods["scores"] = partial(jax.jit(scores), params, grads)

@@ -28,9 +28,9 @@ from timing import print_table
 from updates import Model, adamw
 
 from gmt_jax import gmt_mask
-from gmt_jax._threshold.layout import Layout
+from gmt_jax._threshold.layout import TensorLayout
 from gmt_jax._threshold.search import select
-from gmt_jax._threshold.uint64 import wide
+from gmt_jax._threshold.uint64 import uint64
 
 TOLERANCE = 1e-3
 DEVICES = jax.device_count()
@@ -46,14 +46,14 @@ def read_once(leaves: list[jax.Array]) -> list[Any]:
     return [lax.reduce((w, w + 1), (w.dtype.type(0),) * 2, both, range(w.ndim)) for w in words]
 
 
-def methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
+def methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Method]:
     """Everything that is timed on gradients, by name."""
     leaves = list(tree.values())
-    layout = Layout(tuple(g.shape for g in leaves), tuple(stacked.values()))
-    ranks, slack = (wide([int(r * n) for n in layout.sizes]) for r in (RATIO, TOLERANCE))
+    layout = TensorLayout(tuple(g.shape for g in leaves), tuple(num_stacked_axes.values()))
+    ranks, slack = (uint64([int(r * n) for n in layout.sizes]) for r in (RATIO, TOLERANCE))
     exact, near = (select(leaves, ranks, layout, s).passes for s in (None, slack))
     read = jax.jit(read_once)
-    mask = functools.partial(gmt_mask, RATIO, stacked=stacked)
+    mask = functools.partial(gmt_mask, RATIO, num_stacked_axes=num_stacked_axes)
     found: dict[str, Method] = {
         "reading the gradient once": lambda: read(leaves),
         "AdamW alone": adamw(tree),
@@ -65,9 +65,9 @@ def methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
     if DEVICES > 1:
         return found
     for name, method in OTHERS.items():
-        compiled = jax.jit(functools.partial(method, stacked=stacked))
+        compiled = jax.jit(functools.partial(method, num_stacked_axes=num_stacked_axes))
         found[f"mask by {name}"] = functools.partial(compiled, tree)
-    alone = torch_methods(tree, stacked)
+    alone = torch_methods(tree, num_stacked_axes)
     return found | {f"mask by {name}": method for name, method in alone.items()}
 
 
@@ -91,13 +91,13 @@ def print_model(folder: Path, rounds: int, family: bool) -> None:
     size = sum(g.size for g in gradients.values())
     title = f"Gradients of {folder.name}: {size:,} float32 entries"
     if family:
-        print_family(title, spread(model.params), spread(gradients), model.stacked, rounds)
+        print_family(title, spread(model.params), spread(gradients), model.num_stacked_axes, rounds)
         return
-    print_table(title, methods(spread(gradients), model.stacked), "AdamW alone", rounds)
+    print_table(title, methods(spread(gradients), model.num_stacked_axes), "AdamW alone", rounds)
     if DEVICES > 1:
         return
     del gradients
-    mask = functools.partial(gmt_mask, RATIO, stacked=model.stacked)
+    mask = functools.partial(gmt_mask, RATIO, num_stacked_axes=model.num_stacked_axes)
     steps = {
         "plain fine-tuning": model.step(),
         "with gmt_mask": model.step(mask()),

@@ -28,11 +28,11 @@ def by_threshold(
         size = jnp.abs(g)
         return jnp.where(size < threshold(size.ravel()), 0, g)
 
-    def masked(tree: Tree, stacked: dict[str, int]) -> Any:
+    def masked(tree: Tree, num_stacked_axes: dict[str, int]) -> Any:
         out = {}
         for name, g in tree.items():
             mask: Any = of_tensor
-            if stacked[name]:  # a loop, so that one layer's copies are there at a time
+            if num_stacked_axes[name]:  # a loop, so that one layer's copies are there at a time
                 mask = lambda g: lax.map(of_tensor, g)  # noqa: E731
             out[name] = mask(g)
         return out
@@ -68,7 +68,7 @@ TORCH = {
 }
 
 
-def torch_methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
+def torch_methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Method]:
     """Mask copies of the gradients in place, tensor by tensor."""
     if torch is None:
         return {}
@@ -76,7 +76,7 @@ def torch_methods(tree: Tree, stacked: dict[str, int]) -> dict[str, Method]:
     tensors = []
     for name, g in tree.items():
         whole = torch.from_numpy(np.array(g, np.float32)).to(kind)
-        tensors += list(whole) if stacked[name] else [whole]
+        tensors += list(whole) if num_stacked_axes[name] else [whole]
 
     def method(threshold: Callable[[Any], Any]) -> Method:
         def run() -> None:

@@ -37,7 +37,7 @@ FOLDER = Path(__file__).parents[1] / "configs" / "models"
 MODELS = ("llama-2-7b", "llama-2-13b", "llama-3-8b", "llama-3-70b")
 OPTIMIZERS = {
     "adamw": optax.adamw(1e-5),
-    "with gmt": optax.chain(gmt_mask(0.2, stacked=num_stacked_axes), optax.adamw(1e-5)),
+    "with gmt": optax.chain(gmt_mask(0.2, num_stacked_axes=num_stacked_axes), optax.adamw(1e-5)),
 }
 
 

@@ -88,7 +88,7 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
 
 def masked(folder: Path, rows: np.ndarray) -> Step:
     """The same with the mask."""
-    return ours(folder, rows, gmt_mask(0.2, stacked=num_stacked_axes, tolerance=1e-3))
+    return ours(folder, rows, gmt_mask(0.2, num_stacked_axes=num_stacked_axes, tolerance=1e-3))
 
 
 def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:

@@ -48,7 +48,7 @@ class Model:
         self.config = load_model_config(folder)
         flat, self.treedef = jax.tree.flatten_with_path(load_params(folder, self.config))
         self.params = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
-        self.stacked = dict(
+        self.num_stacked_axes = dict(
             zip(self.params, (num_stacked_axes(path) for path, _ in flat), strict=True)
         )
         ids = load_tokenizer(folder, None)(Path(argparse.__file__).read_text())["input_ids"]

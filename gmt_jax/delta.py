@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gmt_jax.tree_paths import name_of
+from gmt_jax.tree_paths import path_name
 
 
 class TensorDelta(NamedTuple):
@@ -62,12 +62,12 @@ def apply(base: Any, delta: Any) -> Any:
         array = np.asarray(base)
         if delta.values.dtype != array.dtype:
             raise ValueError(
-                f"{name_of(path)}: the delta is {delta.values.dtype}, but the base {array.dtype}"
+                f"{path_name(path)}: the delta is {delta.values.dtype}, but the base {array.dtype}"
             )
         try:
             at = decode_positions(delta.positions, delta.values.size, array.size)
         except ValueError as error:
-            raise ValueError(f"{name_of(path)}: {error}") from None
+            raise ValueError(f"{path_name(path)}: {error}") from None
         tuned = array.copy(order="C")
         _bits(tuned)[at] = _bits(delta.values)
         return tuned
@@ -115,7 +115,7 @@ def _extract(path: Any, base: Any, tuned: Any) -> TensorDelta:
     old, new = np.asarray(base), np.asarray(tuned)
     if (old.shape, old.dtype) != (new.shape, new.dtype):
         raise ValueError(
-            f"{name_of(path)}: the base is {old.dtype}{list(old.shape)}, "
+            f"{path_name(path)}: the base is {old.dtype}{list(old.shape)}, "
             f"the tuned tensor {new.dtype}{list(new.shape)}"
         )
     at = np.flatnonzero(_bits(old) != _bits(new))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from gmt_jax.selection import GmtMaskState, MaskRatio, Smallest, Stacked, keep
+from gmt_jax.selection import GmtMaskState, MaskRatio, NumStackedAxes, Smallest, apply_mask
 
 __all__ = ["GmtMaskState", "gmt_mask"]
 
@@ -15,7 +15,7 @@ def gmt_mask(
     *,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    stacked: Stacked = None,
+    num_stacked_axes: NumStackedAxes = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Zeroes the gradient entries with the smallest magnitude.
 
@@ -54,10 +54,11 @@ def gmt_mask(
         reads the gradient two or three times instead of about six, and :math:`T` is a number
         between entries rather than one of them. It may be an array, as from
         ``optax.inject_hyperparams``: at 0 the mask is exact then too.
-      stacked: how many leading axes of a leaf index separate tensors, each with a threshold of
-        its own, as in layers stacked for ``jax.lax.scan``. An int for all leaves, a tree prefix
-        of ints, or a function of a leaf's key path, as ``jax.tree_util.tree_map_with_path`` gives
-        it; by default 0. Under ``optax.inject_hyperparams`` name it in ``static_args``.
+      num_stacked_axes: how many leading axes of a leaf index separate tensors, each with a
+        threshold of its own, as in layers stacked for ``jax.lax.scan``. An int for all leaves,
+        a tree prefix of ints, or a function of a leaf's key path, as
+        ``jax.tree_util.tree_map_with_path`` gives it; by default 0. Under
+        ``optax.inject_hyperparams`` name it in ``static_args``.
 
     Returns:
       The transformation, for gradients of any float or complex dtype. Its state is a
@@ -67,7 +68,7 @@ def gmt_mask(
     Raises:
       ValueError: if ``mask_ratio`` or ``tolerance`` is outside [0, 1], if ``scope`` is unknown, or
         global for tensors that are to be told apart; at the first sight of the parameters or
-        gradients, if ``stacked`` does not fit them.
+        gradients, if ``num_stacked_axes`` does not fit them.
       TypeError: at the first sight of a leaf that is neither float nor complex.
 
     Example:
@@ -89,7 +90,7 @@ def gmt_mask(
       <https://arxiv.org/abs/2406.15330>`_, 2024. That ties are kept is the paper's; that each
       tensor has its own threshold is this library's choice.
     """
-    rule = Smallest(mask_ratio, scope, tolerance, stacked)
+    rule = Smallest(mask_ratio, scope, tolerance, num_stacked_axes)
 
     def update_fn(
         updates: optax.Updates,
@@ -98,7 +99,7 @@ def gmt_mask(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GmtMaskState]:
         del params, extra_args
-        kept, state = rule.keep(updates, state)
-        return jax.tree.map(keep, updates, kept), state
+        kept, state = rule.select(updates, state)
+        return jax.tree.map(apply_mask, updates, kept), state
 
     return optax.GradientTransformationExtraArgs(rule.init, update_fn)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import KeyPath
 
-from gmt_jax.tree_paths import key_of, name_of
+from gmt_jax.tree_paths import path_key, path_name
 
 
 def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) -> Any:
@@ -63,7 +63,7 @@ def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) ->
     def one(path: KeyPath, base: Any, tuned: Any) -> jax.Array:
         _check(path, base, tuned)
         rate = jnp.float32(drop_rate)
-        return _dare(jnp.asarray(base), jnp.asarray(tuned), rate, key_of(path, key))
+        return _dare(jnp.asarray(base), jnp.asarray(tuned), rate, path_key(path, key))
 
     return jax.tree_util.tree_map_with_path(one, base, tuned)
 
@@ -138,8 +138,8 @@ def _is_number(number: Any, valid: Callable[[float], bool]) -> bool:
 def _check(path: KeyPath, base: Any, tuned: Any) -> None:
     if (base.shape, base.dtype) != (tuned.shape, tuned.dtype):
         raise ValueError(
-            f"{name_of(path)}: the base is {base.dtype}{list(base.shape)}, "
+            f"{path_name(path)}: the base is {base.dtype}{list(base.shape)}, "
             f"the tuned leaf {tuned.dtype}{list(tuned.shape)}"
         )
     if not jnp.issubdtype(base.dtype, jnp.floating):
-        raise TypeError(f"{name_of(path)}: weights to merge must be floats, not {base.dtype}")
+        raise TypeError(f"{path_name(path)}: weights to merge must be floats, not {base.dtype}")

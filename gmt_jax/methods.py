@@ -13,20 +13,21 @@ import optax
 from gmt_jax.param_roles import ROLES
 from gmt_jax.selection import MaskRatio
 from gmt_jax.selective import by_score, train_only
-from gmt_jax.structured import Choice, hft_choice, lisa_choice
+from gmt_jax.structured import MaskSchedule, hft_schedule, lisa_schedule
+from gmt_jax.tree_paths import Key
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 
 
-def random_mask(inner: Inner, mask_ratio: MaskRatio, seed: int, **options: Any) -> Optimizer:
+def random_mask(inner: Inner, mask_ratio: MaskRatio, key: Key, **options: Any) -> Optimizer:
     """Random mask tuning: a uniformly random part of each tensor, anew at every update.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from gmt_jax import random_mask
-      >>> optimizer = random_mask(optax.sgd(1.0), 0.5, seed=0)
+      >>> optimizer = random_mask(optax.sgd(1.0), 0.5, key=0)
       >>> state = optimizer.init(jnp.zeros(6))
       >>> for _ in range(2):
       ...     updates, state = optimizer.update(jnp.ones(6), state)
@@ -34,7 +35,7 @@ def random_mask(inner: Inner, mask_ratio: MaskRatio, seed: int, **options: Any) 
       [-0. -1. -1. -1. -0. -0.]
       [-1. -0. -0. -1. -0. -1.]
     """
-    return by_score(inner, mask_ratio, score="random", seed=seed, **options)
+    return by_score(inner, mask_ratio, score="random", key=key, **options)
 
 
 def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> Optimizer:
@@ -146,18 +147,18 @@ def fisher(inner: Inner, mask_ratio: MaskRatio, warmup: int, **options: Any) -> 
 
 
 def hft(
-    inner: Inner, seed: int, every: int, *, roles: Mapping[str, str] = ROLES, **options: Any
+    inner: Inner, key: Key, every: int, *, roles: Mapping[str, str] = ROLES, **options: Any
 ) -> Optimizer:
     """Half Fine-Tuning: half of the matrices of each layer, drawn anew every `every` updates.
 
-    Which half, `gmt_jax.structured.hft_choice` says; a model whose paths it does not know is
+    Which half, `gmt_jax.structured.hft_schedule` says; a model whose paths it does not know is
     refused.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from gmt_jax import hft
-      >>> optimizer = hft(optax.sgd(1.0), seed=0, every=100)
+      >>> optimizer = hft(optax.sgd(1.0), key=0, every=100)
       >>> ones = jnp.ones((4, 1))  # Four layers.
       >>> params = {"layers": {"mlp": {"gate": ones, "up": ones, "down": ones}}}
       >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -171,25 +172,27 @@ def hft(
       Hui et al., `HFT: Half Fine-Tuning for Large Language Models
       <https://arxiv.org/abs/2404.18466>`_, 2024.
     """
-    return train_only(inner, lambda params: hft_choice(params, seed, every, roles=roles), **options)
+    return train_only(
+        inner, lambda params: hft_schedule(params, key, every, roles=roles), **options
+    )
 
 
 def lisa(
     inner: Inner,
-    layers: int,
-    seed: int,
+    num_layers: int,
+    key: Key,
     every: int,
     *,
     roles: Mapping[str, str] = ROLES,
     **options: Any,
 ) -> Optimizer:
-    """LISA: `layers` random layers, drawn anew every `every` updates; embeddings, head, last norm.
+    """LISA: `num_layers` random layers, drawn anew every `every` updates, and what is in no layer.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from gmt_jax import lisa
-      >>> optimizer = lisa(optax.sgd(1.0), layers=2, seed=0, every=20)
+      >>> optimizer = lisa(optax.sgd(1.0), num_layers=2, key=0, every=20)
       >>> params = {"layers": {"attention_norm": jnp.ones((6, 1))}}  # Six layers.
       >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
       >>> print(updates["layers"]["attention_norm"].ravel())
@@ -200,7 +203,7 @@ def lisa(
       Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
     """
 
-    def choice(params: Any) -> Choice:
-        return lisa_choice(params, layers, seed, every, roles=roles)
+    def schedule(params: Any) -> MaskSchedule:
+        return lisa_schedule(params, num_layers, key, every, roles=roles)
 
-    return train_only(inner, choice, **options)
+    return train_only(inner, schedule, **options)

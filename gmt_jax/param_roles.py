@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmt_jax.tree_paths import name_of
+from gmt_jax.tree_paths import path_name
 
 _PARAM = "(?:/(?:weight|kernel|bias|scale|embedding))?"
 _OUTSIDE = r"(?!.*layers[/_])(?:.*/)?"
@@ -84,7 +84,7 @@ def read_model(params: Any, roles: Mapping[str, str] = ROLES) -> Model:
         there are no layers, or not as many in one place as in another.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    found = [(name_of(path).replace(".", "/"), tuple(leaf.shape)) for path, leaf in flat]
+    found = [(path_name(path).replace(".", "/"), tuple(leaf.shape)) for path, leaf in flat]
     places = [_place(name, shape, roles) for name, shape in found]
     unknown = [name for (name, _), place in zip(found, places, strict=True) if place is None]
     if unknown:

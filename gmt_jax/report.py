@@ -9,8 +9,8 @@ import numpy as np
 
 from gmt_jax._threshold import reductions as counting
 from gmt_jax._threshold.replication import mesh_of, replicate
-from gmt_jax.scores import Rule
-from gmt_jax.selection import Stacked, stacked_axes
+from gmt_jax.scores import Selector
+from gmt_jax.selection import NumStackedAxes, stacked_axes
 
 
 class MaskReport(NamedTuple):
@@ -24,9 +24,9 @@ class MaskReport(NamedTuple):
 
 
 class ReportedState(NamedTuple):
-    """State of a rule with a report."""
+    """State of a selector with a report."""
 
-    rule_state: Any
+    selector_state: Any
     seen: Any  # uint8, shaped as the parameters: 1 if the latest update kept it, 2 if any has
     by_tensor: MaskReport
     overall: MaskReport
@@ -46,26 +46,26 @@ class _Sums(NamedTuple):
     squares_kept: Any
 
 
-def reported(rule: Rule, stacked: Stacked) -> Rule:
-    """The rule, with a `MaskReport` of each update in its state."""
+def reported(selector: Selector, num_stacked_axes: NumStackedAxes) -> Selector:
+    """The selector, with a `MaskReport` of each update in its state."""
 
     def init(params: Any) -> ReportedState:
         flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-        stacks = [leaf.shape[: stacked_axes(stacked, path, leaf)] for path, leaf in flat]
+        stacks = [leaf.shape[: stacked_axes(num_stacked_axes, path, leaf)] for path, leaf in flat]
         zeros = jax.tree.unflatten(treedef, [jnp.zeros(stack, jnp.float32) for stack in stacks])
         zeros, zero = replicate((zeros, jnp.float32(0)), mesh_of([leaf for _, leaf in flat]))
         seen = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.uint8), params)
         figures = len(MaskReport._fields)
         reports = MaskReport(*[zeros] * figures), MaskReport(*[zero] * figures)
-        return ReportedState(rule.init(params), seen, *reports)
+        return ReportedState(selector.init(params), seen, *reports)
 
-    def choose(grads: Any, state: ReportedState, params: Any) -> tuple[Any, ReportedState]:
-        kept, rule_state = rule.choose(grads, state.rule_state, params)
+    def select(grads: Any, state: ReportedState, params: Any) -> tuple[Any, ReportedState]:
+        kept, selector_state = selector.select(grads, state.selector_state, params)
         flat, treedef = jax.tree_util.tree_flatten_with_path(grads)
         mesh = mesh_of([g for _, g in flat])
         parts = zip(flat, jax.tree.leaves(kept), jax.tree.leaves(state.seen), strict=True)
         measured = [
-            _measure(jnp.asarray(g), now, seen, stacked_axes(stacked, path, g))
+            _measure(jnp.asarray(g), now, seen, stacked_axes(num_stacked_axes, path, g))
             for (path, g), now, seen in parts
         ]
         sums = replicate([sums for _, sums in measured], mesh)
@@ -73,18 +73,20 @@ def reported(rule: Rule, stacked: Stacked) -> Rule:
         by_tensor = MaskReport(*(jax.tree.unflatten(treedef, f) for f in zip(*each, strict=True)))
         total = jax.tree.map(lambda *parts: sum(map(jnp.sum, parts)), *sums)
         seen = jax.tree.unflatten(treedef, [seen for seen, _ in measured])
-        return kept, ReportedState(rule_state, seen, by_tensor, _shares(total))
+        return kept, ReportedState(selector_state, seen, by_tensor, _shares(total))
 
-    return Rule(init, choose)
+    return Selector(init, select)
 
 
-@partial(jax.jit, static_argnames="stacked")
+@partial(jax.jit, static_argnames="num_stacked_axes")
 def _measure(
-    g: jax.Array, kept: jax.Array, seen: jax.Array, stacked: int
+    g: jax.Array, kept: jax.Array, seen: jax.Array, num_stacked_axes: int
 ) -> tuple[jax.Array, _Sums]:
     """The new `seen`, and the sums of each tensor of a leaf."""
     kept = kept & jnp.ones_like(g, bool)
-    entries = jnp.full(g.shape[:stacked], float(np.prod(g.shape[stacked:])), jnp.float32)
+    entries = jnp.full(
+        g.shape[:num_stacked_axes], float(np.prod(g.shape[num_stacked_axes:])), jnp.float32
+    )
 
     def arrays(leaf: tuple[jax.Array, ...], _: Any) -> list[jax.Array]:
         g, kept, seen = leaf
@@ -95,13 +97,13 @@ def _measure(
         return [*counts, square, jnp.where(kept, square, 0)]
 
     # Along one axis first, and then in floats: a float32 that counts ones stops at 2**24.
-    leaf, last = (g, kept, seen), tuple(range(max(stacked, g.ndim - 1), g.ndim))
+    leaf, last = (g, kept, seen), tuple(range(max(num_stacked_axes, g.ndim - 1), g.ndim))
     rows = (
         counting.reduce(("sum",) * 8, arrays, leaf, None, last, None)
         if last
         else arrays(leaf, None)
     )
-    rest = tuple(range(stacked, rows[0].ndim))
+    rest = tuple(range(num_stacked_axes, rows[0].ndim))
     sums = [jnp.sum(part.astype(jnp.float32), rest) for part in rows]
     seen = kept.astype(jnp.uint8) + 2 * _ever(seen, kept).astype(jnp.uint8)
     return seen, _Sums(entries, *sums)

@@ -9,17 +9,17 @@ import optax
 from jax import lax
 
 from gmt_jax.selection import GmtMaskState, Smallest
-from gmt_jax.tree_paths import key_of
+from gmt_jax.tree_paths import Key, as_key, path_key
 
 SCORES = ("gradient", "gradient_to_weight", "weight", "random", "fisher")
 
 
-class Rule(NamedTuple):
+class Selector(NamedTuple):
     """Chooses the entries to train."""
 
     init: Callable[[Any], Any]  # params -> state
     # gradient, state, params -> a tree of bools, broadcastable to the gradient's leaves; state
-    choose: Callable[[Any, Any, Any], tuple[Any, Any]]
+    select: Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class ScoredState(NamedTuple):
@@ -30,7 +30,7 @@ class ScoredState(NamedTuple):
     squares: Any  # float32, shaped as the parameters: Σ|g|² since a mask was drawn; None if unused
 
 
-def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any) -> Rule:
+def scored(rule: Smallest, score: str, every: int | None, warmup: int, key: Key) -> Selector:
     """Keeps the entries with the largest scores; the arguments are those of `by_score`."""
     if score not in SCORES:
         raise ValueError(f"score is one of {', '.join(SCORES)}; got {score!r}")
@@ -50,7 +50,7 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
             like(jnp.float32) if score == "fisher" else None,
         )
 
-    def choose(grads: Any, state: ScoredState, params: Any) -> tuple[Any, ScoredState]:
+    def select(grads: Any, state: ScoredState, params: Any) -> tuple[Any, ScoredState]:
         count, squares = state.mask.count, state.squares
         since = count - warmup
         if score == "fisher":
@@ -70,8 +70,8 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
             elif score == "fisher":
                 scores = squares
             else:
-                scores = _random(grads, seed, 0 if every is None else since // every)
-            return rule.keep(scores, state.mask)
+                scores = _random(grads, key, 0 if every is None else since // every)
+            return rule.select(scores, state.mask)
 
         def hold() -> tuple[Any, GmtMaskState]:
             masked = jnp.where(since < 0, 1, state.mask.masked_fraction)
@@ -89,7 +89,7 @@ def scored(rule: Smallest, score: str, every: int | None, warmup: int, seed: Any
             squares = jax.tree.map(lambda sum: jnp.where(due, 0, sum), squares)
         return kept, ScoredState(mask, kept, squares)
 
-    return Rule(init, choose)
+    return Selector(init, select)
 
 
 def _check_updates(name: str, value: Any, least: int) -> None:
@@ -118,16 +118,16 @@ def _ratio(g: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.where(size == 0, 0, size / jnp.abs(w).astype(wide))
 
 
-def _random(grads: Any, seed: Any, draw: Any) -> Any:
+def _random(grads: Any, key: Key, draw: Any) -> Any:
     """Positive float32s in any order, each as likely as another, for each entry.
 
-    What is drawn for a leaf depends on the seed, the number of the draw and the leaf's path and
+    What is drawn for a leaf depends on the key, the number of the draw and the leaf's path and
     shape alone.
     """
-    key = jax.random.fold_in(jax.random.key(seed), draw)
+    key = jax.random.fold_in(as_key(key), draw)
 
     def one(path: Any, g: jax.Array) -> jax.Array:
-        return _draw(key_of(path, key), g)
+        return _draw(path_key(path, key), g)
 
     return jax.tree_util.tree_map_with_path(one, grads)
 

@@ -16,14 +16,14 @@ from jax import lax
 from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.float_bits import magnitude, magnitude_bits
-from gmt_jax._threshold.layout import Layout, key_dtypes
+from gmt_jax._threshold.layout import TensorLayout, key_dtypes
 from gmt_jax._threshold.replication import mesh_of, replicate
 from gmt_jax._threshold.search import select
-from gmt_jax._threshold.uint64 import Wide, share, wide
-from gmt_jax.tree_paths import name_of
+from gmt_jax._threshold.uint64 import UInt64, share, uint64
+from gmt_jax.tree_paths import path_name
 
 # An int for all leaves, a function of a leaf's path, a tree prefix of ints, or None for 0.
-Stacked: TypeAlias = int | Callable[[KeyPath], int] | Any
+NumStackedAxes: TypeAlias = int | Callable[[KeyPath], int] | Any
 # One for all leaves, or by regular expressions that are searched in their paths.
 Ratio: TypeAlias = float | jax.Array | optax.Schedule
 MaskRatio: TypeAlias = Ratio | Mapping[str, Ratio]
@@ -46,7 +46,7 @@ class Smallest:
     mask_ratio: MaskRatio
     scope: str
     tolerance: float | jax.Array
-    stacked: Stacked
+    num_stacked_axes: NumStackedAxes
 
     def __post_init__(self) -> None:
         by_path = isinstance(self.mask_ratio, Mapping)
@@ -56,8 +56,10 @@ class Smallest:
                 _check_fraction(_MASK_RATIO, ratio)
         if self.scope not in ("tensor", "global"):
             raise ValueError(f"scope is 'tensor' or 'global', got {self.scope!r}")
-        if self.scope == "global" and self.stacked is not None:
-            raise ValueError("scope='global' has one threshold for all tensors: leave out stacked")
+        if self.scope == "global" and self.num_stacked_axes is not None:
+            raise ValueError(
+                "scope='global' has one threshold for all tensors: leave out num_stacked_axes"
+            )
         if self.scope == "global" and by_path:
             raise ValueError("scope='global' has one threshold for all tensors: name one ratio")
         _check_fraction(_TOLERANCE, self.tolerance)
@@ -70,7 +72,7 @@ class Smallest:
         if layout.shared:
             thresholds = jnp.zeros((), jnp.result_type(jnp.float32, *dtypes))
         else:
-            stacks = zip(layout.shapes, layout.stacked, dtypes, strict=True)
+            stacks = zip(layout.shapes, layout.num_stacked_axes, dtypes, strict=True)
             zeros = [jnp.zeros(shape[:k], dtype) for shape, k, dtype in stacks]
             thresholds = jax.tree.unflatten(treedef, zeros)
         return GmtMaskState(
@@ -79,7 +81,7 @@ class Smallest:
             masked_fraction=replicate(jnp.zeros((), jnp.float32), mesh),
         )
 
-    def keep(self, scores: Any, state: GmtMaskState) -> tuple[Any, GmtMaskState]:
+    def select(self, scores: Any, state: GmtMaskState) -> tuple[Any, GmtMaskState]:
         """For each array of scores, as bool, what is not masked; and the state after it."""
         flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
         layout, leaves = self._layout(flat), [jnp.asarray(leaf) for _, leaf in flat]
@@ -103,17 +105,17 @@ class Smallest:
             optax.safe_increment(state.count), thresholds, fraction
         )
 
-    def _layout(self, flat: Flat) -> Layout:
-        return Layout(
+    def _layout(self, flat: Flat) -> TensorLayout:
+        return TensorLayout(
             tuple(tuple(leaf.shape) for _, leaf in flat),
-            tuple(stacked_axes(self.stacked, path, leaf) for path, leaf in flat),
+            tuple(stacked_axes(self.num_stacked_axes, path, leaf) for path, leaf in flat),
             self.scope == "global",
         )
 
-    def _ranks(self, flat: Flat, layout: Layout, count: jax.Array) -> Wide:
+    def _ranks(self, flat: Flat, layout: TensorLayout, count: jax.Array) -> UInt64:
         """m of every size; a schedule is called with the count."""
 
-        def ranks(ratio: Any, sizes: list[int]) -> Wide:
+        def ranks(ratio: Any, sizes: list[int]) -> UInt64:
             ratio = ratio(count) if callable(ratio) else ratio
             _check_fraction(_MASK_RATIO, ratio)
             return _parts(ratio, sizes)
@@ -122,11 +124,11 @@ class Smallest:
             return ranks(self.mask_ratio, layout.sizes)
         ratios = [_ratio_at(self.mask_ratio, path) for path, _ in flat]
         each = [ranks(r, [size]) for r, size in zip(ratios, layout.sizes, strict=True)]
-        return Wide(*map(jnp.concatenate, zip(*each, strict=True))) if each else wide([])
+        return UInt64(*map(jnp.concatenate, zip(*each, strict=True))) if each else uint64([])
 
 
 @jax.jit
-def keep(update: jax.Array, kept: jax.Array, zero: float = 0.0) -> jax.Array:
+def apply_mask(update: jax.Array, kept: jax.Array, zero: float = 0.0) -> jax.Array:
     """The update, with the zero where `kept`, which may be broadcast, is False."""
     none = jnp.asarray(zero, update.real.dtype)
     if jnp.iscomplexobj(update):
@@ -166,44 +168,44 @@ def _check_fraction(meaning: str, value: Any) -> None:
         raise ValueError(f"{meaning}, one number in [0, 1]; got {value!r}")
 
 
-def _parts(ratio: Any, sizes: list[int]) -> Wide:
+def _parts(ratio: Any, sizes: list[int]) -> UInt64:
     """⌊ratio · size⌋ of every size, with the ratio read as a decimal."""
     if isinstance(ratio, (jax.Array, np.ndarray)):
         return share(jnp.asarray(ratio), sizes)
-    return wide([int(Fraction(str(ratio)) * size) for size in sizes])
+    return uint64([int(Fraction(str(ratio)) * size) for size in sizes])
 
 
 def _ratio_at(ratios: Mapping[str, Any], path: KeyPath) -> Any:
     """The ratio of the first pattern that is found in a leaf's path."""
-    name = name_of(path)
+    name = path_name(path)
     for pattern, ratio in ratios.items():
         if re.search(pattern, name):
             return ratio
     raise ValueError(f"no pattern of mask_ratio is found in {name}; end with '.*' for the rest")
 
 
-def stacked_axes(stacked: Stacked, path: KeyPath, leaf: Any) -> int:
+def stacked_axes(num_stacked_axes: NumStackedAxes, path: KeyPath, leaf: Any) -> int:
     """How many leading axes of a leaf index tensors. Refuses a leaf that cannot be masked."""
-    name = name_of(path)
+    name = path_name(path)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise TypeError(
             f"gmt_mask needs float or complex gradients, but {name} is {leaf.dtype}; "
             "leave it out with optax.masked or optax.partition"
         )
     axes: Any
-    if stacked is None:
+    if num_stacked_axes is None:
         axes = 0
-    elif callable(stacked):
-        axes = stacked(path)
+    elif callable(num_stacked_axes):
+        axes = num_stacked_axes(path)
     else:
         # By path, and not by mapping over both trees, because parts of the gradient may be
         # missing: optax.masked and optax.partition put other nodes in their place.
-        prefix = dict(jax.tree_util.tree_leaves_with_path(stacked))
+        prefix = dict(jax.tree_util.tree_leaves_with_path(num_stacked_axes))
         axes = next((prefix[path[:n]] for n in range(len(path) + 1) if path[:n] in prefix), None)
     if not isinstance(axes, (int, np.integer)) or not 0 <= axes <= len(leaf.shape):
         raise ValueError(
-            f"stacked is the number of leading axes that index tensors, but gives {axes!r} for "
-            f"{name}, which has shape {tuple(leaf.shape)} (under optax.inject_hyperparams, name "
-            "it in static_args)"
+            "num_stacked_axes is the number of leading axes that index tensors, but gives "
+            f"{axes!r} for {name}, which has shape {tuple(leaf.shape)} (under "
+            "optax.inject_hyperparams, name it in static_args)"
         )
     return int(axes)

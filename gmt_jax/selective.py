@@ -9,19 +9,21 @@ import jax.numpy as jnp
 import optax
 
 from gmt_jax.report import reported
-from gmt_jax.scores import Rule, scored
-from gmt_jax.selection import MaskRatio, Smallest, Stacked, keep
-from gmt_jax.structured import Choice
+from gmt_jax.scores import Selector, scored
+from gmt_jax.selection import MaskRatio, NumStackedAxes, Smallest, apply_mask
+from gmt_jax.structured import MaskSchedule
+from gmt_jax.tree_paths import Key
 
 
 class SelectiveState(NamedTuple):
     """State of an optimizer that updates chosen entries alone."""
 
     inner_state: Any
-    rule_state: Any  # A `ScoredState` or `ChosenState`, in a `ReportedState` where asked for.
+    # A `ScoredState` or `ScheduledState`, in a `ReportedState` where asked for.
+    selector_state: Any
 
 
-class ChosenState(NamedTuple):
+class ScheduledState(NamedTuple):
     """State of `train_only`: what is chosen follows from the count."""
 
     count: jax.Array  # type: ignore[assignment]  # int32 scalar: updates done
@@ -34,8 +36,8 @@ def gmt(
     *,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    stacked: Stacked = None,
-    place: str = "both",
+    num_stacked_axes: NumStackedAxes = None,
+    apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient-Mask Tuning of any optimizer: what is masked is not moved at all.
@@ -56,7 +58,7 @@ def gmt(
 
     The inner state is the inner optimizer's own business: the moments of a masked entry decay as
     with a gradient of zero, and its momentum, if some is left, acts when the entry is next chosen.
-    With ``place="update"`` all moments follow the whole gradient. Moments are not frozen: a step
+    With ``apply_to="update"`` all moments follow the whole gradient. Moments are not frozen: a step
     count shared by all entries makes Adam's bias correction wrong for entries that were held
     back, and what Adafactor and Muon hold does not belong to single entries.
 
@@ -65,8 +67,8 @@ def gmt(
       mask_ratio: the fraction that is MASKED; this and the next three as in ``gmt_mask``.
       scope: ``"tensor"`` or ``"global"``.
       tolerance: by what fraction of the entries the masked number may fall short.
-      stacked: how many leading axes of a leaf index separate tensors.
-      place: what is masked: ``"both"``; the ``"update"`` alone, so that the inner optimizer sees
+      num_stacked_axes: how many leading axes of a leaf index separate tensors.
+      apply_to: what is masked: ``"both"``; the ``"update"`` alone, so that the inner optimizer sees
         the whole gradient; or the ``"gradient"`` alone, as with ``gmt_mask`` before it.
       report: hold figures of each update in the state, for ``optax.tree.get(state, "overall")`` and
         ``optax.tree.get(state, "by_tensor")`` to read: a ``MaskReport`` each. It takes a byte an
@@ -76,7 +78,7 @@ def gmt(
       The optimizer. Its state is a ``SelectiveState``; without a report no mask is held in it.
 
     Raises:
-      ValueError: as ``gmt_mask``, and if ``place`` is unknown.
+      ValueError: as ``gmt_mask``, and if ``apply_to`` is unknown.
       TypeError: at the first sight of a leaf that is neither float nor complex.
 
     Example:
@@ -95,8 +97,8 @@ def gmt(
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
       <https://arxiv.org/abs/2406.15330>`_, 2024.
     """
-    rule = Smallest(mask_ratio, scope, tolerance, stacked)
-    return _selective(inner, scored(rule, "gradient", 1, 0, 0), place, report, stacked)
+    rule = Smallest(mask_ratio, scope, tolerance, num_stacked_axes)
+    return _selective(inner, scored(rule, "gradient", 1, 0, 0), apply_to, report, num_stacked_axes)
 
 
 def by_score(
@@ -106,11 +108,11 @@ def by_score(
     score: str = "gradient",
     every: int | None = 1,
     warmup: int = 0,
-    seed: int | jax.Array = 0,
+    key: Key = 0,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    stacked: Stacked = None,
-    place: str = "both",
+    num_stacked_axes: NumStackedAxes = None,
+    apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer, with the entries of the smallest scores masked: `gmt` is one case of it.
@@ -129,12 +131,12 @@ def by_score(
       every: how many updates a mask lasts; None: the first one stays.
       warmup: how many updates come before the first mask. In these everything is masked: they only
         look at gradients, for the Fisher score to sum up. The inner optimizer counts them.
-      seed: of the random scores. These depend on it, on how many masks were drawn before, and on
+      key: of the random scores. These depend on it, on how many masks were drawn before, and on
         a leaf's path and shape alone: they are the same on every sharding and after a restart.
       scope: this and the others as in ``gmt``.
       tolerance: as in ``gmt``.
-      stacked: as in ``gmt``.
-      place: as in ``gmt``.
+      num_stacked_axes: as in ``gmt``.
+      apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
     Returns:
@@ -154,76 +156,82 @@ def by_score(
       >>> print(optax.apply_updates(params, updates))
       [ 3. -4.  1.  2.]
     """
-    rule = Smallest(mask_ratio, scope, tolerance, stacked)
-    return _selective(inner, scored(rule, score, every, warmup, seed), place, report, stacked)
+    rule = Smallest(mask_ratio, scope, tolerance, num_stacked_axes)
+    return _selective(
+        inner, scored(rule, score, every, warmup, key), apply_to, report, num_stacked_axes
+    )
 
 
 def train_only(
     inner: optax.GradientTransformation,
-    choice: Callable[[Any], Choice],
+    schedule: Callable[[Any], MaskSchedule],
     *,
-    stacked: Stacked = None,
-    place: str = "both",
+    num_stacked_axes: NumStackedAxes = None,
+    apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer of the entries that a choice by place in the model names; the rest stays.
+    """Any optimizer of the entries that a schedule by place in the model names; the rest stays.
 
     Args:
       inner: any optimizer.
-      choice: of a tree of parameters gives what is trained, as those in `gmt_jax.structured` do:
+      schedule: of a tree of parameters gives what is trained, as those in `gmt_jax.structured` do:
         of the number of updates done, a tree of bools (or a prefix of one), each broadcastable to
         its parameter.
-      stacked: which layers the report tells apart, as in ``gmt_mask``.
-      place: as in ``gmt``.
+      num_stacked_axes: which layers the report tells apart, as in ``gmt_mask``.
+      apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
     Returns:
       The optimizer, whose state is a ``SelectiveState``.
 
     Raises:
-      ValueError: where ``choice`` does, at the first sight of the parameters.
+      ValueError: where ``schedule`` does, at the first sight of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from gmt_jax import train_only
-      >>> choice = lambda params: lambda count: {"head": True, "rest": False}
-      >>> optimizer = train_only(optax.adamw(0.1), choice)
+      >>> schedule = lambda params: lambda count: {"head": True, "rest": False}
+      >>> optimizer = train_only(optax.adamw(0.1), schedule)
       >>> params = {"head": jnp.ones(2), "rest": jnp.ones(3)}
       >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
       >>> print(optax.apply_updates(params, updates)["rest"])
       [1. 1. 1.]
     """
 
-    def init(params: Any) -> ChosenState:
+    def init(params: Any) -> ScheduledState:
         if jax.tree.leaves(params):
-            choice(params)  # Refuses what it does not know before anything is trained.
-        return ChosenState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+            schedule(params)  # Refuses what it does not know before anything is trained.
+        return ScheduledState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
-    def choose(grads: Any, state: ChosenState, params: Any) -> tuple[Any, ChosenState]:
+    def select(grads: Any, state: ScheduledState, params: Any) -> tuple[Any, ScheduledState]:
         del params
-        kept = jax.tree.broadcast(choice(grads)(state.count), grads)
+        kept = jax.tree.broadcast(schedule(grads)(state.count), grads)
         leaves = jax.tree.leaves(grads)
         means = [jnp.mean(mask, dtype=jnp.float32) for mask in jax.tree.leaves(kept)]
         entries = sum(g.size for g in leaves)
         share = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))
-        return kept, ChosenState(optax.safe_increment(state.count), 1 - share)
+        return kept, ScheduledState(optax.safe_increment(state.count), 1 - share)
 
-    return _selective(inner, Rule(init, choose), place, report, stacked)
+    return _selective(inner, Selector(init, select), apply_to, report, num_stacked_axes)
 
 
 def _selective(
-    inner: optax.GradientTransformation, rule: Rule, place: str, report: bool, stacked: Stacked
+    inner: optax.GradientTransformation,
+    selector: Selector,
+    apply_to: str,
+    report: bool,
+    num_stacked_axes: NumStackedAxes,
 ) -> optax.GradientTransformationExtraArgs:
-    if place not in ("both", "update", "gradient"):
-        raise ValueError(f"place is 'both', 'update' or 'gradient', got {place!r}")
+    if apply_to not in ("both", "update", "gradient"):
+        raise ValueError(f"apply_to is 'both', 'update' or 'gradient', got {apply_to!r}")
     inner = optax.with_extra_args_support(inner)
-    rule = reported(rule, stacked) if report else rule
+    selector = reported(selector, num_stacked_axes) if report else selector
     # To every weight, 0.0 and -0.0 among them, -0.0 adds nothing.
-    still = partial(keep, zero=-0.0)
+    still = partial(apply_mask, zero=-0.0)
 
     def init_fn(params: optax.Params) -> SelectiveState:
-        return SelectiveState(inner.init(params), rule.init(params))
+        return SelectiveState(inner.init(params), selector.init(params))
 
     def update_fn(
         updates: optax.Updates,
@@ -231,12 +239,12 @@ def _selective(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelectiveState]:
-        kept, rule_state = rule.choose(updates, state.rule_state, params)
-        if place != "update":
-            updates = jax.tree.map(keep, updates, kept)
+        kept, selector_state = selector.select(updates, state.selector_state, params)
+        if apply_to != "update":
+            updates = jax.tree.map(apply_mask, updates, kept)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        if place != "gradient":
+        if apply_to != "gradient":
             updates = jax.tree.map(still, updates, kept)
-        return updates, SelectiveState(inner_state, rule_state)
+        return updates, SelectiveState(inner_state, selector_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,6 +1,6 @@
 """HFT and LISA: which matrices are trained is drawn by their place in the model.
 
-The draw depends on the seed, on the number of the round and on the model's roles alone, so that it
+The draw depends on the key, on the number of the round and on the model's roles alone, so that it
 is the same on every mesh, after a restart, and whether layers are stacked or not.
 """
 
@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmt_jax.param_roles import ROLES, read_model
+from gmt_jax.tree_paths import Key, as_key
 
 # The number of updates done -> a tree of bool masks, each broadcastable to its leaf: True where
 # it is trained in this round. Pure; the count may be traced.
-Choice = Callable[[jax.Array | int], Any]
+MaskSchedule = Callable[[jax.Array | int], Any]
 
 
-def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] = ROLES) -> Choice:
+def hft_schedule(
+    params: Any, key: Key, every: int, *, roles: Mapping[str, str] = ROLES
+) -> MaskSchedule:
     """What Half Fine-Tuning trains of a model, as a function of the number of updates done.
 
     In each transformer layer, 2 of the 4 attention matrices and half of the norms are trained; of
@@ -33,7 +36,7 @@ def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] =
 
     Args:
       params: a tree of arrays or of their shapes.
-      seed: of all draws.
+      key: of all draws.
       every: updates a round; the paper's round is a whole run, or a stage of several.
       roles: what each path is, as in `ROLES`.
 
@@ -43,10 +46,11 @@ def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] =
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from gmt_jax.structured import hft_choice
+      >>> from gmt_jax.structured import hft_schedule
       >>> ones = jnp.ones((4, 2, 2))  # Four layers.
-      >>> choice = hft_choice({"layers": {"mlp": {"gate": ones, "up": ones, "down": ones}}}, 0, 100)
-      >>> for name, mask in choice(0)["layers"]["mlp"].items():
+      >>> params = {"layers": {"mlp": {"gate": ones, "up": ones, "down": ones}}}
+      >>> schedule = hft_schedule(params, 0, 100)
+      >>> for name, mask in schedule(0)["layers"]["mlp"].items():
       ...     print(name, mask.ravel())
       down [False  True  True False]
       gate [ True  True False  True]
@@ -59,63 +63,63 @@ def hft_choice(params: Any, seed: int, every: int, *, roles: Mapping[str, str] =
     _check_positive(every=every)
     model = read_model(params, roles)
 
-    def choice(count: jax.Array | int) -> Any:
+    def schedule(count: jax.Array | int) -> Any:
         sizes = tuple(len(members) for members in model.groups.values())
-        halves = _draw_halves(_round_key(seed, count, every), model.layers, sizes)
+        halves = _draw_halves(_round_key(key, count, every), model.layers, sizes)
         chosen: dict[str, jax.Array] = {}
         for members, half in zip(model.groups.values(), halves, strict=True):
             chosen |= zip(members, half, strict=True)
         return model.masks(chosen)
 
-    return choice
+    return schedule
 
 
-def lisa_choice(
-    params: Any, layers: int, seed: int, every: int, *, roles: Mapping[str, str] = ROLES
-) -> Choice:
+def lisa_schedule(
+    params: Any, num_layers: int, key: Key, every: int, *, roles: Mapping[str, str] = ROLES
+) -> MaskSchedule:
     """What LISA trains of a model: a few random layers, as a function of the updates done.
 
-    Of the transformer layers `layers` are trained, each of them as likely as another; every `every`
-    updates they are drawn anew. Embeddings, head and final norm belong to no layer and are always
-    trained.
+    Of the transformer layers `num_layers` are trained, each of them as likely as another; every
+    `every` updates they are drawn anew. Embeddings, head and final norm belong to no layer and are
+    always trained.
 
     Args:
       params: a tree of arrays or of their shapes.
-      layers: how many layers are trained in a round.
-      seed: of all draws.
+      num_layers: how many layers are trained in a round.
+      key: of all draws.
       every: updates a round.
       roles: what each path is, as in `ROLES`.
 
     Raises:
-      ValueError: naming every path that is of no role, or if there are fewer layers; if `layers` or
-        `every` is less than 1.
+      ValueError: naming every path that is of no role, or if there are fewer layers; if
+        `num_layers` or `every` is less than 1.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from gmt_jax.structured import lisa_choice
+      >>> from gmt_jax.structured import lisa_schedule
       >>> params = {"layers": {"attention_norm": jnp.ones((6, 2))}}  # Six layers.
-      >>> print(lisa_choice(params, 2, 0, 20)(0)["layers"]["attention_norm"].ravel())
+      >>> print(lisa_schedule(params, 2, 0, 20)(0)["layers"]["attention_norm"].ravel())
       [False  True False  True False False]
 
     References:
       Pan et al., `LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model
       Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
     """
-    _check_positive(every=every, layers=layers)
+    _check_positive(every=every, num_layers=num_layers)
     model = read_model(params, roles)
-    if isinstance(layers, int) and layers > model.layers:
-        raise ValueError(f"cannot train {layers} of {model.layers} layers")
+    if isinstance(num_layers, int) and num_layers > model.layers:
+        raise ValueError(f"cannot train {num_layers} of {model.layers} layers")
 
-    def choice(count: jax.Array | int) -> Any:
-        chosen = _draw_layers(_round_key(seed, count, every), model.layers, layers)
+    def schedule(count: jax.Array | int) -> Any:
+        chosen = _draw_layers(_round_key(key, count, every), model.layers, num_layers)
         members = [role for roles in model.groups.values() for role in roles]
         return model.masks(dict.fromkeys(members, chosen))
 
-    return choice
+    return schedule
 
 
-def _round_key(seed: int, count: jax.Array | int, every: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), count // every)
+def _round_key(key: Key, count: jax.Array | int, every: int) -> jax.Array:
+    return jax.random.fold_in(as_key(key), count // every)
 
 
 @partial(jax.jit, static_argnames=("layers", "sizes"))

@@ -13,32 +13,35 @@ import numpy as np
 from gmt_jax._threshold import reductions as counting
 from gmt_jax._threshold.float_bits import magnitude_bits, magnitude_dtype, nan_bits, unsigned_dtype
 from gmt_jax._threshold.replication import AnyMesh, replicate
-from gmt_jax._threshold.uint64 import Wide, add
+from gmt_jax._threshold.uint64 import UInt64, add
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """Which tensors a tree of leaves has: one or more a leaf, or all leaves as one.
 
     Attributes:
       shapes: of the leaves.
-      stacked: how many leading axes of each leaf index tensors.
-      shared: one threshold for all leaves; `stacked` is then 0 everywhere.
+      num_stacked_axes: how many leading axes of each leaf index tensors.
+      shared: one threshold for all leaves; `num_stacked_axes` is then 0 everywhere.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    stacked: tuple[int, ...]
+    num_stacked_axes: tuple[int, ...]
     shared: bool = False
 
     @property
     def stacks(self) -> list[tuple[int, ...]]:
         """The leading axes of each leaf that index its tensors."""
-        return [shape[:k] for shape, k in zip(self.shapes, self.stacked, strict=True)]
+        return [shape[:k] for shape, k in zip(self.shapes, self.num_stacked_axes, strict=True)]
 
     @property
     def sizes(self) -> list[int]:
         """The entries of a tensor: one number a leaf, or the one of all."""
-        each = [math.prod(shape[k:]) for shape, k in zip(self.shapes, self.stacked, strict=True)]
+        each = [
+            math.prod(shape[k:])
+            for shape, k in zip(self.shapes, self.num_stacked_axes, strict=True)
+        ]
         return [sum(each)] if self.shared else each
 
     @property
@@ -67,7 +70,7 @@ class Layout:
         ]
 
 
-def key_dtypes(dtypes: Sequence[Any], layout: Layout) -> tuple[Any, ...]:
+def key_dtypes(dtypes: Sequence[Any], layout: TensorLayout) -> tuple[Any, ...]:
     """The dtypes in which each leaf's |g| are compared: one for all, where they share one."""
     each = [magnitude_dtype(dtype) for dtype in dtypes]
     return (jnp.result_type(*each),) * len(each) if layout.shared else tuple(each)
@@ -78,10 +81,10 @@ def _widened(leaf: jax.Array, bits: counting.Bits, dtype: Any) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TensorRows:
     """How leaves are read as rows."""
 
-    layout: Layout
+    layout: TensorLayout
     dtypes: tuple[Any, ...]  # in which the leaves' |g| are compared
     mesh: AnyMesh | None
 
@@ -98,13 +101,13 @@ class Rows:
         dtypes = self.dtypes[: len(self.layout.sizes)]
         return np.asarray(self.layout.expand(np.array([jnp.finfo(d).nmant for d in dtypes])))
 
-    def count(self, leaves: Sequence[jax.Array], candidates: jax.Array, done: jax.Array) -> Wide:
+    def count(self, leaves: Sequence[jax.Array], candidates: jax.Array, done: jax.Array) -> UInt64:
         """How many entries lie below each of the candidates, [K, R]; where done, anything."""
         active: list[jax.Array | None] = [None] * len(leaves)
         if self.mesh is None:
             # Over a mesh a count ends in a sum over the devices: they must not part at a branch.
             active = [~jnp.all(part) for part in self.layout.split(done)]
-        leaves_with = zip(leaves, self._bits, self.layout.stacked, strict=True)
+        leaves_with = zip(leaves, self._bits, self.layout.num_stacked_axes, strict=True)
         parts = zip(leaves_with, self.split(candidates), active, strict=True)
         counts = []
         for (leaf, bits, k), part, wanted in parts:
@@ -116,7 +119,7 @@ class Rows:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The smallest, largest and sum of the entries in [low, high), from `low`, each [R]."""
         bounds = zip(*(self.layout.split(self._whole(bound)) for bound in (low, high)), strict=True)
-        leaves_with = zip(leaves, self._bits, self.layout.stacked, bounds, strict=True)
+        leaves_with = zip(leaves, self._bits, self.layout.num_stacked_axes, bounds, strict=True)
         found = []
         for leaf, bits, k, (start, end) in leaves_with:
             # All in one dtype, so that they can travel together.
@@ -139,7 +142,7 @@ class Rows:
         copies = 1 if self.mesh is None else 3 * self.mesh.size
         drawn = min(max(layout.entries // (256 * copies * tensors), 256), 2**12)
         parts = []
-        for leaf, bits, k in zip(leaves, self._bits, layout.stacked, strict=True):
+        for leaf, bits, k in zip(leaves, self._bits, layout.num_stacked_axes, strict=True):
             own = -(-drawn * leaf.size // max(layout.entries, 1)) if layout.shared else drawn
             taken = self._whole(counting.sample(leaf, k, own, self.mesh))
             parts.append(bits(taken).astype(tops.dtype))
@@ -165,7 +168,7 @@ class Rows:
         parts = zip(self.layout.split(self._whole(rows)), self.dtypes, strict=True)
         return [part.astype(unsigned_dtype(dtype)) for part, dtype in parts]
 
-    def _join_counts(self, counts: Sequence[Wide]) -> Wide:
+    def _join_counts(self, counts: Sequence[UInt64]) -> UInt64:
         """[K, *stack] a leaf → [K, R]: one after the other, or added up."""
         if self.layout.shared:
             total = counts[0]

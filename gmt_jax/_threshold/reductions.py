@@ -15,19 +15,23 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gmt_jax._threshold.replication import AnyMesh, is_explicit, replicate
-from gmt_jax._threshold.uint64 import Wide, add
+from gmt_jax._threshold.uint64 import UInt64, add
 
 Bits = Callable[[jax.Array], jax.Array]  # a leaf's entries as unsigned integers
 
 
 def count_below(
-    leaf: jax.Array, bits: Bits, candidates: jax.Array, stacked: int, active: jax.Array | None
-) -> Wide:
+    leaf: jax.Array,
+    bits: Bits,
+    candidates: jax.Array,
+    num_stacked_axes: int,
+    active: jax.Array | None,
+) -> UInt64:
     """How many entries of each tensor lie below its candidates, [K, *stack].
 
     Where `active` is given and False, the counts are not needed and may be anything.
     """
-    axes, later = _counted_at_once(leaf.shape, stacked)
+    axes, later = _counted_at_once(leaf.shape, num_stacked_axes)
 
     def arrays(leaf: jax.Array, candidates: jax.Array) -> list[jax.Array]:
         entries = bits(leaf)
@@ -35,12 +39,12 @@ def count_below(
 
     counts = jnp.stack(reduce(("sum",) * len(candidates), arrays, leaf, candidates, axes, active))
     # The axes that are left come after the candidates and the stack.
-    left = tuple(range(1 + stacked, 1 + stacked + len(later)))
-    return _add_up(Wide(jnp.zeros_like(counts), counts), left)
+    left = tuple(range(1 + num_stacked_axes, 1 + num_stacked_axes + len(later)))
+    return _add_up(UInt64(jnp.zeros_like(counts), counts), left)
 
 
 def inside(
-    leaf: jax.Array, bits: Bits, low: jax.Array, high: jax.Array, stacked: int
+    leaf: jax.Array, bits: Bits, low: jax.Array, high: jax.Array, num_stacked_axes: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The smallest, the largest and the sum of the entries in [low, high), each [*stack].
 
@@ -59,18 +63,18 @@ def inside(
             jnp.where(within, offset, 0),
         ]
 
-    axes = tuple(range(stacked, leaf.ndim))
+    axes = tuple(range(num_stacked_axes, leaf.ndim))
     kinds = ("min", "min", "sum")  # The largest is the smallest complement.
     smallest, complement, total = reduce(kinds, arrays, leaf, jnp.stack([low, high]), axes, None)
     return smallest, ~complement, total
 
 
-def sample(leaf: jax.Array, stacked: int, size: int, mesh: AnyMesh | None) -> jax.Array:
+def sample(leaf: jax.Array, num_stacked_axes: int, size: int, mesh: AnyMesh | None) -> jax.Array:
     """Entries from all over each tensor, [tensors, size]; all of them, or none, where need be.
 
     The places are the same for every tensor of a stack, and the same each time.
     """
-    stack, shape = leaf.shape[:stacked], leaf.shape[stacked:]
+    stack, shape = leaf.shape[:num_stacked_axes], leaf.shape[num_stacked_axes:]
     if math.prod(shape) <= size:
         return replicate(leaf, mesh).reshape(math.prod(stack), math.prod(shape))
     if max(shape) >= 2**31:  # further than indices go
@@ -107,22 +111,24 @@ def _per_tensor(values: jax.Array, leaf: jax.Array) -> jax.Array:
     return jnp.expand_dims(values, tuple(range(values.ndim, leaf.ndim)))
 
 
-def _counted_at_once(shape: Sequence[int], stacked: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _counted_at_once(
+    shape: Sequence[int], num_stacked_axes: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a tensor along which a count stays below 2**32, and the other ones."""
     axes: list[int] = []
-    for axis in reversed(range(stacked, len(shape))):
+    for axis in reversed(range(num_stacked_axes, len(shape))):
         if math.prod(shape[a] for a in [*axes, axis]) < 2**32:
             axes.append(axis)
-    later = [axis for axis in range(stacked, len(shape)) if axis not in axes]
+    later = [axis for axis in range(num_stacked_axes, len(shape)) if axis not in axes]
     return tuple(sorted(axes)), tuple(later)
 
 
-def _add_up(counts: Wide, axes: tuple[int, ...]) -> Wide:
+def _add_up(counts: UInt64, axes: tuple[int, ...]) -> UInt64:
     if not axes:
         return counts
     zeros = (np.uint32(0), np.uint32(0))
-    return Wide(
-        *lax.reduce(tuple(counts), zeros, lambda a, b: tuple(add(Wide(*a), Wide(*b))), axes)
+    return UInt64(
+        *lax.reduce(tuple(counts), zeros, lambda a, b: tuple(add(UInt64(*a), UInt64(*b))), axes)
     )
 
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gmt_jax._threshold.layout import Layout, Rows, key_dtypes
+from gmt_jax._threshold.layout import TensorLayout, TensorRows, key_dtypes
 from gmt_jax._threshold.reductions import count_below
 from gmt_jax._threshold.replication import mesh_of, replicate
-from gmt_jax._threshold.uint64 import Wide, add, as_float, at_most, subtract, wide
+from gmt_jax._threshold.uint64 import UInt64, add, as_float, at_most, subtract, uint64
 
 # Where a pass puts its candidates, in standard deviations around the expected place of T: close
 # together where T most probably lies, and far out on each side lest the bracket stay wide. Seven
@@ -49,8 +49,8 @@ class _Bracket(NamedTuple):
 
     low: jax.Array  # [R], unsigned
     high: jax.Array
-    below_low: Wide
-    below_high: Wide
+    below_low: UInt64
+    below_high: UInt64
     stalled: jax.Array  # bool: the latest count left most of its entries in it
 
     @property
@@ -58,7 +58,7 @@ class _Bracket(NamedTuple):
         return self.high - self.low
 
     @property
-    def entries(self) -> Wide:
+    def entries(self) -> UInt64:
         return subtract(self.below_high, self.below_low)
 
 
@@ -69,7 +69,7 @@ class _Search(NamedTuple):
 
 @partial(jax.jit, static_argnames="layout")
 def select(
-    leaves: Sequence[jax.Array], ranks: Wide, layout: Layout, slack: Wide | None = None
+    leaves: Sequence[jax.Array], ranks: UInt64, layout: TensorLayout, slack: UInt64 | None = None
 ) -> Selected:
     """The m-th smallest |g|, counted from 0, of every tensor; NaNs are one value, the largest.
 
@@ -81,10 +81,10 @@ def select(
       slack: where given, by how many entries the number below T may fall short of m, for each of
         `layout.sizes`; T need not be an entry then.
     """
-    rows = Rows(layout, key_dtypes([leaf.dtype for leaf in leaves], layout), mesh_of(leaves))
+    rows = TensorRows(layout, key_dtypes([leaf.dtype for leaf in leaves], layout), mesh_of(leaves))
     ranks = replicate(layout.expand(ranks), rows.mesh)
     exact = slack is None
-    slack = layout.expand(wide([0] * len(layout.sizes)) if slack is None else slack)
+    slack = layout.expand(uint64([0] * len(layout.sizes)) if slack is None else slack)
     first = _guess(leaves, rows, ranks, slack)
 
     def is_known(bracket: _Bracket) -> jax.Array:
@@ -93,7 +93,7 @@ def select(
 
     def is_counted(bracket: _Bracket) -> jax.Array:
         at_low = at_most(ranks, bracket.below_low)
-        return is_known(bracket) | (exact & (at_low | at_most(bracket.entries, wide([3]))))
+        return is_known(bracket) | (exact & (at_low | at_most(bracket.entries, uint64([3]))))
 
     def is_waiting(state: _Search) -> jax.Array:
         stalled = state.bracket.stalled & (state.passes < EVENLY_FROM)
@@ -139,15 +139,15 @@ def _tied(state: _Search, leaves: Sequence[jax.Array]) -> tuple[_Search, list[ja
     return tied
 
 
-def _everywhere(rows: Rows, ranks: Wide) -> _Bracket:
+def _everywhere(rows: TensorRows, ranks: UInt64) -> _Bracket:
     """The brackets to begin with: from zero to above NaN, or at the top to mask everything."""
-    sizes, tops = rows.layout.expand(wide(rows.layout.sizes)), rows.tops
+    sizes, tops = rows.layout.expand(uint64(rows.layout.sizes)), rows.tops
     everything = at_most(sizes, ranks)
     return _Bracket(
         jnp.where(everything, tops, 0),
         tops,
-        Wide(*(jnp.where(everything, size, 0) for size in sizes)),
-        Wide(*(jnp.asarray(size) for size in sizes)),
+        UInt64(*(jnp.where(everything, size, 0) for size in sizes)),
+        UInt64(*(jnp.asarray(size) for size in sizes)),
         jnp.zeros_like(everything),
     )
 
@@ -156,16 +156,18 @@ def _where(kept: jax.Array, old: _Bracket, new: _Bracket) -> _Bracket:
     return jax.tree.map(lambda old, new: jnp.where(kept, old, new), old, new)
 
 
-def _guess(leaves: Sequence[jax.Array], rows: Rows, ranks: Wide, slack: Wide) -> jax.Array:
+def _guess(
+    leaves: Sequence[jax.Array], rows: TensorRows, ranks: UInt64, slack: UInt64
+) -> jax.Array:
     """Candidates for the first pass, [K, R]: order statistics of a sample."""
     sample, lengths = rows.sample(leaves)
-    sizes = jnp.maximum(as_float(rows.layout.expand(wide(rows.layout.sizes))), 1)
+    sizes = jnp.maximum(as_float(rows.layout.expand(uint64(rows.layout.sizes))), 1)
     # The rank in the sample of the m-th entry, give or take.
     at = jnp.clip(_aim(ranks, slack) / sizes, 0, 1)
     unseen = jnp.clip(1 - lengths / sizes, 0, 1)
     places = jnp.floor(at * lengths + SPREAD * jnp.sqrt(at * (1 - at) * lengths * unseen))
     places = jnp.clip(places, 0, jnp.maximum(lengths - 1, 0)).astype(jnp.uint32)
-    wanted = Wide(jnp.zeros_like(places), places)
+    wanted = UInt64(jnp.zeros_like(places), places)
     tops, digits = rows.tops, 8 * rows.tops.dtype.itemsize - 1
 
     def next_digit(i: jax.Array, found: jax.Array) -> jax.Array:
@@ -178,12 +180,14 @@ def _guess(leaves: Sequence[jax.Array], rows: Rows, ranks: Wide, slack: Wide) ->
     return lax.fori_loop(0, digits, next_digit, start)
 
 
-def _aim(missing: Wide, slack: Wide) -> jax.Array:
+def _aim(missing: UInt64, slack: UInt64) -> jax.Array:
     """The rank to look for: in the middle of the m-th entry, or of what may be missing."""
     return as_float(missing) + 0.5 - as_float(slack) / 2
 
 
-def _interpolate(bracket: _Bracket, ranks: Wide, slack: Wide, mantissas: np.ndarray) -> jax.Array:
+def _interpolate(
+    bracket: _Bracket, ranks: UInt64, slack: UInt64, mantissas: np.ndarray
+) -> jax.Array:
     """Candidates around the place of T, were the entries of a bracket spread evenly, [K, R]."""
     entries = jnp.maximum(as_float(bracket.entries), 1)
     at = jnp.clip(_aim(subtract(ranks, bracket.below_low), slack) / entries, 0, 1)
@@ -217,7 +221,7 @@ def _distinct(candidates: jax.Array, bracket: _Bracket) -> jax.Array:
     return jnp.minimum(candidates, bracket.high - 1)
 
 
-def _narrow(bracket: _Bracket, candidates: jax.Array, counts: Wide, ranks: Wide) -> _Bracket:
+def _narrow(bracket: _Bracket, candidates: jax.Array, counts: UInt64, ranks: UInt64) -> _Bracket:
     """The part of each bracket between the last candidate that fits below T and the next."""
     last = jnp.sum(at_most(counts, ranks), axis=0, dtype=jnp.int32)[None]
 
@@ -225,9 +229,9 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, counts: Wide, ranks: Wide)
         edges = jnp.concatenate([first[None], between, end[None]])
         return jnp.take_along_axis(edges, at, axis=0)[0]
 
-    def count(at: jax.Array) -> Wide:
+    def count(at: jax.Array) -> UInt64:
         edges = zip(bracket.below_low, counts, bracket.below_high, strict=True)
-        return Wide(*(pick(*parts, at) for parts in edges))
+        return UInt64(*(pick(*parts, at) for parts in edges))
 
     low, high = (pick(bracket.low, candidates, bracket.high, at) for at in (last, last + 1))
     narrower = _Bracket(low, high, count(last), count(last + 1), bracket.stalled)
@@ -241,7 +245,7 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, counts: Wide, ranks: Wide)
 def _read_off(
     bracket: _Bracket,
     counted: jax.Array,
-    ranks: Wide,
+    ranks: UInt64,
     inside: tuple[jax.Array, jax.Array, jax.Array],
 ) -> _Bracket:
     """The brackets with nothing but T in them where that is counted, else closed up to entries.
@@ -259,7 +263,7 @@ def _read_off(
     return _Bracket(
         bracket.low + jnp.where(counted, offset, smallest),
         bracket.low + jnp.where(counted, offset, largest) + 1,
-        add(bracket.below_low, Wide(jnp.zeros_like(before), before)),
+        add(bracket.below_low, UInt64(jnp.zeros_like(before), before)),
         bracket.below_high,
         jnp.zeros_like(bracket.stalled),
     )

@@ -141,8 +141,8 @@ def test_each_stacked_tensor_has_its_own_threshold() -> None:
     scales = np.array([1e-6, 1.0, 1e6], np.float32)[:, None, None]
     g = sample((3, 20, 30), "float32") * scales
     apart = np.stack([reference(layer, 0.29) for layer in g])
-    for stacked in (1, {"w": 1}, lambda path: 1 if path[-1].key == "w" else 0):
-        out = masked({"w": jnp.asarray(g)}, 0.29, stacked=stacked)["w"]
+    for num_stacked_axes in (1, {"w": 1}, lambda path: 1 if path[-1].key == "w" else 0):
+        out = masked({"w": jnp.asarray(g)}, 0.29, num_stacked_axes=num_stacked_axes)["w"]
         np.testing.assert_array_equal(bits_of(out), bits_of(apart))
     together = masked({"w": jnp.asarray(g)}, 0.29)["w"]
     assert not np.array_equal(bits_of(together), bits_of(apart))
@@ -192,7 +192,10 @@ def test_a_tolerance_that_is_traced_may_be_zero() -> None:
         ({"tolerance": -0.1}, "tolerance is the fraction of entries"),
         ({"tolerance": 2}, "tolerance is the fraction of entries"),
         ({"scope": "layer"}, "scope is 'tensor' or 'global', got 'layer'"),
-        ({"scope": "global", "stacked": 1}, "one threshold for all tensors: leave out stacked"),
+        (
+            {"scope": "global", "num_stacked_axes": 1},
+            "one threshold for all tensors: leave out num_stacked_axes",
+        ),
     ],
     ids=str,
 )
@@ -203,7 +206,7 @@ def test_options_that_make_no_sense_are_told(options: dict[str, Any], told: str)
 
 def test_a_stack_may_be_empty_and_a_tensor_one_entry() -> None:
     tree = {"empty": jnp.ones((0, 5)), "no entries": jnp.ones((2, 0)), "w": jnp.ones((2, 3))}
-    out = masked(tree, 0.5, stacked={"empty": 1, "no entries": 1, "w": 2})
+    out = masked(tree, 0.5, num_stacked_axes={"empty": 1, "no entries": 1, "w": 2})
     np.testing.assert_array_equal(out["w"], tree["w"])
     assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, tree)
 
@@ -241,7 +244,7 @@ def test_an_integer_leaf_is_told_by_its_path() -> None:
 
 def test_too_many_stacked_axes_are_told_by_path() -> None:
     with pytest.raises(ValueError, match=r"gives 2 for w, which has shape \(3,\)"):
-        gmt_mask(0.2, stacked=2).init({"w": jnp.ones(3)})
+        gmt_mask(0.2, num_stacked_axes=2).init({"w": jnp.ones(3)})
 
 
 def test_none_and_masked_nodes_pass() -> None:

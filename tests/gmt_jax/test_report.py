@@ -46,9 +46,11 @@ def halves(params: Any) -> Any:
 
 
 METHODS: dict[str, Any] = {
-    "gmt": lambda: gmt(optax.sgd(1.0), 0.5, stacked=STACKED, report=True),
-    "anew every two": lambda: by_score(optax.sgd(1.0), 0.5, every=2, stacked=STACKED, report=True),
-    "by place": lambda: train_only(optax.sgd(1.0), halves, stacked=STACKED, report=True),
+    "gmt": lambda: gmt(optax.sgd(1.0), 0.5, num_stacked_axes=STACKED, report=True),
+    "anew every two": lambda: by_score(
+        optax.sgd(1.0), 0.5, every=2, num_stacked_axes=STACKED, report=True
+    ),
+    "by place": lambda: train_only(optax.sgd(1.0), halves, num_stacked_axes=STACKED, report=True),
 }
 
 
@@ -75,7 +77,7 @@ def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any) -> None:
             _, new = update(placed(grads), state)
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
             state = new
-            kept = jax.tree.map(lambda seen: (np.asarray(seen) & 1) == 1, new.rule_state.seen)
+            kept = jax.tree.map(lambda seen: (np.asarray(seen) & 1) == 1, new.selector_state.seen)
             ever = jax.tree.map(np.logical_or, ever, kept)
             by_tensor = optax.tree.get(state, "by_tensor")
             parts = (grads, kept, before, ever)
@@ -96,7 +98,7 @@ def test_what_was_kept_is_what_moved() -> None:
     jax.tree.map(
         lambda u, seen: np.testing.assert_array_equal(u != 0, seen == 3),
         updates,
-        state.rule_state.seen,
+        state.selector_state.seen,
     )
 
 

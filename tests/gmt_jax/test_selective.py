@@ -26,14 +26,14 @@ from gmt_jax import (
     random_mask,
     train_only,
 )
-from gmt_jax.structured import hft_choice, lisa_choice
+from gmt_jax.structured import hft_schedule, lisa_schedule
 
 SHAPES = {"w": (24, 16), "b": (16,), "layers": (3, 8, 8)}
 SPECS = {"w": P("x", "y"), "b": P("y"), "layers": P(None, "x")}
 RATIO = 0.5
 
 
-def stacked(path: Any) -> int:
+def num_stacked_axes(path: Any) -> int:
     return int(path[0].key == "layers")
 
 
@@ -113,9 +113,9 @@ def adamw() -> Any:
 def test_under_gmt_the_chosen_weights_move_and_no_others(how: str, mesh: Any) -> None:
     """With momentum warmed up and weight decay on. A plain chain moves them all."""
     if how == "gmt":
-        optimizer = gmt(adamw(), RATIO, stacked=stacked)
+        optimizer = gmt(adamw(), RATIO, num_stacked_axes=num_stacked_axes)
     else:
-        optimizer = optax.chain(gmt_mask(RATIO, stacked=stacked), adamw())
+        optimizer = optax.chain(gmt_mask(RATIO, num_stacked_axes=num_stacked_axes), adamw())
     for step, (_, where, _) in enumerate(train(optimizer, 20, mesh)):
         chosen = largest(jax.tree.map(np.abs, gradient(step)))
         expected = chosen if how == "gmt" else jax.tree.map(np.ones_like, chosen)
@@ -137,7 +137,7 @@ INNER: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", INNER)
 def test_every_optimizer_leaves_the_others_where_they_are(name: str) -> None:
-    optimizer = gmt(INNER[name](), RATIO, stacked=stacked)
+    optimizer = gmt(INNER[name](), RATIO, num_stacked_axes=num_stacked_axes)
     for step, (_, where, _) in enumerate(train(optimizer, 4)):
         chosen = largest(jax.tree.map(np.abs, gradient(step)))
         assert not any(np.any(where[key] & ~chosen[key]) for key in chosen)
@@ -159,12 +159,12 @@ def test_zeros_infinities_and_nans_keep_their_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "moves", "seen"),
+    ("apply_to", "moves", "seen"),
     [("both", False, 0.0), ("update", False, 0.1), ("gradient", True, 0.0)],
 )
-def test_the_place_says_what_is_masked(place: str, moves: bool, seen: float) -> None:
+def test_apply_to_says_what_is_masked(apply_to: str, moves: bool, seen: float) -> None:
     params = jnp.ones(4)
-    optimizer = gmt(adamw(), 0.25, place=place)
+    optimizer = gmt(adamw(), 0.25, apply_to=apply_to)
     updates, state = optimizer.update(jnp.arange(1.0, 5.0), optimizer.init(params), params)
     assert bool(updates[0] != 0) is moves
     np.testing.assert_allclose(optax.tree.get(state, "mu")[0], seen, rtol=1e-6)
@@ -182,7 +182,7 @@ def test_extra_arguments_reach_the_inner_optimizer() -> None:
 
 def test_ratios_differ_by_path() -> None:
     ratios = {"^b$": 0.0, "layers": optax.constant_schedule(0.75), ".*": 0.5}
-    (_, where, state), *_ = train(gmt(adamw(), ratios, stacked=stacked), 1)
+    (_, where, state), *_ = train(gmt(adamw(), ratios, num_stacked_axes=num_stacked_axes), 1)
     masked = {name: 1 - np.mean(part) for name, part in where.items()}
     assert masked == {"b": 0.0, "layers": 0.75, "w": 0.5}
     share = (192 * 0.75 + 384 * 0.5) / 592
@@ -223,31 +223,31 @@ def over(w: Any, g: Any) -> Any:
 
 RELATIVES: dict[str, tuple[Any, Any]] = {
     "one-off": (
-        lambda: one_off(adamw(), RATIO, stacked=stacked),
+        lambda: one_off(adamw(), RATIO, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(size(gradient(0))),
     ),
     "every three": (
-        lambda: every_few(adamw(), RATIO, 3, stacked=stacked),
+        lambda: every_few(adamw(), RATIO, 3, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(size(gradient(step // 3 * 3))),
     ),
     "after a warm-up": (
-        lambda: one_off(adamw(), RATIO, warmup=2, stacked=stacked),
+        lambda: one_off(adamw(), RATIO, warmup=2, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(size(gradient(2))) if step >= 2 else none(w),
     ),
     "gradient to weight": (
-        lambda: gradient_to_weight(adamw(), RATIO, stacked=stacked),
+        lambda: gradient_to_weight(adamw(), RATIO, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(over(weights(), gradient(0))),
     ),
     "gradient to weight, anew": (
-        lambda: gradient_to_weight(adamw(), RATIO, every=1, stacked=stacked),
+        lambda: gradient_to_weight(adamw(), RATIO, every=1, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(over(w, gradient(step))),
     ),
     "magnitude": (
-        lambda: magnitude(adamw(), RATIO, stacked=stacked),
+        lambda: magnitude(adamw(), RATIO, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(size(weights())),
     ),
     "magnitude, anew": (
-        lambda: magnitude(adamw(), RATIO, every=1, stacked=stacked),
+        lambda: magnitude(adamw(), RATIO, every=1, num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(size(w)),
     ),
     "fisher": (
@@ -255,11 +255,13 @@ RELATIVES: dict[str, tuple[Any, Any]] = {
         lambda step, w: over_all(squares(range(3))) if step >= 2 else none(w),
     ),
     "fisher, anew": (
-        lambda: by_score(adamw(), RATIO, score="fisher", stacked=stacked),
+        lambda: by_score(adamw(), RATIO, score="fisher", num_stacked_axes=num_stacked_axes),
         lambda step, w: largest(size(gradient(step))),
     ),
     "fisher, every three": (
-        lambda: fisher(adamw(), RATIO, 2, every=3, scope="tensor", stacked=stacked),
+        lambda: fisher(
+            adamw(), RATIO, 2, every=3, scope="tensor", num_stacked_axes=num_stacked_axes
+        ),
         lambda step, w: (
             largest(squares(range((step - 2) // 3 * 3, (step - 2) // 3 * 3 + 3)))
             if step >= 2
@@ -291,7 +293,7 @@ def test_no_moment_grows_before_the_first_mask() -> None:
 
 
 def randomly(every: int | None = 1, seed: int = 3) -> Any:
-    return random_mask(optax.sgd(1e-2), RATIO, seed, every=every, stacked=stacked)
+    return random_mask(optax.sgd(1e-2), RATIO, seed, every=every, num_stacked_axes=num_stacked_axes)
 
 
 def test_random_masks_have_the_size_of_the_others(mesh: Any) -> None:
@@ -364,16 +366,16 @@ def test_no_gradient_scores_nothing_whatever_the_weight() -> None:
 def test_a_mask_that_lasts_is_held_as_the_parameters_lie(mesh: Any) -> None:
     params = placed(weights(), mesh)
     state = jax.jit(one_off(adamw(), RATIO).init)(params)
-    assert jax.tree.map(lambda k: (k.shape, str(k.dtype)), state.rule_state.kept) == {
+    assert jax.tree.map(lambda k: (k.shape, str(k.dtype)), state.selector_state.kept) == {
         name: (shape, "bool") for name, shape in SHAPES.items()
     }
-    assert state.rule_state.squares is None
-    assert gmt(adamw(), RATIO).init(params).rule_state.kept is None
+    assert state.selector_state.squares is None
+    assert gmt(adamw(), RATIO).init(params).selector_state.kept is None
 
 
 CHOICES: dict[str, Any] = {
-    "hft": lambda params: hft_choice(params, seed=0, every=2),
-    "lisa": lambda params: lisa_choice(params, layers=1, seed=0, every=2),
+    "hft": lambda params: hft_schedule(params, key=0, every=2),
+    "lisa": lambda params: lisa_schedule(params, num_layers=1, key=0, every=2),
 }
 
 
@@ -410,7 +412,7 @@ def test_what_is_chosen_by_place_is_all_that_moves(name: str) -> None:
         ({"every": 0}, "every is a number of updates, an integer of at least 1; got 0"),
         ({"every": jnp.int32(2)}, "name it in static_args"),
         ({"warmup": -1}, "warmup is a number of updates, an integer of at least 0; got -1"),
-        ({"place": "weights"}, "place is 'both', 'update' or 'gradient', got 'weights'"),
+        ({"apply_to": "weights"}, "apply_to is 'both', 'update' or 'gradient', got 'weights'"),
         ({"mask_ratio": {"a": 1.5}}, "one number in"),
         ({"mask_ratio": {"a": 0.5}, "scope": "global"}, "name one ratio"),
     ],

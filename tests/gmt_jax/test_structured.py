@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 import gmt_jax.structured
 from gmt_jax import SelectiveState, hft, lisa
-from gmt_jax.selective import ChosenState
-from gmt_jax.structured import hft_choice, lisa_choice
+from gmt_jax.selective import ScheduledState
+from gmt_jax.structured import hft_schedule, lisa_schedule
 from train.model import ModelConfig, abstract_params
 from train.model.param_table import PARAM_SPECS
 
@@ -67,7 +67,7 @@ def test_the_docstrings_run() -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_hft_trains_the_halves_that_the_rule_says(layers: int, kind: str) -> None:
     tree = shapes(layers, model_type=kind, head_dim=4)
-    choice = hft_choice(tree, seed=1, every=10)
+    choice = hft_schedule(tree, key=1, every=10)
     norms = NORMS + (QK_NORMS if kind == "qwen3" else [])
     for count in range(0, 100, 10):
         masks = flat(choice(count))
@@ -81,7 +81,7 @@ def test_hft_trains_the_halves_that_the_rule_says(layers: int, kind: str) -> Non
 
 def test_hft_on_smollm2_trains_these_and_so_many() -> None:
     tree = shapes(30, SMOLLM2)
-    masks = flat(hft_choice(tree, seed=0, every=100)(0))
+    masks = flat(hft_schedule(tree, key=0, every=100)(0))
     sizes = flat(jax.tree.map(lambda leaf: leaf.size, tree))
     trained = sum(int(mask.sum()) * sizes[name] // mask.size for name, mask in masks.items())
     assert {name: int(m.sum()) for name, m in masks.items() if m.size == 30} == {
@@ -103,7 +103,7 @@ def test_hft_on_smollm2_trains_these_and_so_many() -> None:
 
 def test_every_pair_is_drawn_as_often_as_another() -> None:
     """600 draws of 6 pairs of attention matrices: 100 each, give or take 5 deviations of 9."""
-    choice = jax.jit(hft_choice(shapes(6), seed=3, every=1))
+    choice = jax.jit(hft_schedule(shapes(6), key=3, every=1))
     pairs = Counter[tuple[int, ...]]()
     for count in range(100):
         for row in rows(flat(choice(count)), ATTENTION):
@@ -113,7 +113,7 @@ def test_every_pair_is_drawn_as_often_as_another() -> None:
 
 
 def test_layers_and_groups_are_drawn_apart() -> None:
-    masks = flat(hft_choice(shapes(30), seed=0, every=1)(0))
+    masks = flat(hft_schedule(shapes(30), key=0, every=1)(0))
     assert len({tuple(row) for row in rows(masks, ATTENTION)}) > 1
     assert (masks[ATTENTION[0]].ravel() != masks[NORMS[0]].ravel()).any()
     assert (rows(masks, MLP)[:-1] != rows(masks, MLP)[1:]).any()
@@ -121,7 +121,7 @@ def test_layers_and_groups_are_drawn_apart() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 6])
 def test_lisa_trains_so_many_layers_and_all_of_each(layers: int) -> None:
-    choice = lisa_choice(shapes(6), layers, seed=1, every=5)
+    choice = lisa_schedule(shapes(6), layers, key=1, every=5)
     drawn = Counter[int]()
     for count in range(0, 300, 5):
         masks = flat(choice(count))
@@ -135,8 +135,8 @@ def test_lisa_trains_so_many_layers_and_all_of_each(layers: int) -> None:
 
 
 CHOICES = {
-    "hft": lambda tree, seed=0, every=7: hft_choice(tree, seed, every),
-    "lisa": lambda tree, seed=0, every=7: lisa_choice(tree, 3, seed, every),
+    "hft": lambda tree, key=0, every=7: hft_schedule(tree, key, every),
+    "lisa": lambda tree, key=0, every=7: lisa_schedule(tree, 3, key, every),
 }
 BOTH = pytest.mark.parametrize("kind", CHOICES)
 
@@ -189,14 +189,14 @@ def gradient(layers: int = 8) -> Any:
 
 def make(kind: str, **keys: Any) -> optax.GradientTransformationExtraArgs:
     """The choice alone: what is not chosen of a gradient becomes zero, the rest passes."""
-    keys = {"seed": 0, "every": 7, "place": "gradient"} | keys
+    keys = {"key": 0, "every": 7, "apply_to": "gradient"} | keys
     return hft(optax.identity(), **keys) if kind == "hft" else lisa(optax.identity(), 3, **keys)
 
 
 def after(count: Any) -> SelectiveState:
     """The state when so many updates are done."""
     return SelectiveState(
-        optax.identity().init({}), ChosenState(jnp.asarray(count, jnp.int32), jnp.float32(0))
+        optax.identity().init({}), ScheduledState(jnp.asarray(count, jnp.int32), jnp.float32(0))
     )
 
 
@@ -204,7 +204,7 @@ def after(count: Any) -> SelectiveState:
 def test_the_gradient_is_kept_where_chosen_and_zero_elsewhere(kind: str) -> None:
     g, transformation = gradient(), make(kind)
     kept, state = transformation.update(g, after(15))
-    assert state.rule_state.count == 16
+    assert state.selector_state.count == 16
     masks = flat(CHOICES[kind](g)(15))
     for name, value in flat(kept).items():
         np.testing.assert_array_equal(value, np.where(masks[name], flat(g)[name], 0))
@@ -246,7 +246,7 @@ def test_eight_devices_draw_and_keep_what_one_does(kind: str, axis_type: AxisTyp
                 lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), kept, g
             )
             assert all(jax.tree.leaves(same))
-        drawn = flat(jax.jit(CHOICES[kind](g))(state.rule_state.count))
+        drawn = flat(jax.jit(CHOICES[kind](g))(state.selector_state.count))
     for name, mask in drawn.items():
         np.testing.assert_array_equal(mask, masks[name])
 
@@ -264,7 +264,7 @@ def test_it_runs_in_a_scan_and_serves_all_rounds_with_one_program(kind: str) -> 
         return jax.lax.scan(step, state, None, 6)
 
     state, kept = run(transformation.init(g))
-    assert state.rule_state.count == 6
+    assert state.selector_state.count == 6
     for count in range(6):
         alone, _ = transformation.update(g, after(count))
         for name, value in flat(alone).items():
@@ -312,8 +312,8 @@ def test_parts_that_optax_leaves_out_are_left_alone(kind: str) -> None:
 @BOTH
 def test_the_seed_and_the_round_may_be_injected(kind: str) -> None:
     g = gradient()
-    optimizer = optax.inject_hyperparams(lambda seed, every: make(kind, seed=seed, every=every))(
-        seed=0, every=7
+    optimizer = optax.inject_hyperparams(lambda key, every: make(kind, key=key, every=every))(
+        key=0, every=7
     )
     kept, _ = jax.jit(optimizer.update)(g, optimizer.init(g))
     alone, _ = make(kind).update(g, after(0))
@@ -332,10 +332,10 @@ def test_an_unknown_model_is_refused_before_it_is_trained(kind: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (lambda: hft_choice(shapes(8), 0, every=0), "every must be at least 1, got 0"),
-        (lambda: lisa_choice(shapes(8), 1, 0, every=-1), "every must be at least 1, got -1"),
-        (lambda: lisa_choice(shapes(8), 0, 0, every=1), "layers must be at least 1, got 0"),
-        (lambda: lisa_choice(shapes(8), 9, 0, every=1), "cannot train 9 of 8 layers"),
+        (lambda: hft_schedule(shapes(8), 0, every=0), "every must be at least 1, got 0"),
+        (lambda: lisa_schedule(shapes(8), 1, 0, every=-1), "every must be at least 1, got -1"),
+        (lambda: lisa_schedule(shapes(8), 0, 0, every=1), "num_layers must be at least 1, got 0"),
+        (lambda: lisa_schedule(shapes(8), 9, 0, every=1), "cannot train 9 of 8 layers"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(bad: Any, said: str) -> None:

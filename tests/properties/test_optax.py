@@ -246,7 +246,7 @@ def test_types_with_shardings_stay_as_they_were(name: str, how: str) -> None:
 
 def test_a_tree_may_have_more_entries_than_32_bits_count() -> None:
     shapes = {"w": jax.ShapeDtypeStruct((3, 2**16, 2**16), "bfloat16")}
-    transformation = gmt_mask(0.2, stacked=1)
+    transformation = gmt_mask(0.2, num_stacked_axes=1)
     state = jax.eval_shape(transformation.init, shapes)
     updates, new = jax.eval_shape(transformation.update, shapes, state)
     assert layout((updates, new)) == layout((shapes, state))

@@ -53,21 +53,27 @@ def test_every_sharding_gives_the_bits_of_one_device(
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=axis_types)
     cases = [(spec, 0) for spec in SPECS] + [(P("x", "y"), 1), (P(None, "x", "y"), 1)]
     spread = [jax.device_put(gradient, NamedSharding(mesh, spec)) for spec, _ in cases]
-    transformation = gmt_mask(0.29, stacked=[stacked for _, stacked in cases])
+    transformation = gmt_mask(
+        0.29, num_stacked_axes=[num_stacked_axes for _, num_stacked_axes in cases]
+    )
     with jax.set_mesh(mesh):
         state = jax.jit(transformation.init)(spread)
         compiled, new = jax.jit(transformation.update)(spread, state)
         assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
     eager, _ = transformation.update(spread, transformation.init(spread))
-    alone = {stacked: on_one_device(gradient, stacked) for stacked in (0, 1)}
-    for at, (_, stacked) in enumerate(cases):
+    alone = {
+        num_stacked_axes: on_one_device(gradient, num_stacked_axes) for num_stacked_axes in (0, 1)
+    }
+    for at, (_, num_stacked_axes) in enumerate(cases):
         for out in (compiled[at], eager[at]):
             assert out.sharding.is_equivalent_to(spread[at].sharding, 3)
-            np.testing.assert_array_equal(np.asarray(out).view("u4"), alone[stacked].view("u4"))
+            np.testing.assert_array_equal(
+                np.asarray(out).view("u4"), alone[num_stacked_axes].view("u4")
+            )
 
 
-def on_one_device(gradient: np.ndarray, stacked: int) -> np.ndarray:
-    transformation = gmt_mask(0.29, stacked=stacked)
+def on_one_device(gradient: np.ndarray, num_stacked_axes: int) -> np.ndarray:
+    transformation = gmt_mask(0.29, num_stacked_axes=num_stacked_axes)
     return np.asarray(transformation.update(gradient, transformation.init(gradient))[0])
 
 
@@ -114,7 +120,9 @@ def test_the_compiled_update_sorts_and_gathers_no_gradient(
             (1024, 256), "bfloat16", sharding=NamedSharding(mesh, P("y", "x"))
         ),
     }
-    optimizer = optax.chain(gmt_mask(0.2, stacked={"layers": 1, "embed": 0}), optax.adamw(1e-3))
+    optimizer = optax.chain(
+        gmt_mask(0.2, num_stacked_axes={"layers": 1, "embed": 0}), optax.adamw(1e-3)
+    )
     with jax.set_mesh(mesh):
         state = jax.eval_shape(optimizer.init, tree)
         text = jax.jit(optimizer.update).lower(tree, state, tree).compile().as_text()
@@ -151,5 +159,8 @@ def test_the_mask_adds_a_hundredth_of_the_gradient_at_most(devices: int) -> None
         return int(compiled.memory_analysis().temp_size_in_bytes)
 
     gradients = 2 * 4 * 1024 * 2048 * 4 / devices
-    assert temporary(gmt_mask(0.2, stacked=1)) - temporary() <= 0.01 * gradients
-    assert temporary(gmt_mask(0.2, stacked=1, tolerance=0.001)) - temporary() <= 0.01 * gradients
+    assert temporary(gmt_mask(0.2, num_stacked_axes=1)) - temporary() <= 0.01 * gradients
+    assert (
+        temporary(gmt_mask(0.2, num_stacked_axes=1, tolerance=0.001)) - temporary()
+        <= 0.01 * gradients
+    )

@@ -55,7 +55,9 @@ def gradients(mesh: Mesh, leaves: int) -> Any:
 @cache
 def compiled_update(mesh: Mesh, leaves: int, masked: bool) -> Any:
     """AdamW as a training step has it: parameters and moments are donated."""
-    mask = [gmt_mask(0.2, stacked=lambda path: int(path[-1].key != "norm"))] if masked else []
+    mask = (
+        [gmt_mask(0.2, num_stacked_axes=lambda path: int(path[-1].key != "norm"))] if masked else []
+    )
     optimizer = optax.chain(*mask, optax.adamw(1e-3))
     tree = gradients(mesh, leaves)
 

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 # The number of leading axes of a parameter, named by its path, that index separate tensors.
 NumStackedAxes: TypeAlias = Callable[[Any], int]
 
-# What the library still calls these; to be deleted with its next change.
-_UNTIL_RENAMED = {
-    "num_stacked_axes": "stacked",
-    "apply_to": "place",
-    "key": "seed",
-    "num_layers": "layers",
-}
-
 
 def _expressions(ratios: dict[str, float]) -> dict[str, float]:
     for pattern in ratios:
@@ -60,9 +52,7 @@ class _Kind(Section):
         import gmt_jax
 
         function = getattr(gmt_jax, self._function or self.kind)
-        arguments = self._arguments(steps, key, num_stacked_axes)
-        arguments = {_UNTIL_RENAMED.get(name, name): value for name, value in arguments.items()}
-        optimizer: Optimizer = function(inner, **arguments)
+        optimizer: Optimizer = function(inner, **self._arguments(steps, key, num_stacked_axes))
         return optimizer
 
     _function: ClassVar[str | None] = None  # The library's function where it is not called `kind`.

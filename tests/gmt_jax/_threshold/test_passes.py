@@ -23,7 +23,7 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     dtype: str = "float32"
     spec: P = P()
-    stacked: int = 0
+    num_stacked_axes: int = 0
 
 
 # Few, for each is compiled once in each place.
@@ -43,9 +43,9 @@ TREES: dict[str, dict[str, Leaf]] = {
     },
     "uneven": {
         "w": Leaf((13, 7), spec=P("x")),
-        "layers": Leaf((3, 5, 3), spec=P(None, "y"), stacked=1),
+        "layers": Leaf((3, 5, 3), spec=P(None, "y"), num_stacked_axes=1),
     },
-    "wide": {"w": Leaf((99,), "float64"), "layers": Leaf((3, 20), "float32", stacked=1)},
+    "wide": {"w": Leaf((99,), "float64"), "layers": Leaf((3, 20), "float32", num_stacked_axes=1)},
 }
 PLACES: dict[str, AxisType | None] = {
     "one device": None,
@@ -91,8 +91,8 @@ def gradients(draw: Callable[..., Any], tree: str) -> dict[str, np.ndarray]:
     found = {}
     for name, leaf in TREES[tree].items():
         dtype = jnp.dtype(leaf.dtype)
-        tensors = int(np.prod(leaf.shape[: leaf.stacked], dtype=int))
-        size = int(np.prod(leaf.shape[leaf.stacked :], dtype=int))
+        tensors = int(np.prod(leaf.shape[: leaf.num_stacked_axes], dtype=int))
+        size = int(np.prod(leaf.shape[leaf.num_stacked_axes :], dtype=int))
         rng = np.random.default_rng(draw(st.integers(0, 2**32)))
         families = [FAMILIES[draw(st.sampled_from([*FAMILIES]))] for _ in range(tensors)]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -122,16 +122,16 @@ def mesh_of(place: str) -> Any:
 def compiled(tree: str, place: str) -> tuple[Any, Any]:
     """init and update of the mask for one tree in one place, with a traced ratio."""
     leaves, mesh = TREES[tree], mesh_of(place)
-    stacked = {name: leaf.stacked for name, leaf in leaves.items()}
+    num_stacked_axes = {name: leaf.num_stacked_axes for name, leaf in leaves.items()}
 
     def update(g: Any, state: Any, ratio: Any) -> Any:
         if PLACES[place] == AxisType.Auto:
             for name, leaf in leaves.items():
                 sharding = NamedSharding(mesh, leaf.spec)
                 g = g | {name: jax.lax.with_sharding_constraint(g[name], sharding)}
-        return gmt_mask(ratio, stacked=stacked).update(g, state)
+        return gmt_mask(ratio, num_stacked_axes=num_stacked_axes).update(g, state)
 
-    return gmt_mask(0.0, stacked=stacked).init, jax.jit(update)
+    return gmt_mask(0.0, num_stacked_axes=num_stacked_axes).init, jax.jit(update)
 
 
 def put(g: dict[str, np.ndarray], tree: str, place: str) -> Any:
@@ -163,7 +163,7 @@ def test_no_gradient_is_masked_otherwise_than_by_sorting(
             out, state = update(put(g, tree, place), state, jnp.float32(ratio))
             masked = entries = 0
             for name, leaf in TREES[tree].items():
-                stack = leaf.shape[: leaf.stacked]
+                stack = leaf.shape[: leaf.num_stacked_axes]
                 found = [by_sorting(g[name][at], ratio) for at in np.ndindex(stack)]
                 drop = np.reshape([part for part, _ in found], leaf.shape)
                 expected = np.where(drop, np.zeros((), g[name].dtype), g[name])

@@ -12,13 +12,13 @@ import pytest
 from gmt_jax._threshold import reductions as counting
 from gmt_jax._threshold import search as threshold
 from gmt_jax._threshold.float_bits import magnitude
-from gmt_jax._threshold.layout import Layout
-from gmt_jax._threshold.uint64 import Wide, add, as_float, at_most, share, subtract, wide
+from gmt_jax._threshold.layout import TensorLayout
+from gmt_jax._threshold.uint64 import UInt64, add, as_float, at_most, share, subtract, uint64
 
 SIZES = [0, 1, 99, 10**6, 2**24 + 1, 2**31, 2**32 + 1, 18_800_000_000, 10**12 + 7, 2**50 + 3]
 
 
-def integers(numbers: Wide) -> list[int]:
+def integers(numbers: UInt64) -> list[int]:
     parts = zip(*map(np.ravel, numbers), strict=True)
     return [(int(high) << 32) + int(low) for high, low in parts]
 
@@ -51,22 +51,22 @@ def test_an_array_out_of_range_is_clipped(ratio: float) -> None:
 def test_wide_integers_compare_and_add_as_integers() -> None:
     numbers = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 3 * 2**32 - 1, 2**50 + 5]
     pairs = [(a, b) for a in numbers for b in numbers]
-    a, b = (wide(side) for side in zip(*pairs, strict=True))
+    a, b = (uint64(side) for side in zip(*pairs, strict=True))
     assert np.asarray(at_most(a, b)).tolist() == [x <= y for x, y in pairs]
     assert integers(add(a, b)) == [x + y for x, y in pairs]
     assert integers(subtract(add(a, b), b)) == [x for x, _ in pairs]
-    np.testing.assert_allclose(as_float(wide(numbers)), numbers, rtol=1e-7)
+    np.testing.assert_allclose(as_float(uint64(numbers)), numbers, rtol=1e-7)
 
 
 def test_partial_counts_add_up_past_32_bits() -> None:
     parts = np.random.default_rng(0).integers(0, 2**32, (3, 70_000), np.uint32)
-    total = counting._add_up(Wide(jnp.zeros_like(parts), jnp.asarray(parts)), (1,))
+    total = counting._add_up(UInt64(jnp.zeros_like(parts), jnp.asarray(parts)), (1,))
     assert integers(total) == parts.sum(1, dtype=np.int64).tolist()
     assert min(integers(total)) > 2**32
 
 
 @pytest.mark.parametrize(
-    ("shape", "stacked", "at_once", "later"),
+    ("shape", "num_stacked_axes", "at_once", "later"),
     [
         ((80, 28672, 8192), 1, (1, 2), ()),
         ((80, 28672, 8192), 0, (1, 2), (0,)),
@@ -78,13 +78,13 @@ def test_partial_counts_add_up_past_32_bits() -> None:
     ],
 )
 def test_a_count_is_split_where_it_could_pass_32_bits(
-    shape: tuple[int, ...], stacked: int, at_once: Any, later: Any
+    shape: tuple[int, ...], num_stacked_axes: int, at_once: Any, later: Any
 ) -> None:
-    assert counting._counted_at_once(shape, stacked) == (at_once, later)
+    assert counting._counted_at_once(shape, num_stacked_axes) == (at_once, later)
     leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    ranks, layout = wide([2**33]), Layout((shape,), (stacked,))
+    ranks, layout = uint64([2**33]), TensorLayout((shape,), (num_stacked_axes,))
     found = jax.eval_shape(lambda g: threshold.select([g], ranks, layout), leaf)
-    assert found.bits[0].shape == shape[:stacked]
+    assert found.bits[0].shape == shape[:num_stacked_axes]
 
 
 @pytest.mark.parametrize("later", [(0,), (1,), (0, 1, 2)])
@@ -94,22 +94,24 @@ def test_a_leaf_counted_in_parts_is_counted_right(
     g = np.random.default_rng(0).standard_normal((6, 50, 40)).astype(np.float32)
     whole = counting._counted_at_once
 
-    def in_parts(shape: tuple[int, ...], stacked: int) -> Any:
+    def in_parts(shape: tuple[int, ...], num_stacked_axes: int) -> Any:
         if shape != g.shape:  # a sample
-            return whole(shape, stacked)
+            return whole(shape, num_stacked_axes)
         return tuple(axis for axis in range(3) if axis not in later), later
 
     monkeypatch.setattr(counting, "_counted_at_once", in_parts)
     # Not the jitted function, whose cache knows nothing of the patch.
-    found = threshold.select.__wrapped__([jnp.asarray(g)], wide([3000]), Layout((g.shape,), (0,)))
+    found = threshold.select.__wrapped__(
+        [jnp.asarray(g)], uint64([3000]), TensorLayout((g.shape,), (0,))
+    )
     assert float(magnitude(found.bits[0], g.dtype)) == np.sort(np.abs(g), None)[3000]
     assert float(found.below) == 3000
 
 
 def passes_and_threshold(g: np.ndarray, m: int, slack: int | None = None) -> tuple[int, float, int]:
-    layout = Layout((g.shape,), (0,))
-    spare = None if slack is None else wide([slack])
-    found = threshold.select([jnp.asarray(g)], wide([m]), layout, spare)
+    layout = TensorLayout((g.shape,), (0,))
+    spare = None if slack is None else uint64([slack])
+    found = threshold.select([jnp.asarray(g)], uint64([m]), layout, spare)
     value = float(magnitude(found.bits[0], g.dtype))
     assert float(found.below) == np.sum(np.abs(g) < value)
     return int(found.passes), value, int(found.below)
@@ -187,7 +189,9 @@ def test_the_bound_holds_where_interpolation_learns_nothing(
     # One in a thousand at each end, so that reading the ends off the data does not help either.
     g = np.where(rng.random(N) < 0.001, rng.choice([1e-40, 1e38], N), rng.standard_normal(N))
     g = np.abs(g).astype(np.float32)
-    found = threshold.select.__wrapped__([jnp.asarray(g)], wide([N // 3]), Layout((g.shape,), (0,)))
+    found = threshold.select.__wrapped__(
+        [jnp.asarray(g)], uint64([N // 3]), TensorLayout((g.shape,), (0,))
+    )
     assert float(magnitude(found.bits[0], g.dtype)) == np.partition(g, N // 3)[N // 3]
     assert threshold.EVENLY_FROM < int(found.passes) <= 22
 
@@ -201,8 +205,8 @@ def test_one_threshold_for_all_leaves_is_that_of_their_entries_together() -> Non
         np.zeros((0, 4), np.float32),
     ]
     together = np.sort(np.concatenate([np.abs(g.astype(np.float64)).ravel() for g in tree]))
-    layout = Layout(tuple(g.shape for g in tree), (0,) * 4, shared=True)
+    layout = TensorLayout(tuple(g.shape for g in tree), (0,) * 4, shared=True)
     for m in (0, 1, 4615, len(together) - 1):
-        found = threshold.select([jnp.asarray(g) for g in tree], wide([m]), layout)
+        found = threshold.select([jnp.asarray(g) for g in tree], uint64([m]), layout)
         assert [float(magnitude(bits, jnp.float32)) for bits in found.bits] == [together[m]] * 4
         assert float(found.below) == np.sum(together < together[m])
