@@ -1,18 +1,18 @@
 """Gradient-Mask Tuning (GMT) as an optax transformation.
 
-At every update, the fraction `mask_ratio` of each tensor's gradient entries with the smallest
-magnitude is set to zero, and the optimizer sees only the rest:
+At every update, a fraction `mask_ratio` of each tensor's gradient entries, those with the smallest
+magnitude, is set to zero before the optimizer sees the gradient:
 
     import optax
     from gmt_jax import gmt_mask
 
     optimizer = optax.chain(gmt_mask(0.2), optax.adamw(1e-5))
 
-There a masked weight is still moved by old momentum and weight decay; to leave it exactly where it
-is, wrap the optimizer: `gmt(optax.adamw(1e-5), 0.2)`. The relatives of the method wrap it likewise.
+Old momentum and weight decay still move a masked weight. To leave it exactly where it is, wrap the
+optimizer: `gmt(optax.adamw(1e-5), 0.2)`. The other methods wrap it in the same way.
 
-The threshold is exact on any mesh: it is found by counting, so that a sharded gradient is neither
-gathered nor sorted. From Li et al., https://arxiv.org/abs/2406.15330.
+The threshold is exact and found by counting, so that a sharded gradient is neither gathered nor
+sorted. From Li et al., https://arxiv.org/abs/2406.15330.
 """
 
 from gmt_jax.mask import GmtMaskState, gmt_mask

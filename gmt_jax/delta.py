@@ -1,33 +1,40 @@
-"""Sparse weight deltas: which entries of a tensor changed, and what they are now.
+"""Sparse weight deltas: which entries of a tensor changed, and their new values.
 
-Where a mask was fixed, a tuned tensor is its base but for a few entries. Of these the positions
-and the new values are kept, not differences: adding a difference rounds, a value does not, so
-that applying a delta gives the tuned tensor bit for bit.
+Under a fixed mask, a tuned tensor equals its base except for a few entries. A delta stores their
+positions and new values, not differences: adding a difference rounds, so that only values give back
+the tuned tensor bit for bit.
 
-Positions are stored as the gaps between them, Rice-coded: of each gap the `low` lowest bits, all
-gaps' lowest bits first, then all the second lowest and so on, then what remains of each gap in
-unary, as that many zeros and a one; the lowest bit of a byte comes first. `low` is the one that
-takes the fewest bytes, and is itself the first byte. A random twentieth of the entries takes
-5.8 bits a position, where a byte a gap takes 8; from two fifths upwards it is a bitmap.
+Positions are stored as the gaps between them, Rice-coded: the `low` lowest bits of each gap (the
+lowest bits of all gaps first, then all second lowest and so on), then the rest of each gap in
+unary, as that many zeros and a one. The lowest bit of a byte comes first. The first byte is `low`,
+the number that takes the fewest bytes. A random twentieth of the entries takes 5.8 bits a position,
+where one byte for each gap would take 8; from two fifths upwards the code is a bitmap.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import KeyPath
 
 from gmt_jax.tree_paths import path_name
+from gmt_jax.types import Leaf, PyTree
 
 
 class TensorDelta(NamedTuple):
-    """The entries of one tensor that changed, in row-major order."""
+    """The entries of one tensor that changed, in row-major order.
 
-    positions: np.ndarray  # uint8 [bytes]: where they lie, as encode_positions writes it
-    values: np.ndarray  # [changed]: what they are now, of the tensor's dtype
+    Attributes:
+      positions: uint8 [bytes]: their positions, encoded by `encode_positions`.
+      values: [changed]: their new values, of the tensor's dtype.
+    """
+
+    positions: np.ndarray
+    values: np.ndarray
 
 
-def extract(base: Any, tuned: Any) -> Any:
-    """The delta of a tree of arrays: a `TensorDelta` in the place of each array.
+def extract(base: PyTree, tuned: PyTree) -> PyTree:
+    """The delta between two trees of arrays, with a `TensorDelta` for each array.
 
     An entry has changed if its bits have: 0.0 and -0.0 differ, and a NaN equals itself.
 
@@ -36,7 +43,7 @@ def extract(base: Any, tuned: Any) -> Any:
       tuned: a tree of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: naming a tensor whose shape or dtype differs, or if the structures do.
+      ValueError: if a tensor (which is named) differs in shape or dtype, or the structures differ.
 
     Example:
       >>> import numpy as np
@@ -51,32 +58,32 @@ def extract(base: Any, tuned: Any) -> Any:
     return jax.tree_util.tree_map_with_path(_extract, base, tuned)
 
 
-def apply(base: Any, delta: Any) -> Any:
-    """The tuned tree, as NumPy arrays, of a base and the delta that `extract` made of both.
+def apply(base: PyTree, delta: PyTree) -> PyTree:
+    """The tuned tree, as NumPy arrays, from the base and the delta that `extract` returned.
 
     Raises:
-      ValueError: naming a tensor to which its delta does not fit.
+      ValueError: if a delta does not fit its tensor, which is named.
     """
 
-    def one(path: Any, base: Any, delta: TensorDelta) -> np.ndarray:
+    def tuned_of(path: KeyPath, base: Leaf, delta: TensorDelta) -> np.ndarray:
         array = np.asarray(base)
         if delta.values.dtype != array.dtype:
             raise ValueError(
                 f"{path_name(path)}: the delta is {delta.values.dtype}, but the base {array.dtype}"
             )
         try:
-            at = decode_positions(delta.positions, delta.values.size, array.size)
+            positions = decode_positions(delta.positions, delta.values.size, array.size)
         except ValueError as error:
             raise ValueError(f"{path_name(path)}: {error}") from None
         tuned = array.copy(order="C")
-        _bits(tuned)[at] = _bits(delta.values)
+        _bits(tuned)[positions] = _bits(delta.values)
         return tuned
 
-    return jax.tree_util.tree_map_with_path(one, base, delta)
+    return jax.tree_util.tree_map_with_path(tuned_of, base, delta)
 
 
 def encode_positions(positions: np.ndarray) -> np.ndarray:
-    """Rising positions [changed], int64, as bytes (uint8)."""
+    """Ascending positions, int64 [changed], as uint8 [bytes]."""
     gaps = np.diff(positions, prepend=-1) - 1
     low = _cheapest(gaps)
     ends = np.cumsum((gaps >> low) + 1) - 1
@@ -87,10 +94,10 @@ def encode_positions(positions: np.ndarray) -> np.ndarray:
 
 
 def decode_positions(code: np.ndarray, count: int, size: int) -> np.ndarray:
-    """The `count` positions in a tensor of `size` entries that were written as these bytes.
+    """The positions, int64 [count], that `encode_positions` wrote for a tensor of `size` entries.
 
     Raises:
-      ValueError: if the bytes are not such a code.
+      ValueError: if the bytes are damaged.
     """
     damaged = ValueError("the positions of its delta are damaged")
     if code.dtype != np.uint8 or not code.size:
@@ -111,19 +118,19 @@ def decode_positions(code: np.ndarray, count: int, size: int) -> np.ndarray:
     return positions
 
 
-def _extract(path: Any, base: Any, tuned: Any) -> TensorDelta:
+def _extract(path: KeyPath, base: Leaf, tuned: Leaf) -> TensorDelta:
     old, new = np.asarray(base), np.asarray(tuned)
     if (old.shape, old.dtype) != (new.shape, new.dtype):
         raise ValueError(
             f"{path_name(path)}: the base is {old.dtype}{list(old.shape)}, "
             f"the tuned tensor {new.dtype}{list(new.shape)}"
         )
-    at = np.flatnonzero(_bits(old) != _bits(new))
-    return TensorDelta(encode_positions(at), new.reshape(-1)[at])
+    positions = np.flatnonzero(_bits(old) != _bits(new))
+    return TensorDelta(encode_positions(positions), new.reshape(-1)[positions])
 
 
 def _cheapest(gaps: np.ndarray) -> int:
-    """How many low bits to keep of the gaps, for the fewest bytes in all."""
+    """The number of low bits for which the code of the gaps is the shortest."""
     best, fewest = 0, int(gaps.sum())
     for low in range(1, 63):
         bits = low * gaps.size + int((gaps >> low).sum())
@@ -134,7 +141,7 @@ def _cheapest(gaps: np.ndarray) -> int:
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """The entries as unsigned integers, [size]; a view where the array is contiguous."""
+    """The entries as unsigned integers, [size]; a view if the array is contiguous."""
     return array.reshape(-1).view(f"u{array.dtype.itemsize}")
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import optax
 
-from gmt_jax.selection import GmtMaskState, MaskRatio, NumStackedAxes, Smallest, apply_mask
+from gmt_jax.selection import GmtMaskState, LargestScores, apply_mask
+from gmt_jax.types import MaskRatio, NumStackedAxes, PyTree
 
 __all__ = ["GmtMaskState", "gmt_mask"]
 
@@ -27,16 +28,16 @@ def gmt_mask(
       \tilde g_i = g_i \text{ if } |g_i| \ge T \text{ else } 0.
 
     Ties with the threshold are kept, so that at most :math:`m` entries are masked. A ratio of 0
-    changes no bit, a ratio of 1 zeroes everything. NaN counts as larger than infinity: below a
-    ratio of 1 it is kept, to be seen by what comes after. Of a complex entry :math:`|g|` is the
-    modulus, as ``jnp.abs`` gives it.
+    changes no bit; a ratio of 1 zeroes everything. NaN counts as larger than infinity: below a
+    ratio of 1 it is kept, so that later checks see it. For a complex entry, :math:`|g|` is the
+    modulus, as computed by ``jnp.abs``.
 
     The threshold is exact and found by counting: a gradient sharded over a mesh is neither
-    gathered nor sorted, its devices exchange a few integers and a small sample.
+    gathered nor sorted, and its devices exchange a few integers and a small sample.
 
-    What follows in the chain sees the masked gradient. Under SGD a masked weight stays where it
-    is; under AdamW it still moves a little, by its older momentum and by decoupled weight decay.
-    Clip before the mask, so that the norm is the full gradient's:
+    Transformations that follow in a chain see the masked gradient. Under SGD a masked weight stays
+    where it is; under AdamW it still moves a little, by its older momentum and by decoupled weight
+    decay. Clip before the mask, so that the norm is that of the whole gradient:
     ``optax.chain(optax.clip_by_global_norm(1.0), gmt_mask(0.2), optax.adamw(1e-5))``.
 
     Args:
@@ -44,32 +45,32 @@ def gmt_mask(
         A number is read as the decimal that it prints as: 0.29 of 100 is 29. A schedule is called
         with the number of updates done. An array may be traced, as ``optax.inject_hyperparams``
         makes it; it is clipped to [0, 1] and rounded to the decimal places that its dtype tells
-        apart: 7 for float32, 3 for float16, 2 for bfloat16. Different ratios by path are a mapping
-        of regular expressions, of which the first that is found in a leaf's path counts:
-        ``{"embed|norm": 0.0, "attention": 0.5, ".*": 0.2}``.
-      scope: ``"tensor"``: each tensor has a threshold of its own. ``"global"``: one for the whole
-        tree, with :math:`n` and :math:`m` those of all its entries together, in any dtypes.
+        apart: 7 for float32, 3 for float16, 2 for bfloat16. A mapping gives different ratios by
+        path: of its keys, regular expressions, the first that is found in the path of a leaf
+        applies: ``{"embed|norm": 0.0, "attention": 0.5, ".*": 0.2}``.
+      scope: ``"tensor"``: each tensor has its own threshold. ``"global"``: the whole tree has one
+        threshold, with :math:`n` and :math:`m` counted over all entries together, in any dtypes.
       tolerance: how far, as a fraction of :math:`n`, the number of masked entries may fall short
         of :math:`m`, in [0, 1]. With 0, the default, the mask is exact. With 0.001 the search
         reads the gradient two or three times instead of about six, and :math:`T` is a number
         between entries rather than one of them. It may be an array, as from
         ``optax.inject_hyperparams``: at 0 the mask is exact then too.
-      num_stacked_axes: how many leading axes of a leaf index separate tensors, each with a
-        threshold of its own, as in layers stacked for ``jax.lax.scan``. An int for all leaves,
-        a tree prefix of ints, or a function of a leaf's key path, as
-        ``jax.tree_util.tree_map_with_path`` gives it; by default 0. Under
-        ``optax.inject_hyperparams`` name it in ``static_args``.
+      num_stacked_axes: the number of leading axes of a leaf that index separate tensors, each with
+        its own threshold, such as layers stacked for ``jax.lax.scan``. An integer for all leaves, a
+        tree prefix of integers, or a function of a leaf's key path, as passed by
+        ``jax.tree_util.tree_map_with_path``; by default 0. Under ``optax.inject_hyperparams`` name
+        it in ``static_args``.
 
     Returns:
       The transformation, for gradients of any float or complex dtype. Its state is a
-      ``GmtMaskState``, whose fields ``optax.tree.get(opt_state, "masked_fraction")`` reads from
-      the state of a chain.
+      ``GmtMaskState``, whose fields ``optax.tree.get(opt_state, "masked_fraction")`` reads, also
+      from the state of a chain.
 
     Raises:
       ValueError: if ``mask_ratio`` or ``tolerance`` is outside [0, 1], if ``scope`` is unknown, or
-        global for tensors that are to be told apart; at the first sight of the parameters or
-        gradients, if ``num_stacked_axes`` does not fit them.
-      TypeError: at the first sight of a leaf that is neither float nor complex.
+        global although tensors are given separate ratios or stacked axes; and when first given the
+        parameters or gradients, if ``num_stacked_axes`` does not fit them.
+      TypeError: when first given a leaf that is neither float nor complex.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,19 +88,19 @@ def gmt_mask(
 
     References:
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
-      <https://arxiv.org/abs/2406.15330>`_, 2024. That ties are kept is the paper's; that each
-      tensor has its own threshold is this library's choice.
+      <https://arxiv.org/abs/2406.15330>`_, 2024. The paper keeps ties; that each tensor
+      has its own threshold is this library's choice.
     """
-    rule = Smallest(mask_ratio, scope, tolerance, num_stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
 
     def update_fn(
         updates: optax.Updates,
-        state: GmtMaskState,
+        state: PyTree,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GmtMaskState]:
         del params, extra_args
-        kept, state = rule.select(updates, state)
-        return jax.tree.map(apply_mask, updates, kept), state
+        mask, state = largest.select(updates, state)
+        return jax.tree.map(apply_mask, updates, mask), state
 
-    return optax.GradientTransformationExtraArgs(rule.init, update_fn)
+    return optax.GradientTransformationExtraArgs(largest.init, update_fn)

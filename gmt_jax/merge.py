@@ -1,47 +1,51 @@
-"""What can be done with two sets of weights after training: drop and rescale, interpolate."""
+"""Merges of base and tuned weights after training: drop and rescale, or interpolate."""
 
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.tree_util import KeyPath
 
-from gmt_jax.tree_paths import path_key, path_name
+from gmt_jax._threshold.float_bits import float32_or_wider
+from gmt_jax.tree_paths import as_key, path_key, path_name
+from gmt_jax.types import Key, Leaf
 
 
-def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) -> Any:
+def dare(
+    base: optax.Params, tuned: optax.Params, drop_rate: float | jax.Array, key: Key
+) -> optax.Params:
     r"""Drops a random part of what training changed, and rescales the rest.
 
-    For an entry whose base is :math:`\theta_0` and whose tuned value is :math:`\theta`,
+    For an entry with base :math:`\theta_0` and tuned value :math:`\theta`, the merged value is
 
     .. math::
       \theta_0 + \frac{m}{1 - p} (\theta - \theta_0), \qquad m = 0 \text{ with probability } p,
       \text{ else } 1,
 
-    of which :math:`\theta` is the expectation. An entry that is dropped, or that training did not
+    whose expectation is :math:`\theta`. An entry that is dropped, or that training did not
     change, has the bits of the base; a rate of 0 gives the bits of the tuned weights. 16-bit
     weights are computed in float32 and rounded once.
 
-    What is drawn for a leaf depends on the key, on the leaf's path and on its shape alone: it is
-    the same under jit and on every sharding, and for a leaf by itself in a tree of its own.
+    What is drawn for a leaf depends only on the key, and on the path and shape of the leaf: it is
+    the same under jit, on every sharding, and in a tree with other leaves or none.
 
     Args:
       base: a tree of float arrays.
       tuned: a tree of the same structure, shapes and dtypes.
       drop_rate: :math:`p`, in [0, 1); may be traced.
-      key: as from ``jax.random.key``, of jax's default generator.
+      key: a key as from ``jax.random.key``, or an integer n for ``jax.random.key(n)``.
 
     Returns:
       The tree of merged weights, of the same dtypes.
 
     Raises:
-      ValueError: if ``drop_rate`` is outside [0, 1), or naming a leaf whose shape or dtype
-        differs between the trees.
-      TypeError: naming a leaf that is not of a float dtype.
+      ValueError: if ``drop_rate`` is outside [0, 1), or a leaf (which is named) differs in shape or
+        dtype between the trees.
+      TypeError: if a leaf (which is named) is not of a float dtype.
 
     Example:
       >>> import jax
@@ -60,16 +64,18 @@ def dare(base: Any, tuned: Any, drop_rate: float | jax.Array, key: jax.Array) ->
             f"drop_rate is the share of changes to drop, one number in [0, 1); got {drop_rate!r}"
         )
 
-    def one(path: KeyPath, base: Any, tuned: Any) -> jax.Array:
+    key = as_key(key)
+
+    def merged(path: KeyPath, base: Leaf, tuned: Leaf) -> jax.Array:
         _check(path, base, tuned)
         rate = jnp.float32(drop_rate)
         return _dare(jnp.asarray(base), jnp.asarray(tuned), rate, path_key(path, key))
 
-    return jax.tree_util.tree_map_with_path(one, base, tuned)
+    return jax.tree_util.tree_map_with_path(merged, base, tuned)
 
 
-def interpolate(base: Any, tuned: Any, weight: float | jax.Array) -> Any:
-    r"""The weights on the line from the base to the tuned ones.
+def interpolate(base: optax.Params, tuned: optax.Params, weight: float | jax.Array) -> optax.Params:
+    r"""The weights at one point of the line from the base to the tuned weights.
 
     :math:`\theta_0 + \alpha (\theta - \theta_0)`, where a weight :math:`\alpha` of 0 gives the
     bits of the base and 1 those of the tuned weights. An entry that is the same in both stays so.
@@ -84,9 +90,9 @@ def interpolate(base: Any, tuned: Any, weight: float | jax.Array) -> Any:
       The tree of merged weights, of the same dtypes.
 
     Raises:
-      ValueError: if ``weight`` is outside [0, 1], or naming a leaf whose shape or dtype differs
-        between the trees.
-      TypeError: naming a leaf that is not of a float dtype.
+      ValueError: if ``weight`` is outside [0, 1], or a leaf (which is named) differs in shape or
+        dtype between the trees.
+      TypeError: if a leaf (which is named) is not of a float dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,43 +105,43 @@ def interpolate(base: Any, tuned: Any, weight: float | jax.Array) -> Any:
             f"weight is how far to go from base to tuned, one number in [0, 1]; got {weight!r}"
         )
 
-    def one(path: KeyPath, base: Any, tuned: Any) -> jax.Array:
+    def merged(path: KeyPath, base: Leaf, tuned: Leaf) -> jax.Array:
         _check(path, base, tuned)
         return _moved(jnp.asarray(base), jnp.asarray(tuned), jnp.float32(weight))
 
-    return jax.tree_util.tree_map_with_path(one, base, tuned)
+    return jax.tree_util.tree_map_with_path(merged, base, tuned)
 
 
 @jax.jit
 def _dare(base: jax.Array, tuned: jax.Array, drop_rate: jax.Array, key: jax.Array) -> jax.Array:
-    # Drawn where the weights lie: every device draws its own shard's part.
-    lies = jax.typeof(base).sharding
-    kept = jax.random.uniform(key, base.shape, jnp.float32, out_sharding=lies) >= drop_rate
+    # Drawn with the sharding of the weights, so that every device draws its own shard's part.
+    sharding = jax.typeof(base).sharding
+    kept = jax.random.uniform(key, base.shape, jnp.float32, out_sharding=sharding) >= drop_rate
     return _moved(base, tuned, jnp.where(kept, 1 / (1 - drop_rate), 0))
 
 
 @jax.jit
 def _moved(base: jax.Array, tuned: jax.Array, factor: jax.Array) -> jax.Array:
-    """base + factor · (tuned - base); where that is one of the two, its bits."""
-    wide = jnp.promote_types(base.dtype, jnp.float32)
-    old, new = base.astype(wide), tuned.astype(wide)
-    between = (old + factor.astype(wide) * (new - old)).astype(base.dtype)
-    # On the bits: 0.0 and -0.0 are two weights, and a NaN keeps its payload.
+    """base + factor · (tuned - base), with the bits of base or tuned where it is one of them."""
+    dtype = float32_or_wider(base.dtype)
+    old, new = base.astype(dtype), tuned.astype(dtype)
+    between = (old + factor.astype(dtype) * (new - old)).astype(base.dtype)
+    # Chosen between the bits: 0.0 and -0.0 are different weights, and a NaN keeps its payload.
     word = f"uint{8 * base.dtype.itemsize}"
     bits = [lax.bitcast_convert_type(x, word) for x in (base, tuned, between)]
-    chosen = jnp.where(factor == 1, bits[1], bits[2])
-    chosen = jnp.where((factor == 0) | (bits[0] == bits[1]), bits[0], chosen)
-    return lax.bitcast_convert_type(chosen, base.dtype)
+    merged = jnp.where(factor == 1, bits[1], bits[2])
+    merged = jnp.where((factor == 0) | (bits[0] == bits[1]), bits[0], merged)
+    return lax.bitcast_convert_type(merged, base.dtype)
 
 
-def _is_number(number: Any, valid: Callable[[float], bool]) -> bool:
-    """Whether this is one valid number. An array's value is not looked at: it may be traced."""
+def _is_number(number: object, valid: Callable[[float], bool]) -> bool:
+    """Whether this is one valid number. The value of an array is not checked: it may be traced."""
     if isinstance(number, (jax.Array, np.ndarray)):
         return number.ndim == 0
     return isinstance(number, numbers.Real) and valid(float(number))
 
 
-def _check(path: KeyPath, base: Any, tuned: Any) -> None:
+def _check(path: KeyPath, base: Leaf, tuned: Leaf) -> None:
     if (base.shape, base.dtype) != (tuned.shape, tuned.dtype):
         raise ValueError(
             f"{path_name(path)}: the base is {base.dtype}{list(base.shape)}, "

@@ -1,27 +1,61 @@
-"""The relatives of Gradient-Mask Tuning by name; what they do not choose keeps its bits.
+"""The named methods: an optimizer under a mask, and what the mask leaves out keeps its bits.
 
-Most are a score and a time at which a mask is drawn, and keep the entries with the largest scores:
-the arguments are those of `by_score`, as are the options by keyword that each passes on to it.
-`hft` and `lisa` choose matrices and layers, and pass theirs on to `train_only`.
+Most are a score and a time at which a mask is selected: they take the options of `by_score` by
+keyword and pass them on. `hft` and `lisa` take those of `train_only`.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict, Unpack
 
+import jax
 import optax
 
 from gmt_jax.param_roles import ROLES
-from gmt_jax.selection import MaskRatio
 from gmt_jax.selective import by_score, train_only
-from gmt_jax.structured import MaskSchedule, hft_schedule, lisa_schedule
-from gmt_jax.tree_paths import Key
+from gmt_jax.structured import hft_schedule, lisa_schedule
+from gmt_jax.types import Key, MaskRatio, MaskSchedule, NumStackedAxes
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 
 
-def random_mask(inner: Inner, mask_ratio: MaskRatio, key: Key, **options: Any) -> Optimizer:
-    """Random mask tuning: a uniformly random part of each tensor, anew at every update.
+class ScheduleOptions(TypedDict, total=False):
+    """Options of `train_only`."""
+
+    num_stacked_axes: NumStackedAxes
+    apply_to: str
+    report: bool
+
+
+class MaskOptions(ScheduleOptions, total=False):
+    """Options of `by_score` other than the score, the key and the times of a mask."""
+
+    scope: str
+    tolerance: float | jax.Array
+
+
+class WarmupOptions(MaskOptions, total=False):
+    """Options of `by_score` with a warm-up."""
+
+    warmup: int
+
+
+class TimedOptions(WarmupOptions, total=False):
+    """Options of `by_score` with the times of a mask."""
+
+    every: int | None
+
+
+class FisherOptions(MaskOptions, total=False):
+    """Options of `fisher`, whose warm-up is an argument."""
+
+    every: int | None
+
+
+def random_mask(
+    inner: Inner, mask_ratio: MaskRatio, key: Key, **options: Unpack[TimedOptions]
+) -> Optimizer:
+    """Random mask tuning: a uniformly random part of each tensor, drawn again for every update.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,10 +72,10 @@ def random_mask(inner: Inner, mask_ratio: MaskRatio, key: Key, **options: Any) -
     return by_score(inner, mask_ratio, score="random", key=key, **options)
 
 
-def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> Optimizer:
-    """SIFT: the largest gradients of the first update, and those entries from then on.
+def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[WarmupOptions]) -> Optimizer:
+    """SIFT: the entries with the largest gradients at the first update, from then on.
 
-    The tuned weights are the base and a few entries, as `gmt_jax.delta` stores them.
+    The tuned weights are the base and a few changed entries, which `gmt_jax.delta` stores.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,8 +96,10 @@ def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> Optimizer:
     return by_score(inner, mask_ratio, every=None, **options)
 
 
-def every_few(inner: Inner, mask_ratio: MaskRatio, every: int, **options: Any) -> Optimizer:
-    """GASDU: the largest gradients of every `every`-th update, which stay until the next.
+def every_few(
+    inner: Inner, mask_ratio: MaskRatio, every: int, **options: Unpack[WarmupOptions]
+) -> Optimizer:
+    """GASDU: the entries with the largest gradients at every `every`-th update, until the next.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,10 +117,12 @@ def every_few(inner: Inner, mask_ratio: MaskRatio, every: int, **options: Any) -
     return by_score(inner, mask_ratio, every=every, **options)
 
 
-def gradient_to_weight(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> Optimizer:
-    """The score of GEM: the largest gradients for their weights, |g| / |w|, at the first update.
+def gradient_to_weight(
+    inner: Inner, mask_ratio: MaskRatio, **options: Unpack[TimedOptions]
+) -> Optimizer:
+    """The score of GEM: the entries with the largest |g| / |w| at the first update, from then on.
 
-    Then the weights are those before training; with ``every=1`` it follows them.
+    The weights are those before training; with ``every=1`` the mask follows gradient and weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,14 +135,14 @@ def gradient_to_weight(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> O
       [-2. -0.]
 
     References:
-      `GEM <https://arxiv.org/abs/2508.16191>`_, 2025, of which this is the score alone.
+      `GEM <https://arxiv.org/abs/2508.16191>`_, 2025. Only its score is taken over.
     """
-    options = {"every": None} | options
+    options.setdefault("every", None)
     return by_score(inner, mask_ratio, score="gradient_to_weight", **options)
 
 
-def magnitude(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> Optimizer:
-    """The largest weights |w| before the first update, and those entries from then on.
+def magnitude(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[TimedOptions]) -> Optimizer:
+    """The entries with the largest weights |w| before the first update, from then on.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,15 +154,17 @@ def magnitude(inner: Inner, mask_ratio: MaskRatio, **options: Any) -> Optimizer:
       >>> print(updates)
       [-0. -3.]
     """
-    options = {"every": None} | options
+    options.setdefault("every", None)
     return by_score(inner, mask_ratio, score="weight", **options)
 
 
-def fisher(inner: Inner, mask_ratio: MaskRatio, warmup: int, **options: Any) -> Optimizer:
-    """FISH mask: the largest sums of g² over `warmup` + 1 updates, of all tensors together.
+def fisher(
+    inner: Inner, mask_ratio: MaskRatio, warmup: int, **options: Unpack[FisherOptions]
+) -> Optimizer:
+    """FISH mask: the entries with the largest sums of |g|² over the first `warmup` + 1 updates.
 
-    The first `warmup` updates move nothing. The paper sums over examples, this over updates: it is
-    the same where an update has one example.
+    All tensors share one threshold. The first `warmup` updates move nothing. The paper sums over
+    examples, this over updates: the two are the same where an update has one example.
 
     Example:
       >>> import jax.numpy as jnp
@@ -142,17 +182,23 @@ def fisher(inner: Inner, mask_ratio: MaskRatio, warmup: int, **options: Any) -> 
       Sung et al., `Training Neural Networks with Fixed Sparse Masks
       <https://arxiv.org/abs/2111.09839>`_, 2021.
     """
-    options = {"every": None, "scope": "global"} | options
+    options.setdefault("every", None)
+    options.setdefault("scope", "global")
     return by_score(inner, mask_ratio, score="fisher", warmup=warmup, **options)
 
 
 def hft(
-    inner: Inner, key: Key, every: int, *, roles: Mapping[str, str] = ROLES, **options: Any
+    inner: Inner,
+    key: Key,
+    every: int,
+    *,
+    roles: Mapping[str, str] = ROLES,
+    **options: Unpack[ScheduleOptions],
 ) -> Optimizer:
-    """Half Fine-Tuning: half of the matrices of each layer, drawn anew every `every` updates.
+    """Half Fine-Tuning: half of the matrices of each layer, drawn again every `every` updates.
 
-    Which half, `gmt_jax.structured.hft_schedule` says; a model whose paths it does not know is
-    refused.
+    The half is that of `gmt_jax.structured.hft_schedule`, which raises ValueError for parameters
+    whose role it does not know.
 
     Example:
       >>> import jax.numpy as jnp
@@ -184,9 +230,9 @@ def lisa(
     every: int,
     *,
     roles: Mapping[str, str] = ROLES,
-    **options: Any,
+    **options: Unpack[ScheduleOptions],
 ) -> Optimizer:
-    """LISA: `num_layers` random layers, drawn anew every `every` updates, and what is in no layer.
+    """LISA: `num_layers` random layers, drawn again every `every` updates, and what is in no layer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -203,7 +249,7 @@ def lisa(
       Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
     """
 
-    def schedule(params: Any) -> MaskSchedule:
+    def schedule(params: optax.Params) -> MaskSchedule:
         return lisa_schedule(params, num_layers, key, every, roles=roles)
 
     return train_only(inner, schedule, **options)

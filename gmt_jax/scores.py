@@ -1,100 +1,112 @@
-"""Which entries are trained, by a score: what is scored, and when the mask is drawn anew."""
+"""Masks by a score: what is scored, and when a new mask is selected."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.tree_util import KeyPath
 
-from gmt_jax.selection import GmtMaskState, Smallest
-from gmt_jax.tree_paths import Key, as_key, path_key
+from gmt_jax._threshold.float_bits import float32_or_wider
+from gmt_jax.selection import GmtMaskState, LargestScores, Selector
+from gmt_jax.tree_paths import as_key, path_key
+from gmt_jax.types import Key, Mask, PyTree
 
 SCORES = ("gradient", "gradient_to_weight", "weight", "random", "fisher")
 
 
-class Selector(NamedTuple):
-    """Chooses the entries to train."""
-
-    init: Callable[[Any], Any]  # params -> state
-    # gradient, state, params -> a tree of bools, broadcastable to the gradient's leaves; state
-    select: Callable[[Any, Any, Any], tuple[Any, Any]]
-
-
 class ScoredState(NamedTuple):
-    """State of a mask by score; shapes and dtypes are the same from update to update."""
+    """State of a selector by score; shapes and dtypes are the same after every update.
 
-    mask: GmtMaskState  # of the mask in use, but for the count, which is of all updates
-    kept: Any  # bool, shaped as the parameters: the mask in use; None if each update draws one
-    squares: Any  # float32, shaped as the parameters: Σ|g|² since a mask was drawn; None if unused
+    Attributes:
+      latest: threshold and masked fraction of the mask in use, and the number of updates done.
+      mask: bool, shaped and sharded as the parameters: the mask in use; None where every update
+        selects a new one.
+      squares: float32, shaped and sharded as the parameters: the sum of |g|² since a mask was
+        selected; None unless the score is "fisher".
+    """
+
+    latest: GmtMaskState
+    mask: Mask
+    squares: PyTree
 
 
-def scored(rule: Smallest, score: str, every: int | None, warmup: int, key: Key) -> Selector:
-    """Keeps the entries with the largest scores; the arguments are those of `by_score`."""
+def score_selector(
+    largest: LargestScores, score: str, every: int | None, warmup: int, key: Key
+) -> Selector[ScoredState]:
+    """A selector of the entries with the largest scores; the arguments are those of `by_score`."""
     if score not in SCORES:
         raise ValueError(f"score is one of {', '.join(SCORES)}; got {score!r}")
-    _check_updates("every", every, 1)
+    if every is not None:
+        _check_updates("every", every, 1)
     _check_updates("warmup", warmup, 0)
-    always = every == 1 and warmup == 0
-    if always and score == "fisher":
-        score = "gradient"  # The squares of one gradient are in its order.
+    every_update = every == 1 and warmup == 0
+    if every_update and score == "fisher":
+        score = "gradient"  # The squares of a single gradient are ordered as the gradient is.
 
-    def init(params: Any) -> ScoredState:
-        def like(dtype: Any) -> Any:
+    def init(params: optax.Params) -> ScoredState:
+        def zeros(dtype: type) -> PyTree:
             return jax.tree.map(lambda p: jnp.zeros_like(p, dtype), params)
 
         return ScoredState(
-            rule.init(params),
-            None if always else like(bool),
-            like(jnp.float32) if score == "fisher" else None,
+            largest.init(params),
+            None if every_update else zeros(bool),
+            zeros(jnp.float32) if score == "fisher" else None,
         )
 
-    def select(grads: Any, state: ScoredState, params: Any) -> tuple[Any, ScoredState]:
-        count, squares = state.mask.count, state.squares
-        since = count - warmup
+    def select(
+        grads: optax.Updates, state: ScoredState, params: optax.Params | None
+    ) -> tuple[Mask, ScoredState]:
+        count, squares = state.latest.count, state.squares
+        since_warmup = count - warmup
         if score == "fisher":
-            squares = jax.tree.map(lambda sum, g: sum + _square(g), squares, grads)
+            squares = jax.tree.map(lambda total, g: total + _square(g), squares, grads)
         if params is None and score in ("weight", "gradient_to_weight"):
             raise ValueError(
                 f"score={score!r} needs the parameters: update(gradient, state, params)"
             )
 
-        def draw() -> tuple[Any, GmtMaskState]:
+        def select_anew() -> tuple[Mask, GmtMaskState]:
             if score == "gradient":
                 scores = grads
             elif score == "weight":
-                scores = _alongside(grads, params)
+                scores = _params_of(grads, params)
             elif score == "gradient_to_weight":
-                scores = jax.tree.map(_ratio, grads, _alongside(grads, params))
+                scores = jax.tree.map(_gradient_to_weight, grads, _params_of(grads, params))
             elif score == "fisher":
                 scores = squares
             else:
-                scores = _random(grads, key, 0 if every is None else since // every)
-            return rule.select(scores, state.mask)
+                scores = _random_scores(grads, key, 0 if every is None else since_warmup // every)
+            return largest.select(scores, state.latest)
 
-        def hold() -> tuple[Any, GmtMaskState]:
-            masked = jnp.where(since < 0, 1, state.mask.masked_fraction)
-            return state.kept, GmtMaskState(
-                optax.safe_increment(count), state.mask.threshold, masked.astype(jnp.float32)
+        def keep() -> tuple[Mask, GmtMaskState]:
+            fraction = jnp.where(since_warmup < 0, 1, state.latest.masked_fraction)
+            return state.mask, GmtMaskState(
+                jnp.asarray(optax.safe_increment(count)),
+                state.latest.threshold,
+                fraction.astype(jnp.float32),
             )
 
-        if always:
-            kept, mask = draw()
-            return kept, ScoredState(mask, None, squares)
-        due = since == 0 if every is None else (since >= 0) & (since % every == 0)
-        traced = isinstance(due, jax.core.Tracer)
-        kept, mask = lax.cond(due, draw, hold) if traced else (draw if due else hold)()
+        if every_update:
+            mask, latest = select_anew()
+            return mask, ScoredState(latest, None, squares)
+        if every is None:
+            due = since_warmup == 0
+        else:
+            due = (since_warmup >= 0) & (since_warmup % every == 0)
+        if isinstance(due, jax.core.Tracer):
+            mask, latest = lax.cond(due, select_anew, keep)
+        else:
+            mask, latest = select_anew() if due else keep()
         if score == "fisher":
-            squares = jax.tree.map(lambda sum: jnp.where(due, 0, sum), squares)
-        return kept, ScoredState(mask, kept, squares)
+            squares = jax.tree.map(lambda total: jnp.where(due, 0, total), squares)
+        return mask, ScoredState(latest, mask, squares)
 
     return Selector(init, select)
 
 
-def _check_updates(name: str, value: Any, least: int) -> None:
-    if value is None and name == "every":
-        return
+def _check_updates(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise ValueError(
             f"{name} is a number of updates, an integer of at least {least}; got {value!r} (under "
@@ -102,8 +114,8 @@ def _check_updates(name: str, value: Any, least: int) -> None:
         )
 
 
-def _alongside(grads: Any, params: Any) -> Any:
-    """The parameters of which there are gradients."""
+def _params_of(grads: optax.Updates, params: optax.Params | None) -> PyTree:
+    """The parameters that have gradients."""
     return jax.tree.map(lambda _, p: p, grads, params)
 
 
@@ -111,29 +123,29 @@ def _square(g: jax.Array) -> jax.Array:
     return jnp.square(jnp.abs(g).astype(jnp.float32))
 
 
-def _ratio(g: jax.Array, w: jax.Array) -> jax.Array:
-    """|g| / |w|; of no gradient 0, whatever the weight."""
-    wide = jnp.promote_types(jnp.finfo(g.dtype).dtype, jnp.float32)
-    size = jnp.abs(g).astype(wide)
-    return jnp.where(size == 0, 0, size / jnp.abs(w).astype(wide))
+def _gradient_to_weight(g: jax.Array, w: jax.Array) -> jax.Array:
+    """|g| / |w|, and 0 for a gradient of zero, whatever the weight."""
+    dtype = float32_or_wider(g.dtype)
+    size = jnp.abs(g).astype(dtype)
+    return jnp.where(size == 0, 0, size / jnp.abs(w).astype(dtype))
 
 
-def _random(grads: Any, key: Key, draw: Any) -> Any:
-    """Positive float32s in any order, each as likely as another, for each entry.
+def _random_scores(grads: optax.Updates, key: Key, number: jax.Array | int) -> PyTree:
+    """Positive float32 scores for every entry, in a uniformly random order.
 
-    What is drawn for a leaf depends on the key, the number of the draw and the leaf's path and
-    shape alone.
+    The scores of a leaf depend only on the key, on how many masks were selected before (`number`),
+    and on the path and shape of the leaf.
     """
-    key = jax.random.fold_in(as_key(key), draw)
+    key = jax.random.fold_in(as_key(key), number)
 
-    def one(path: Any, g: jax.Array) -> jax.Array:
+    def scores_of(path: KeyPath, g: jax.Array) -> jax.Array:
         return _draw(path_key(path, key), g)
 
-    return jax.tree_util.tree_map_with_path(one, grads)
+    return jax.tree_util.tree_map_with_path(scores_of, grads)
 
 
 @jax.jit
 def _draw(key: jax.Array, like: jax.Array) -> jax.Array:
     bits = jax.random.bits(key, like.shape, "uint32", out_sharding=jax.typeof(like).sharding)
-    # Finite floats, of which the search looks at the bits alone: few are equal.
+    # Finite floats, of which the search compares the bits; few are equal.
     return lax.bitcast_convert_type(bits >> 2, jnp.float32)

@@ -1,4 +1,4 @@
-"""gmt and its relatives: any optimizer, under which a weight that is not chosen stays as it is."""
+"""Optimizers that leave masked weights exactly where they are: gmt, by_score and train_only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,25 +9,34 @@ import jax.numpy as jnp
 import optax
 
 from gmt_jax.report import reported
-from gmt_jax.scores import Selector, scored
-from gmt_jax.selection import MaskRatio, NumStackedAxes, Smallest, apply_mask
-from gmt_jax.structured import MaskSchedule
-from gmt_jax.tree_paths import Key
+from gmt_jax.scores import score_selector
+from gmt_jax.selection import LargestScores, Selector, apply_mask
+from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, NumStackedAxes, PyTree
 
 
 class SelectiveState(NamedTuple):
-    """State of an optimizer that updates chosen entries alone."""
+    """State of an optimizer that moves only the selected entries.
 
-    inner_state: Any
-    # A `ScoredState` or `ScheduledState`, in a `ReportedState` where asked for.
-    selector_state: Any
+    Attributes:
+      inner_state: the state of the inner optimizer.
+      selector_state: a `ScoredState`, or a `ScheduledState` of `train_only`; with a report, a
+        `ReportedState` around it.
+    """
+
+    inner_state: optax.OptState
+    selector_state: PyTree
 
 
 class ScheduledState(NamedTuple):
-    """State of `train_only`: what is chosen follows from the count."""
+    """State of `train_only`, from whose count the mask follows.
 
-    count: jax.Array  # type: ignore[assignment]  # int32 scalar: updates done
-    masked_fraction: jax.Array  # float32 scalar: masked by the latest update, of all entries
+    Attributes:
+      count: int32 scalar: the number of updates done.
+      masked_fraction: float32 scalar: the fraction of all entries that the latest update masked.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count is a method
+    masked_fraction: jax.Array
 
 
 def gmt(
@@ -40,46 +49,45 @@ def gmt(
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient-Mask Tuning of any optimizer: what is masked is not moved at all.
+    r"""Gradient-Mask Tuning around an optimizer: masked weights do not move at all.
 
-    The entries are chosen as by ``gmt_mask``. Those with the smallest gradients are masked in the
-    gradient that the inner optimizer sees, and again in its update, so that neither old momentum
-    nor weight decay moves them:
+    The mask is that of ``gmt_mask``: entries with the smallest gradients are masked in the gradient
+    that the inner optimizer sees, and again in its update, so that neither old momentum nor weight
+    decay moves them:
 
     .. math::
       \theta_i \leftarrow \theta_i + \text{inner}(\tilde g)_i \text{ if } |g_i| \ge T
       \text{ else } \theta_i.
 
-    The update of a masked entry is -0.0, which added to a weight gives the same bits: to zeros of
-    either sign, infinities and quiet NaNs too. (A subnormal weight, below 1.2e-38, is flushed to
-    zero by the addition itself on hardware that does so. ``optax.MultiSteps`` adds 0.0 between
-    updates, which makes 0.0 of -0.0.) Nothing that rescales or adds to the update may follow:
-    ``inner`` is the whole optimizer, its learning rate and weight decay included.
+    The update of a masked entry is -0.0, which keeps the bits of any weight it is added to: zeros
+    of either sign, infinities and quiet NaNs too. Two exceptions: hardware that flushes subnormals
+    makes 0 of a subnormal weight, below 1.2e-38, in any addition, and ``optax.MultiSteps`` adds 0.0
+    between updates, which makes 0.0 of -0.0. Nothing that rescales or adds to the update may
+    follow: ``inner`` is the whole optimizer, with its learning rate and weight decay.
 
-    The inner state is the inner optimizer's own business: the moments of a masked entry decay as
-    with a gradient of zero, and its momentum, if some is left, acts when the entry is next chosen.
-    With ``apply_to="update"`` all moments follow the whole gradient. Moments are not frozen: a step
-    count shared by all entries makes Adam's bias correction wrong for entries that were held
-    back, and what Adafactor and Muon hold does not belong to single entries.
+    The inner optimizer sees a gradient of zero for a masked entry: its moments decay, and the
+    momentum that is left acts when the entry is next trained. With ``apply_to="update"`` the inner
+    optimizer sees the whole gradient. Moments are not frozen: all entries share the step count of
+    Adam's bias correction, and what Adafactor and Muon store does not belong to single entries.
 
     Args:
       inner: any optimizer. Extra arguments of an update are passed on to it.
       mask_ratio: the fraction that is MASKED; this and the next three as in ``gmt_mask``.
       scope: ``"tensor"`` or ``"global"``.
-      tolerance: by what fraction of the entries the masked number may fall short.
-      num_stacked_axes: how many leading axes of a leaf index separate tensors.
-      apply_to: what is masked: ``"both"``; the ``"update"`` alone, so that the inner optimizer sees
-        the whole gradient; or the ``"gradient"`` alone, as with ``gmt_mask`` before it.
-      report: hold figures of each update in the state, for ``optax.tree.get(state, "overall")`` and
-        ``optax.tree.get(state, "by_tensor")`` to read: a ``MaskReport`` each. It takes a byte an
-        entry and one more reading of the gradient.
+      tolerance: the fraction of the entries by which the number of masked ones may fall short.
+      num_stacked_axes: the number of leading axes of a leaf that index separate tensors.
+      apply_to: what is masked: ``"both"`` the gradient that ``inner`` sees and its update; the
+        ``"update"`` alone; or the ``"gradient"`` alone, as with ``gmt_mask`` before ``inner``.
+      report: whether to store figures of each update in the state, two ``MaskReport`` that
+        ``optax.tree.get(state, "overall")`` and ``optax.tree.get(state, "by_tensor")`` return. This
+        takes one byte for each entry and one more reading of the gradient.
 
     Returns:
-      The optimizer. Its state is a ``SelectiveState``; without a report no mask is held in it.
+      The optimizer. Its state is a ``SelectiveState``; it stores no mask unless there is a report.
 
     Raises:
       ValueError: as ``gmt_mask``, and if ``apply_to`` is unknown.
-      TypeError: at the first sight of a leaf that is neither float nor complex.
+      TypeError: as ``gmt_mask``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,8 +105,9 @@ def gmt(
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
       <https://arxiv.org/abs/2406.15330>`_, 2024.
     """
-    rule = Smallest(mask_ratio, scope, tolerance, num_stacked_axes)
-    return _selective(inner, scored(rule, "gradient", 1, 0, 0), apply_to, report, num_stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
+    selector = score_selector(largest, "gradient", every=1, warmup=0, key=0)
+    return _selective(inner, selector, num_stacked_axes, apply_to, report)
 
 
 def by_score(
@@ -115,36 +124,41 @@ def by_score(
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer, with the entries of the smallest scores masked: `gmt` is one case of it.
+    """An optimizer under a mask of the entries with the smallest scores; `gmt` is one case of it.
 
-    Where a mask lasts for more than an update it is held in the state, as bools that are sharded
-    as the parameters are: one byte an entry. The Fisher score holds four bytes an entry. While a
-    mask is drawn by ``"gradient_to_weight"`` or ``"random"``, the scores take four bytes an entry;
-    on CPU jax's generator of random numbers takes twelve more.
+    A mask that lasts for more than one update is stored in the state, as bools sharded as the
+    parameters are: one byte for each entry. The Fisher score stores four bytes for each entry.
+    While a mask is selected by ``"gradient_to_weight"`` or ``"random"``, the scores take four bytes
+    for each entry; on CPU jax's random generator takes twelve more.
 
     Args:
       inner: any optimizer.
       mask_ratio: the fraction that is MASKED, as in ``gmt_mask``.
-      score: of which the smallest are masked: ``"gradient"``, |g|; ``"gradient_to_weight"``,
-        |g| / |w|, or 0 where g is; ``"weight"``, |w|; ``"random"``, a number drawn for each entry;
-        ``"fisher"``, the sum of g² over the updates since a mask was last drawn.
-      every: how many updates a mask lasts; None: the first one stays.
-      warmup: how many updates come before the first mask. In these everything is masked: they only
-        look at gradients, for the Fisher score to sum up. The inner optimizer counts them.
-      key: of the random scores. These depend on it, on how many masks were drawn before, and on
-        a leaf's path and shape alone: they are the same on every sharding and after a restart.
-      scope: this and the others as in ``gmt``.
+      score: the quantity of which the smallest are masked: ``"gradient"``, |g|;
+        ``"gradient_to_weight"``, |g| / |w|, or 0 where g is 0; ``"weight"``, |w|; ``"random"``, a
+        random number for each entry; ``"fisher"``, the sum of |g|² over the updates since a mask
+        was last selected.
+      every: the number of updates that a mask lasts; None: the first mask stays.
+      warmup: the number of updates before the first mask. They mask everything; the Fisher score
+        sums up their gradients, and the inner optimizer counts them.
+      key: the key of the random scores, as from ``jax.random.key``, or an integer n for
+        ``jax.random.key(n)``. The scores depend only on it, on how many masks were selected before,
+        and on the path and shape of a leaf: they are the same on every sharding and after a
+        restart.
+      scope: this and the following as in ``gmt``.
       tolerance: as in ``gmt``.
       num_stacked_axes: as in ``gmt``.
       apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
     Returns:
-      The optimizer, whose state is a ``SelectiveState``. Under ``optax.inject_hyperparams``,
-      ``every`` and ``warmup`` are to be named in ``static_args``.
+      The optimizer, whose state is a ``SelectiveState``. Under ``optax.inject_hyperparams``, name
+      ``every`` and ``warmup`` in ``static_args``.
 
     Raises:
-      ValueError: as ``gmt``, and if ``score``, ``every`` or ``warmup`` is not one of these.
+      ValueError: as ``gmt``, and if ``score`` is unknown, or ``every`` or ``warmup`` is not a
+        number of updates.
+      TypeError: as ``gmt``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -156,28 +170,28 @@ def by_score(
       >>> print(optax.apply_updates(params, updates))
       [ 3. -4.  1.  2.]
     """
-    rule = Smallest(mask_ratio, scope, tolerance, num_stacked_axes)
-    return _selective(
-        inner, scored(rule, score, every, warmup, key), apply_to, report, num_stacked_axes
-    )
+    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
+    selector = score_selector(largest, score, every, warmup, key)
+    return _selective(inner, selector, num_stacked_axes, apply_to, report)
 
 
 def train_only(
     inner: optax.GradientTransformation,
-    schedule: Callable[[Any], MaskSchedule],
+    schedule: Callable[[optax.Params], MaskSchedule],
     *,
     num_stacked_axes: NumStackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer of the entries that a schedule by place in the model names; the rest stays.
+    """An optimizer under a mask that depends only on the number of updates done.
 
     Args:
       inner: any optimizer.
-      schedule: of a tree of parameters gives what is trained, as those in `gmt_jax.structured` do:
-        of the number of updates done, a tree of bools (or a prefix of one), each broadcastable to
-        its parameter.
-      num_stacked_axes: which layers the report tells apart, as in ``gmt_mask``.
+      schedule: a function of the parameters, or of their shapes, that returns a mask schedule, such
+        as those of `gmt_jax.structured`: a function of the number of updates done that returns a
+        tree of bools (or a prefix of one), each broadcastable to its parameter. True: trained.
+      num_stacked_axes: the number of leading axes of a leaf that the report tells apart, as in
+        ``gmt_mask``.
       apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
@@ -185,7 +199,8 @@ def train_only(
       The optimizer, whose state is a ``SelectiveState``.
 
     Raises:
-      ValueError: where ``schedule`` does, at the first sight of the parameters.
+      ValueError: if ``apply_to`` is unknown; and when first given the parameters, what ``schedule``
+        raises.
 
     Example:
       >>> import jax.numpy as jnp
@@ -199,52 +214,55 @@ def train_only(
       [1. 1. 1.]
     """
 
-    def init(params: Any) -> ScheduledState:
+    def init(params: optax.Params) -> ScheduledState:
         if jax.tree.leaves(params):
-            schedule(params)  # Refuses what it does not know before anything is trained.
+            schedule(params)  # Refuses parameters it does not know before anything is trained.
         return ScheduledState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
-    def select(grads: Any, state: ScheduledState, params: Any) -> tuple[Any, ScheduledState]:
+    def select(
+        grads: optax.Updates, state: ScheduledState, params: optax.Params | None
+    ) -> tuple[Mask, ScheduledState]:
         del params
-        kept = jax.tree.broadcast(schedule(grads)(state.count), grads)
+        mask = jax.tree.broadcast(schedule(grads)(state.count), grads)
         leaves = jax.tree.leaves(grads)
-        means = [jnp.mean(mask, dtype=jnp.float32) for mask in jax.tree.leaves(kept)]
+        means = [jnp.mean(part, dtype=jnp.float32) for part in jax.tree.leaves(mask)]
         entries = sum(g.size for g in leaves)
-        share = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))
-        return kept, ScheduledState(optax.safe_increment(state.count), 1 - share)
+        trained = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))
+        fraction = jnp.asarray(1 - trained, jnp.float32)
+        return mask, ScheduledState(jnp.asarray(optax.safe_increment(state.count)), fraction)
 
-    return _selective(inner, Selector(init, select), apply_to, report, num_stacked_axes)
+    return _selective(inner, Selector(init, select), num_stacked_axes, apply_to, report)
 
 
 def _selective(
     inner: optax.GradientTransformation,
-    selector: Selector,
+    selector: Selector[Any],
+    num_stacked_axes: NumStackedAxes,
     apply_to: str,
     report: bool,
-    num_stacked_axes: NumStackedAxes,
 ) -> optax.GradientTransformationExtraArgs:
     if apply_to not in ("both", "update", "gradient"):
         raise ValueError(f"apply_to is 'both', 'update' or 'gradient', got {apply_to!r}")
     inner = optax.with_extra_args_support(inner)
     selector = reported(selector, num_stacked_axes) if report else selector
-    # To every weight, 0.0 and -0.0 among them, -0.0 adds nothing.
-    still = partial(apply_mask, zero=-0.0)
+    # -0.0 added to a weight changes no bit of it, neither of 0.0 nor of -0.0.
+    apply_to_update = partial(apply_mask, zero=-0.0)
 
     def init_fn(params: optax.Params) -> SelectiveState:
         return SelectiveState(inner.init(params), selector.init(params))
 
     def update_fn(
         updates: optax.Updates,
-        state: SelectiveState,
+        state: PyTree,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelectiveState]:
-        kept, selector_state = selector.select(updates, state.selector_state, params)
+        mask, selector_state = selector.select(updates, state.selector_state, params)
         if apply_to != "update":
-            updates = jax.tree.map(apply_mask, updates, kept)
+            updates = jax.tree.map(apply_mask, updates, mask)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if apply_to != "gradient":
-            updates = jax.tree.map(still, updates, kept)
+            updates = jax.tree.map(apply_to_update, updates, mask)
         return updates, SelectiveState(inner_state, selector_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,48 +1,50 @@
-"""HFT and LISA: which matrices are trained is drawn by their place in the model.
+"""HFT and LISA as mask schedules: matrices and layers are selected by their roles in the model.
 
-The draw depends on the key, on the number of the round and on the model's roles alone, so that it
-is the same on every mesh, after a restart, and whether layers are stacked or not.
+What is selected depends only on the key, the number of the round and the roles of the parameters:
+it is the same on every mesh, after a restart, and whether layers are stacked or not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gmt_jax.param_roles import ROLES, read_model
-from gmt_jax.tree_paths import Key, as_key
-
-# The number of updates done -> a tree of bool masks, each broadcastable to its leaf: True where
-# it is trained in this round. Pure; the count may be traced.
-MaskSchedule = Callable[[jax.Array | int], Any]
+from gmt_jax.tree_paths import as_key
+from gmt_jax.types import Key, Mask, MaskSchedule
 
 
 def hft_schedule(
-    params: Any, key: Key, every: int, *, roles: Mapping[str, str] = ROLES
+    params: optax.Params, key: Key, every: int, *, roles: Mapping[str, str] = ROLES
 ) -> MaskSchedule:
-    """What Half Fine-Tuning trains of a model, as a function of the number of updates done.
+    """The masks of Half Fine-Tuning.
 
     In each transformer layer, 2 of the 4 attention matrices and half of the norms are trained; of
     the 3 feed-forward matrices, 2 in a random half of the layers and 1 in the others. Embeddings
-    and head are always trained. Every `every` updates a new half is drawn.
+    and head are always trained. A new half is drawn every `every` updates.
 
-    What the paper leaves open is settled so: a half is rounded up, so that of an odd number L of
-    layers (L + 1) / 2 train 2 feed-forward matrices. Norms are halved layer by layer, query and
-    key norms among them, and the final norm is always trained: of the 2 L + 1 norms of a Llama
-    L + 1 are. A bias goes with its matrix. A tied head is the embeddings.
+    The paper leaves these open: halves are rounded up, so that of an odd number L of layers
+    (L + 1) / 2 train 2 feed-forward matrices. Norms are halved in each layer, query and key norms
+    among them, and the final norm is always trained: L + 1 of the 2 L + 1 norms of a Llama are. A
+    bias is trained with its matrix. A tied head is the embeddings. The paper's round is a whole
+    training run, or one of several stages.
 
     Args:
       params: a tree of arrays or of their shapes.
-      key: of all draws.
-      every: updates a round; the paper's round is a whole run, or a stage of several.
-      roles: what each path is, as in `ROLES`.
+      key: a key as from ``jax.random.key``, or an integer n for ``jax.random.key(n)``.
+      every: the number of updates in a round.
+      roles: patterns of the paths of each role, as in `ROLES`.
+
+    Returns:
+      A pure function of the number of updates done, which may be traced. It returns a tree of
+      bools, one array for each parameter and broadcastable to it: True where it is trained.
 
     Raises:
-      ValueError: naming every path that is of no role and every member that a layer lacks; if
-        `every` is less than 1.
+      ValueError: if paths have no role, or a layer lacks a member of a group (all of these are
+        named), or if `every` is less than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,35 +65,43 @@ def hft_schedule(
     _check_positive(every=every)
     model = read_model(params, roles)
 
-    def schedule(count: jax.Array | int) -> Any:
+    def schedule(count: jax.Array | int) -> Mask:
         sizes = tuple(len(members) for members in model.groups.values())
-        halves = _draw_halves(_round_key(key, count, every), model.layers, sizes)
-        chosen: dict[str, jax.Array] = {}
+        halves = _draw_halves(_round_key(key, count, every), model.num_layers, sizes)
+        trained: dict[str, jax.Array] = {}
         for members, half in zip(model.groups.values(), halves, strict=True):
-            chosen |= zip(members, half, strict=True)
-        return model.masks(chosen)
+            trained |= zip(members, half, strict=True)
+        return model.mask(trained)
 
     return schedule
 
 
 def lisa_schedule(
-    params: Any, num_layers: int, key: Key, every: int, *, roles: Mapping[str, str] = ROLES
+    params: optax.Params,
+    num_layers: int,
+    key: Key,
+    every: int,
+    *,
+    roles: Mapping[str, str] = ROLES,
 ) -> MaskSchedule:
-    """What LISA trains of a model: a few random layers, as a function of the updates done.
+    """The masks of LISA: a few random layers.
 
-    Of the transformer layers `num_layers` are trained, each of them as likely as another; every
-    `every` updates they are drawn anew. Embeddings, head and final norm belong to no layer and are
+    Of the transformer layers, `num_layers` are trained, each with the same probability; new ones
+    are drawn every `every` updates. Embeddings, head and final norm belong to no layer and are
     always trained.
 
     Args:
       params: a tree of arrays or of their shapes.
-      num_layers: how many layers are trained in a round.
-      key: of all draws.
-      every: updates a round.
-      roles: what each path is, as in `ROLES`.
+      num_layers: the number of layers trained in a round.
+      key: a key as from ``jax.random.key``, or an integer n for ``jax.random.key(n)``.
+      every: the number of updates in a round.
+      roles: patterns of the paths of each role, as in `ROLES`.
+
+    Returns:
+      As `hft_schedule`.
 
     Raises:
-      ValueError: naming every path that is of no role, or if there are fewer layers; if
+      ValueError: if paths have no role (all of them are named), if there are fewer layers, or if
         `num_layers` or `every` is less than 1.
 
     Example:
@@ -107,13 +117,13 @@ def lisa_schedule(
     """
     _check_positive(every=every, num_layers=num_layers)
     model = read_model(params, roles)
-    if isinstance(num_layers, int) and num_layers > model.layers:
-        raise ValueError(f"cannot train {num_layers} of {model.layers} layers")
+    if isinstance(num_layers, int) and num_layers > model.num_layers:
+        raise ValueError(f"cannot train {num_layers} of {model.num_layers} layers")
 
-    def schedule(count: jax.Array | int) -> Any:
-        chosen = _draw_layers(_round_key(key, count, every), model.layers, num_layers)
+    def schedule(count: jax.Array | int) -> Mask:
+        trained = _draw_layers(_round_key(key, count, every), model.num_layers, num_layers)
         members = [role for roles in model.groups.values() for role in roles]
-        return model.masks(dict.fromkeys(members, chosen))
+        return model.mask(dict.fromkeys(members, trained))
 
     return schedule
 
@@ -122,33 +132,34 @@ def _round_key(key: Key, count: jax.Array | int, every: int) -> jax.Array:
     return jax.random.fold_in(as_key(key), count // every)
 
 
-@partial(jax.jit, static_argnames=("layers", "sizes"))
-def _draw_halves(key: jax.Array, layers: int, sizes: tuple[int, ...]) -> list[jax.Array]:
-    """Of groups of these sizes, who is chosen in which layer: a bool [size, layers] a group."""
-    drawn = jax.random.bits(key, (sum(sizes) + len(sizes), layers))
+@partial(jax.jit, static_argnames=("num_layers", "sizes"))
+def _draw_halves(key: jax.Array, num_layers: int, sizes: tuple[int, ...]) -> list[jax.Array]:
+    """Which members of groups of these sizes are trained in which layer: bool [size, L] a group."""
+    drawn = jax.random.bits(key, (sum(sizes) + len(sizes), num_layers))
     halves = []
     for size in sizes:
-        own, of_layers, drawn = drawn[:size], drawn[size], drawn[size + 1 :]
-        # Of an odd number, the larger part is chosen in half of the layers.
-        larger = _lowest(of_layers, (layers + 1) // 2)
-        halves.append(_lowest(own.T, size // 2 + larger[:, None] * (size % 2)).T)
+        of_members, of_layers, drawn = drawn[:size], drawn[size], drawn[size + 1 :]
+        # Of an odd number of members, the larger half is trained in half of the layers.
+        larger = _lowest(of_layers, (num_layers + 1) // 2).astype(jnp.int32)
+        halves.append(_lowest(of_members.T, size // 2 + larger[:, None] * (size % 2)).T)
     return halves
 
 
-@partial(jax.jit, static_argnames="layers")
-def _draw_layers(key: jax.Array, layers: int, most: jax.Array | int) -> jax.Array:
-    """Which of the layers are chosen, bool [layers]."""
-    return _lowest(jax.random.bits(key, (layers,)), most)
+@partial(jax.jit, static_argnames="num_layers")
+def _draw_layers(key: jax.Array, num_layers: int, most: jax.Array | int) -> jax.Array:
+    """Which layers are trained, bool [num_layers]: `most` of them."""
+    return _lowest(jax.random.bits(key, (num_layers,)), most)
 
 
 def _lowest(drawn: jax.Array, most: jax.Array | int) -> jax.Array:
-    """Which entries are among the `most` lowest of the last axis; of equals, the first are."""
-    here, other = drawn[..., :, None], drawn[..., None, :]
-    first = np.tri(drawn.shape[-1], k=-1, dtype=bool)
-    return jnp.sum((other < here) | ((other == here) & first), -1) < most
+    """Which entries are among the `most` lowest of the last axis; of equal ones, the first are."""
+    this, other = drawn[..., :, None], drawn[..., None, :]
+    earlier = np.tri(drawn.shape[-1], k=-1, dtype=bool)
+    earlier = earlier.reshape((1,) * (drawn.ndim - 1) + earlier.shape)
+    return jnp.sum((other < this) | ((other == this) & earlier), -1) < most
 
 
-def _check_positive(**numbers: Any) -> None:
+def _check_positive(**numbers: object) -> None:
     for name, number in numbers.items():
         if isinstance(number, (int, float)) and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")

@@ -1,1 +1,1 @@
-"""Exact order statistics of |g| over the tensors of a tree, by counting: private to gmt_jax."""
+"""Exact order statistics of |g| for the tensors of a tree, by counting. Private to gmt_jax."""

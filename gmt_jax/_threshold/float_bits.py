@@ -1,43 +1,48 @@
 """The order of |g| as the order of unsigned integers: the bits of a float without its sign."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 
-def magnitude_dtype(dtype: Any) -> Any:
-    """The dtype whose bits are compared: that of |g|, but float32 for the floats of 8 bits.
+def magnitude_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype whose bits are compared: that of |g|, but float32 for floats of 8 bits.
 
-    Those disagree on which bits are NaN; float32 holds them all exactly.
+    Floats of 8 bits disagree on which bits are NaN; float32 represents all of them exactly.
     """
     real = jnp.finfo(dtype).dtype
     return real if real.itemsize > 1 else jnp.dtype(jnp.float32)
 
 
-def unsigned_dtype(dtype: Any) -> Any:
-    """The unsigned integer as wide as a float dtype."""
+def float32_or_wider(dtype: DTypeLike) -> np.dtype:
+    """float64 for float64 and complex128 where 64 bits are enabled, else float32."""
+    wide = jnp.finfo(dtype).dtype == np.float64
+    return jax.dtypes.canonicalize_dtype(np.float64 if wide else np.float32)
+
+
+def unsigned_dtype(dtype: DTypeLike) -> np.dtype:
+    """The unsigned integer dtype as wide as a float dtype."""
     return jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
 
 
-def nan_bits(dtype: Any) -> int:
-    """The bits above infinity's: every NaN is read as these."""
+def nan_bits(dtype: DTypeLike) -> int:
+    """The bits that stand for every NaN: one more than those of infinity."""
     return int(np.array(np.inf, dtype).view(unsigned_dtype(dtype))) + 1
 
 
-def magnitude_bits(g: jax.Array, dtype: Any) -> jax.Array:
-    """The bits of |g| in a real dtype no narrower than g's; NaNs are one value, the largest."""
+def magnitude_bits(g: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The bits of |g| as a real dtype no narrower than that of g; all NaNs have `nan_bits`."""
     if jnp.iscomplexobj(g):
         g = jnp.abs(g)
     bits = lax.bitcast_convert_type(g.astype(dtype), unsigned_dtype(dtype))
-    # Clearing the sign bit treats subnormals as any number; comparisons of floats may flush them.
+    # |g| by clearing the sign bit: float comparisons may flush subnormals to zero.
     bits &= jnp.array(jnp.iinfo(bits.dtype).max >> 1, bits.dtype)
     return jnp.minimum(bits, jnp.array(nan_bits(dtype), bits.dtype))
 
 
-def magnitude(bits: jax.Array, dtype: Any) -> jax.Array:
-    """The float with these bits; infinity for bits above every NaN's, which mask everything."""
+def magnitude(bits: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The float with these bits; infinity for bits above those of NaN, which mask everything."""
     above = bits > jnp.array(nan_bits(dtype), bits.dtype)
     return jnp.where(above, jnp.array(jnp.inf, dtype), lax.bitcast_convert_type(bits, dtype))

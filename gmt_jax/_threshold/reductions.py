@@ -1,12 +1,12 @@
-"""What is asked of an array without copying it: counts, extremes and a sample of its entries.
+"""Counts, extremes and a sample of the entries of an array, without a copy of it.
 
-Each is a reduction, or a gather of single entries. Of a sharded array, XLA does its share of them
-on each device and adds up integers as many as the answer has.
+Each is a reduction, or a gather of single entries. XLA reduces each shard of a sharded array on its
+device, and combines as many integers as the result has.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gmt_jax._threshold.replication import AnyMesh, is_explicit, replicate
 from gmt_jax._threshold.uint64 import UInt64, add
 
-Bits = Callable[[jax.Array], jax.Array]  # a leaf's entries as unsigned integers
+# Gives the entries of a leaf as unsigned integers.
+Bits = Callable[[jax.Array], jax.Array]
+Operand = TypeVar("Operand")
+Bounds = TypeVar("Bounds")
 
 
 def count_below(
@@ -27,9 +30,14 @@ def count_below(
     num_stacked_axes: int,
     active: jax.Array | None,
 ) -> UInt64:
-    """How many entries of each tensor lie below its candidates, [K, *stack].
+    """The number of entries of each tensor below each of its candidates, [K, *stack].
 
-    Where `active` is given and False, the counts are not needed and may be anything.
+    Args:
+      leaf: [*stack, *shape of a tensor].
+      bits: gives the entries of the leaf as unsigned integers.
+      candidates: [K, *stack], of the dtype of `bits`.
+      num_stacked_axes: the number of axes of the stack.
+      active: a bool scalar; where it is False, the counts are not needed and may be anything.
     """
     axes, later = _counted_at_once(leaf.shape, num_stacked_axes)
 
@@ -38,7 +46,7 @@ def count_below(
         return [(entries < _per_tensor(c, leaf)).astype(jnp.uint32) for c in candidates]
 
     counts = jnp.stack(reduce(("sum",) * len(candidates), arrays, leaf, candidates, axes, active))
-    # The axes that are left come after the candidates and the stack.
+    # The remaining axes follow the candidates and the stack.
     left = tuple(range(1 + num_stacked_axes, 1 + num_stacked_axes + len(later)))
     return _add_up(UInt64(jnp.zeros_like(counts), counts), left)
 
@@ -48,8 +56,8 @@ def inside(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The smallest, the largest and the sum of the entries in [low, high), each [*stack].
 
-    All counted from `low`, and the sum modulo the width of the integers. Where a tensor has no such
-    entry, the smallest is the largest integer and the largest is 0.
+    They are offsets from `low`, and the sum is modulo the width of the integers. Where a tensor has
+    no such entry, the smallest is the largest integer and the largest is 0.
     """
 
     def arrays(leaf: jax.Array, bounds: jax.Array) -> list[jax.Array]:
@@ -70,28 +78,29 @@ def inside(
 
 
 def sample(leaf: jax.Array, num_stacked_axes: int, size: int, mesh: AnyMesh | None) -> jax.Array:
-    """Entries from all over each tensor, [tensors, size]; all of them, or none, where need be.
+    """Entries spread over each tensor, [tensors, size], at the same positions in every call.
 
-    The places are the same for every tensor of a stack, and the same each time.
+    All entries, if a tensor has at most `size` of them; none, if it has an axis that int32 cannot
+    index.
     """
     stack, shape = leaf.shape[:num_stacked_axes], leaf.shape[num_stacked_axes:]
     if math.prod(shape) <= size:
         return replicate(leaf, mesh).reshape(math.prod(stack), math.prod(shape))
-    if max(shape) >= 2**31:  # further than indices go
+    if max(shape) >= 2**31:
         return replicate(jnp.zeros((math.prod(stack), 0), leaf.dtype), mesh)
     tensors = np.unravel_index(np.arange(math.prod(stack))[:, None], stack) if stack else ()
-    places = [place[None, :] for place in _spread(shape, size)]
-    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh and is_explicit(mesh) else None
+    positions = [index[None, :] for index in _spread(shape, size)]
+    replicated = NamedSharding(mesh, PartitionSpec()) if mesh and is_explicit(mesh) else None
     # Single entries: slices of several would make XLA gather the leaf onto every device first.
-    index = tuple(jnp.asarray(i, jnp.int32) for i in (*tensors, *places))
+    index = tuple(jnp.asarray(i, jnp.int32) for i in (*tensors, *positions))
     taken = leaf.at[index].get(
-        mode="promise_in_bounds", wrap_negative_indices=False, out_sharding=everywhere
+        mode="promise_in_bounds", wrap_negative_indices=False, out_sharding=replicated
     )
     return taken.reshape(math.prod(stack), size)
 
 
 def _spread(shape: Sequence[int], size: int) -> list[np.ndarray]:
-    """Indices of places that fill a box evenly: multiples of powers of a root, modulo 1.
+    """Indices of positions that fill a box evenly: multiples of powers of a root, modulo 1.
 
     Source: M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018.
     """
@@ -99,22 +108,22 @@ def _spread(shape: Sequence[int], size: int) -> list[np.ndarray]:
     for _ in range(50):  # of x**(d + 1) = x + 1
         root = (1 + root) ** (1 / (len(shape) + 1))
     steps = [root ** -(axis + 1.0) for axis in range(len(shape))]
-    at = np.arange(1, size + 1)
+    numbers = np.arange(1, size + 1)
     return [
-        np.minimum((at * step % 1 * extent).astype(np.int32), extent - 1)
+        np.minimum((numbers * step % 1 * extent).astype(np.int32), extent - 1)
         for step, extent in zip(steps, shape, strict=True)
     ]
 
 
 def _per_tensor(values: jax.Array, leaf: jax.Array) -> jax.Array:
-    """[*stack] → [*stack, 1, ...], to be compared with the leaf's entries."""
+    """[*stack] → [*stack, 1, ...], to be compared with the entries of the leaf."""
     return jnp.expand_dims(values, tuple(range(values.ndim, leaf.ndim)))
 
 
 def _counted_at_once(
     shape: Sequence[int], num_stacked_axes: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes of a tensor along which a count stays below 2**32, and the other ones."""
+    """The axes of a tensor over which a count stays below 2**32, and the remaining axes."""
     axes: list[int] = []
     for axis in reversed(range(num_stacked_axes, len(shape))):
         if math.prod(shape[a] for a in [*axes, axis]) < 2**32:
@@ -134,38 +143,44 @@ def _add_up(counts: UInt64, axes: tuple[int, ...]) -> UInt64:
 
 def reduce(
     kinds: Sequence[str],
-    arrays: Callable[[Any, Any], list[jax.Array]],
-    leaf: Any,
-    bounds: Any,
+    arrays: Callable[[Operand, Bounds], list[jax.Array]],
+    leaf: Operand,
+    bounds: Bounds,
     axes: tuple[int, ...],
     active: jax.Array | None,
 ) -> list[jax.Array]:
-    """Sums or minima of arrays of one shape, in the form that the backend is fast at.
-
-    The arrays are made of a leaf and its bounds, whatever these are; minima are of unsigned ones.
+    """Sums or minima of arrays of one shape, in the form that is fast on the backend.
 
     XLA's CPU backend vectorises one reduction of many operands but not many reductions, and can
-    leave one out; the other backends fuse many reductions into one.
+    skip it by a branch; the other backends fuse many reductions into one.
+
+    Args:
+      kinds: "sum" or "min" for each array; minima are of unsigned integers.
+      arrays: makes the arrays from a leaf and its bounds.
+      leaf: an array or a tree of arrays.
+      bounds: likewise.
+      axes: the axes to reduce.
+      active: a bool scalar; where it is False, the result is not needed and may be anything.
     """
     combine = [{"sum": lax.add, "min": lax.min}[kind] for kind in kinds]
 
-    def start(kind: str, dtype: Any) -> Any:
+    def start(kind: str, dtype: np.dtype) -> np.generic:
         return dtype.type(0 if kind == "sum" else jnp.iinfo(dtype).max)
 
-    def together(leaf: jax.Array, bounds: jax.Array) -> tuple[jax.Array, ...]:
+    def together(leaf: Operand, bounds: Bounds) -> tuple[jax.Array, ...]:
         operands = tuple(arrays(leaf, bounds))
         starts = tuple(start(k, x.dtype) for k, x in zip(kinds, operands, strict=True))
 
-        def join(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+        def join(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return tuple(f(x, y) for f, x, y in zip(combine, a, b, strict=True))
 
         return tuple(lax.reduce(operands, starts, join, axes))
 
-    def apart(leaf: jax.Array, bounds: jax.Array) -> tuple[jax.Array, ...]:
+    def apart(leaf: Operand, bounds: Bounds) -> tuple[jax.Array, ...]:
         reductions = zip(arrays(leaf, bounds), kinds, combine, strict=True)
         return tuple(lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions)
 
-    def if_active(leaf: jax.Array, bounds: jax.Array) -> tuple[jax.Array, ...]:
+    def if_active(leaf: Operand, bounds: Bounds) -> tuple[jax.Array, ...]:
         shapes = jax.eval_shape(together, leaf, bounds)
         nothing = tuple(jnp.zeros(s.shape, s.dtype) for s in shapes)
         return lax.cond(active, together, lambda *_: nothing, leaf, bounds)

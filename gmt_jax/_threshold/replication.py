@@ -1,20 +1,21 @@
-"""Small arrays that lie whole on every device of a mesh."""
+"""Small arrays replicated on every device of a mesh."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AnyMesh = Mesh | AbstractMesh
+Tree = TypeVar("Tree")
 
 
 def mesh_of(leaves: Sequence[Any]) -> AnyMesh | None:
-    """The mesh of more than one device on which the leaves lie, as far as it is known.
+    """The mesh of the leaves if it has more than one device, as far as it is known.
 
-    That of the first leaf that has one, or else of jax.set_mesh. Inside jit and without either, the
-    mesh of arrays with Auto axes is unknown.
+    It is the mesh of the first leaf that has one, or else that of jax.set_mesh. Inside jit without
+    either, the mesh of arrays with Auto axes is unknown.
     """
     for leaf in leaves:
         traced = isinstance(leaf, jax.core.Tracer)
@@ -22,8 +23,8 @@ def mesh_of(leaves: Sequence[Any]) -> AnyMesh | None:
         if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
             return sharding.mesh
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    around = jax.sharding.get_abstract_mesh()
-    return around if traced and around.size > 1 else None
+    current = jax.sharding.get_abstract_mesh()
+    return current if traced and current.size > 1 else None
 
 
 def is_explicit(mesh: AnyMesh | None) -> bool:
@@ -35,11 +36,11 @@ def is_explicit(mesh: AnyMesh | None) -> bool:
     )
 
 
-def replicate(tree: Any, mesh: AnyMesh | None) -> Any:
-    """The arrays whole on every device: else XLA shards the brackets as it does the leaves."""
+def replicate(tree: Tree, mesh: AnyMesh | None) -> Tree:
+    """The tree with all arrays replicated; XLA would shard the brackets as it does the leaves."""
     if mesh is None or AxisType.Manual in mesh.axis_types:
         return tree
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     if is_explicit(mesh):
-        return jax.sharding.reshard(tree, everywhere)
-    return lax.with_sharding_constraint(tree, everywhere)
+        return jax.sharding.reshard(tree, replicated)
+    return lax.with_sharding_constraint(tree, replicated)

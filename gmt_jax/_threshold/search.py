@@ -1,14 +1,25 @@
-"""Exact order statistics of |g|, by counting on the bits of the floats.
+"""Exact order statistics of |g|, by counting on the bits of floats.
 
-The bits of |g|, read as an unsigned integer, are in the order of |g|. The m-th smallest |g|,
-counted from 0, is the largest T with no more than m entries below it. A sample says roughly where
-it lies; then each pass over the data counts the entries below a few candidates, and the bracket
-around T shrinks to about the square root of the entries that it held. When T is the first of them,
-or no more than three are left, one last pass reads it off the data.
+The threshold T of a tensor is its m-th smallest |g|, counting from 0. The bits of |g|, read as an
+unsigned integer, are in the order of |g|, so that T is the largest integer with at most m entries
+below it. `select` searches the thresholds of all tensors of a tree together, each a row of the same
+arrays, and keeps a bracket low <= T < high for each of them. It takes four steps:
 
-A count is a sum: of a gradient sharded over a mesh, a pass moves a few integers between the
-devices and nothing else. All thresholds of a tree are searched in one loop, each a row of the same
-arrays.
+1. Sample. `_sample_candidates` places the seven candidates of the first pass around the position of
+   T in a small sample of each tensor.
+2. Count. A pass over the data, `TensorRows.count`, counts the entries below each candidate, and
+   `_narrow` keeps the part of the bracket between the last candidate with at most m entries below
+   it and the next one. `_interpolate` places the candidates of the next pass; from the tenth pass
+   on, or where little is known, `_divide` places them evenly. A pass leaves about the square root
+   of the entries that the bracket held.
+3. Read off. When T is the first entry of its bracket, or at most three entries are left, or
+   counting stalls, a pass `TensorRows.inside` finds the smallest, the largest and the sum of the
+   entries in the bracket, and `_read_off` makes a bracket of T alone from them, or a closer one.
+4. Repeat steps 2 and 3 until every bracket is one integer wide: it is T, which `select` returns.
+
+A count is a sum: for a gradient sharded over a mesh, the devices exchange a few integers in each
+pass and nothing else. `gmt_jax.selection` compares every entry with T. What the search computes is
+what ten lines with a sort compute, quoted in docs/methods.md, to which the tests compare it.
 """
 
 from collections.abc import Sequence
@@ -25,33 +36,49 @@ from gmt_jax._threshold.reductions import count_below
 from gmt_jax._threshold.replication import mesh_of, replicate
 from gmt_jax._threshold.uint64 import UInt64, add, as_float, at_most, subtract, uint64
 
-# Where a pass puts its candidates, in standard deviations around the expected place of T: close
-# together where T most probably lies, and far out on each side lest the bracket stay wide. Seven
+Part = jax.Array | np.ndarray
+# The candidates of a pass, in standard deviations from the expected position of T: close together
+# where T most probably is, and far out on each side so that the bracket never stays wide. Seven
 # cost no more than two on any backend.
 SPREAD = np.array([-4, -1.4, -0.45, 0, 0.45, 1.4, 4], np.float32)[:, None]
-# How much further out, as a share of the bracket for each factor of e that it spans: its entries
-# are seldom spread evenly.
+# How much further out they are, as a fraction of the bracket, if it spans octaves: its entries are
+# seldom spread evenly.
 BEND = np.array([-1, -0.1, 0, 0, 0, 0.1, 1], np.float32)[:, None]
 # From this pass on, brackets are divided evenly: no data takes more than 22 passes of float32.
 EVENLY_FROM = 10
 
 
 class Selected(NamedTuple):
-    """What `select` found."""
+    """The result of `select`.
 
-    bits: list[jax.Array]  # a leaf: T as magnitude bits, [*stack]; above NaN's: mask everything
-    below: jax.Array  # float32 scalar: entries with |g| < T, over all leaves
-    passes: jax.Array  # int32 scalar: times that the data was read
+    Attributes:
+      bits: for each leaf, T as magnitude bits, unsigned [*stack]; bits above those of NaN mask
+        everything.
+      num_below: float32 scalar: the number of entries with |g| < T, over all leaves.
+      passes: int32 scalar: how often the data was read.
+    """
+
+    bits: list[jax.Array]
+    num_below: jax.Array
+    passes: jax.Array
 
 
 class _Bracket(NamedTuple):
-    """low <= T < high, for each row, with how many entries lie below the two."""
+    """low <= T < high for each row.
 
-    low: jax.Array  # [R], unsigned
+    Attributes:
+      low: unsigned [R].
+      high: unsigned [R].
+      below_low: the number of entries below low, [R].
+      below_high: the number of entries below high, [R].
+      stalled: bool [R]: whether the latest count left most of the entries in the bracket.
+    """
+
+    low: jax.Array
     high: jax.Array
     below_low: UInt64
     below_high: UInt64
-    stalled: jax.Array  # bool: the latest count left most of its entries in it
+    stalled: jax.Array
 
     @property
     def width(self) -> jax.Array:
@@ -63,7 +90,9 @@ class _Bracket(NamedTuple):
 
 
 class _Search(NamedTuple):
-    passes: jax.Array  # int32 scalar: times that the data was read
+    """State of the loop: how often the data was read, int32 scalar, and the brackets."""
+
+    passes: jax.Array
     bracket: _Bracket
 
 
@@ -71,25 +100,26 @@ class _Search(NamedTuple):
 def select(
     leaves: Sequence[jax.Array], ranks: UInt64, layout: TensorLayout, slack: UInt64 | None = None
 ) -> Selected:
-    """The m-th smallest |g|, counted from 0, of every tensor; NaNs are one value, the largest.
+    """The m-th smallest |g| of every tensor, counting from 0; all NaNs are one value, the largest.
 
-    Where m is the size of a tensor, T lies above everything.
+    If m is the size of a tensor, T is above everything.
 
     Args:
-      leaves: at least one float or complex array, each on any mesh.
-      ranks: m, for each of `layout.sizes`.
-      slack: where given, by how many entries the number below T may fall short of m, for each of
-        `layout.sizes`; T need not be an entry then.
+      leaves: at least one float or complex array, on any mesh.
+      ranks: m, [len(layout.sizes)].
+      layout: how the leaves are divided into tensors.
+      slack: how far the number of entries below T may fall short of m, [len(layout.sizes)]; T need
+        not be an entry then. None for the exact T.
     """
     rows = TensorRows(layout, key_dtypes([leaf.dtype for leaf in leaves], layout), mesh_of(leaves))
     ranks = replicate(layout.expand(ranks), rows.mesh)
     exact = slack is None
     slack = layout.expand(uint64([0] * len(layout.sizes)) if slack is None else slack)
-    first = _guess(leaves, rows, ranks, slack)
+    first = _sample_candidates(leaves, rows, ranks, slack)
 
     def is_known(bracket: _Bracket) -> jax.Array:
-        one = bracket.width <= 1
-        return one if exact else one | at_most(subtract(ranks, bracket.below_low), slack)
+        single = bracket.width <= 1
+        return single if exact else single | at_most(subtract(ranks, bracket.below_low), slack)
 
     def is_counted(bracket: _Bracket) -> jax.Array:
         at_low = at_most(ranks, bracket.below_low)
@@ -105,8 +135,8 @@ def select(
     def count(state: _Search) -> _Search:
         (passes, bracket), tied = _tied(state, leaves)
         counted, even = is_counted(bracket), _divide(bracket)
-        near = _interpolate(bracket, ranks, slack, rows.mantissas)
-        candidates = jnp.where(passes == 0, first, near)
+        interpolated = _interpolate(bracket, ranks, slack, rows.mantissas)
+        candidates = jnp.where(passes == 0, first, interpolated)
         candidates = jnp.where(passes < EVENLY_FROM, candidates, even)
         candidates = _distinct(candidates, bracket)
         narrower = _narrow(bracket, candidates, rows.count(tied, candidates, counted), ranks)
@@ -122,25 +152,25 @@ def select(
     def read_and_count(state: _Search) -> _Search:
         return lax.while_loop(is_waiting, count, read_off(state))
 
-    start = replicate(_Search(jnp.int32(0), _everywhere(rows, ranks)), rows.mesh)
+    start = replicate(_Search(jnp.int32(0), _first_brackets(rows, ranks)), rows.mesh)
     search = lax.while_loop(is_waiting, count, start)
     passes, bracket = lax.while_loop(is_unfinished, read_and_count, search)
-    below = jnp.sum(as_float(bracket.below_low))
-    return Selected(rows.split(bracket.low), below, passes)
+    num_below = jnp.sum(as_float(bracket.below_low))
+    return Selected(rows.split(bracket.low), num_below, passes)
 
 
 def _tied(state: _Search, leaves: Sequence[jax.Array]) -> tuple[_Search, list[jax.Array]]:
-    """The leaves tied to a pass.
+    """The leaves behind a barrier with the state of the loop.
 
-    Else XLA computes their bits once, before the loop, and keeps them: a second copy of the
+    Without it, XLA computes their bits once before the loop and stores them, a second copy of the
     gradient.
     """
     tied: tuple[_Search, list[jax.Array]] = lax.optimization_barrier((state, list(leaves)))
     return tied
 
 
-def _everywhere(rows: TensorRows, ranks: UInt64) -> _Bracket:
-    """The brackets to begin with: from zero to above NaN, or at the top to mask everything."""
+def _first_brackets(rows: TensorRows, ranks: UInt64) -> _Bracket:
+    """The first brackets: from zero to above NaN, or at the top where everything is masked."""
     sizes, tops = rows.layout.expand(uint64(rows.layout.sizes)), rows.tops
     everything = at_most(sizes, ranks)
     return _Bracket(
@@ -156,88 +186,93 @@ def _where(kept: jax.Array, old: _Bracket, new: _Bracket) -> _Bracket:
     return jax.tree.map(lambda old, new: jnp.where(kept, old, new), old, new)
 
 
-def _guess(
+def _sample_candidates(
     leaves: Sequence[jax.Array], rows: TensorRows, ranks: UInt64, slack: UInt64
 ) -> jax.Array:
-    """Candidates for the first pass, [K, R]: order statistics of a sample."""
+    """Candidates of the first pass, [K, R]: order statistics of a sample, digit by digit."""
     sample, lengths = rows.sample(leaves)
     sizes = jnp.maximum(as_float(rows.layout.expand(uint64(rows.layout.sizes))), 1)
-    # The rank in the sample of the m-th entry, give or take.
+    # The ranks of the candidates in the sample, around that of the m-th entry.
     at = jnp.clip(_aim(ranks, slack) / sizes, 0, 1)
     unseen = jnp.clip(1 - lengths / sizes, 0, 1)
-    places = jnp.floor(at * lengths + SPREAD * jnp.sqrt(at * (1 - at) * lengths * unseen))
-    places = jnp.clip(places, 0, jnp.maximum(lengths - 1, 0)).astype(jnp.uint32)
-    wanted = UInt64(jnp.zeros_like(places), places)
+    deviation = jnp.sqrt(at * (1 - at) * lengths * unseen)
+    positions = jnp.floor((at * lengths)[None] + SPREAD * deviation[None])
+    positions = jnp.clip(positions, 0, jnp.maximum(lengths - 1, 0)[None]).astype(jnp.uint32)
+    wanted = UInt64(jnp.zeros_like(positions), positions)
     tops, digits = rows.tops, 8 * rows.tops.dtype.itemsize - 1
 
     def next_digit(i: jax.Array, found: jax.Array) -> jax.Array:
         digit = jnp.left_shift(jnp.ones((), tops.dtype), (digits - 1 - i).astype(tops.dtype))
-        candidates = jnp.minimum(found + digit, tops)
+        candidates = jnp.minimum(found + digit, tops[None])
         counts = count_below(sample, lambda bits: bits, candidates, 1, None)
         return replicate(jnp.where(at_most(counts, wanted), candidates, found), rows.mesh)
 
-    start = replicate(jnp.zeros(places.shape, tops.dtype), rows.mesh)
+    start = replicate(jnp.zeros(positions.shape, tops.dtype), rows.mesh)
     return lax.fori_loop(0, digits, next_digit, start)
 
 
 def _aim(missing: UInt64, slack: UInt64) -> jax.Array:
-    """The rank to look for: in the middle of the m-th entry, or of what may be missing."""
+    """The rank to aim at: the middle of the m-th entry, or of the entries that may be missing."""
     return as_float(missing) + 0.5 - as_float(slack) / 2
 
 
 def _interpolate(
     bracket: _Bracket, ranks: UInt64, slack: UInt64, mantissas: np.ndarray
 ) -> jax.Array:
-    """Candidates around the place of T, were the entries of a bracket spread evenly, [K, R]."""
+    """Candidates around the position of T if the entries of a bracket were even, [K, R]."""
     entries = jnp.maximum(as_float(bracket.entries), 1)
     at = jnp.clip(_aim(subtract(ranks, bracket.below_low), slack) / entries, 0, 1)
     width = bracket.width.astype(jnp.float32)
     bend = 1 - jnp.exp2(-width * np.exp2(-mantissas.astype(np.float32)))
-    places = at + SPREAD * jnp.sqrt(at * (1 - at) / entries) + BEND * bend
-    # At a power of two the floats, and with them their bits, begin to lie twice as far apart.
+    deviation = jnp.sqrt(at * (1 - at) / entries)
+    positions = at[None] + SPREAD * deviation[None] + BEND * bend[None]
+    # Above a power of two, floats are twice as far apart.
     octave = np.left_shift(np.ones_like(mantissas), mantissas).astype(bracket.low.dtype)
     near = jnp.minimum(bracket.width, octave - bracket.low % octave).astype(jnp.float32)
-    along = jnp.clip(places, 0, 1) * (2 * width - near)
+    near, width = near[None], width[None]
+    along = jnp.clip(positions, 0, 1) * (2 * width - near)
     along = jnp.where(along < near, along, (near + along) / 2)
-    between = bracket.low + jnp.minimum(along, width).astype(bracket.low.dtype)
-    # Between a few entries, or over octaves, nothing says where they should lie.
-    unknown = (entries <= len(SPREAD)) | (width <= len(SPREAD)) | (bend > 0.75)
-    return jnp.where(unknown, _divide(bracket), between)
+    between = bracket.low[None] + jnp.minimum(along, width).astype(bracket.low.dtype)
+    # With few entries, or over octaves, their spread is unknown.
+    unknown = (entries <= len(SPREAD)) | (width[0] <= len(SPREAD)) | (bend > 0.75)
+    return jnp.where(unknown[None], _divide(bracket), between)
 
 
 def _divide(bracket: _Bracket) -> jax.Array:
-    """Candidates at even distances through the brackets, [K, R]."""
+    """Candidates that divide the brackets evenly, [K, R]."""
     parts = len(SPREAD) + 1
     j = jnp.arange(1, parts, dtype=bracket.low.dtype)[:, None]
     whole, rest = jnp.divmod(bracket.width, jnp.array(parts, j.dtype))
-    return bracket.low + whole * j + rest * j // parts
+    return bracket.low[None] + whole[None] * j + rest[None] * j // parts
 
 
 def _distinct(candidates: jax.Array, bracket: _Bracket) -> jax.Array:
-    """The candidates inside their brackets and, where there is room, no two the same."""
+    """The candidates inside their brackets and, if there is room, all different."""
     later = jnp.arange(len(SPREAD), dtype=candidates.dtype)[::-1, None]
-    candidates = jnp.clip(candidates, bracket.low + 1, bracket.high - 1)
+    low, high = bracket.low[None], bracket.high[None]
+    candidates = jnp.clip(candidates, low + 1, high - 1)
     candidates = lax.cummax(candidates + later, axis=0) - later
-    return jnp.minimum(candidates, bracket.high - 1)
+    return jnp.minimum(candidates, high - 1)
 
 
 def _narrow(bracket: _Bracket, candidates: jax.Array, counts: UInt64, ranks: UInt64) -> _Bracket:
     """The part of each bracket between the last candidate that fits below T and the next."""
+    ranks = jax.tree.map(lambda part: part[None], ranks)
     last = jnp.sum(at_most(counts, ranks), axis=0, dtype=jnp.int32)[None]
 
-    def pick(first: jax.Array, between: jax.Array, end: jax.Array, at: jax.Array) -> jax.Array:
+    def pick(first: Part, between: Part, end: Part, at: jax.Array) -> jax.Array:
         edges = jnp.concatenate([first[None], between, end[None]])
         return jnp.take_along_axis(edges, at, axis=0)[0]
 
     def count(at: jax.Array) -> UInt64:
         edges = zip(bracket.below_low, counts, bracket.below_high, strict=True)
-        return UInt64(*(pick(*parts, at) for parts in edges))
+        return UInt64(*(pick(first, between, end, at) for first, between, end in edges))
 
     low, high = (pick(bracket.low, candidates, bracket.high, at) for at in (last, last + 1))
     narrower = _Bracket(low, high, count(last), count(last + 1), bracket.stalled)
     left = as_float(narrower.entries)
     most = as_float(bracket.entries) * 0.75
-    # Of a few entries, all: else one more count is sooner done than a pass to close up.
+    # Of a few entries only if all are left: else another count costs less than reading off.
     most = jnp.maximum(most, jnp.minimum(as_float(bracket.entries) - 1, len(SPREAD)))
     return narrower._replace(stalled=left > most)
 
@@ -248,18 +283,18 @@ def _read_off(
     ranks: UInt64,
     inside: tuple[jax.Array, jax.Array, jax.Array],
 ) -> _Bracket:
-    """The brackets with nothing but T in them where that is counted, else closed up to entries.
+    """Brackets of T alone where `counted`; elsewhere they begin and end at entries.
 
-    T is the first entry of its bracket, or one of three at most: the smallest, the largest and the
-    sum tell them apart. Else the bracket stalled, and it ends at entries far from its ends, or at
-    one that there are many of.
+    Where counted, T is the first entry of its bracket, or one of at most three, which the smallest,
+    the largest and the sum tell apart. Elsewhere counting stalled: the entries are far from the
+    ends of the bracket, or many of them are equal.
     """
     smallest, largest, total = inside
     at, three = subtract(ranks, bracket.below_low).low, bracket.entries.low == 3
     middle = total - smallest - largest
     offset = jnp.where(at == 0, smallest, jnp.where(three & (at == 1), middle, largest))
-    before = (smallest < offset).astype(jnp.uint32) + (three & (middle < offset))
-    before = jnp.where((at > 0) & counted, before, 0).astype(jnp.uint32)
+    before = sum(x.astype(jnp.uint32) for x in (smallest < offset, three & (middle < offset)))
+    before = jnp.where((at > 0) & counted, before, jnp.uint32(0))
     return _Bracket(
         bracket.low + jnp.where(counted, offset, smallest),
         bracket.low + jnp.where(counted, offset, largest) + 1,

@@ -57,9 +57,9 @@ def test_at_five_per_cent_in_bfloat16_a_delta_is_below_a_tenth() -> None:
     rng = np.random.default_rng(0)
     base = rng.standard_normal((1024, 512)).astype(ml_dtypes.bfloat16)
     tuned = np.where(rng.random(base.shape) < 0.05, -base, base)
-    made = delta.extract(base, tuned)
-    assert made.values.size == pytest.approx(0.05 * base.size, rel=0.02)
-    assert made.positions.nbytes + made.values.nbytes < 0.07 * base.nbytes
+    changes = delta.extract(base, tuned)
+    assert changes.values.size == pytest.approx(0.05 * base.size, rel=0.02)
+    assert changes.positions.nbytes + changes.values.nbytes < 0.07 * base.nbytes
 
 
 SPECIAL = {
@@ -73,9 +73,9 @@ def test_zeros_signs_and_payloads_of_nan_come_back(dtype: Any) -> None:
     word = WORDS[np.dtype(dtype).itemsize]
     values = np.array(SPECIAL[word], word)
     base, tuned = (grid.ravel().view(dtype) for grid in np.meshgrid(values, values))
-    made = delta.extract(base, tuned)
-    assert made.values.size == 8 * 7  # All pairs but those of a value with itself.
-    assert_same_bits(delta.apply(base, made), tuned)
+    changes = delta.extract(base, tuned)
+    assert changes.values.size == 8 * 7  # All pairs but those of a value with itself.
+    assert_same_bits(delta.apply(base, changes), tuned)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (7, 5), (2, 3, 4)])
@@ -90,18 +90,18 @@ def test_any_shape_and_type_comes_back(shape: tuple[int, ...], dtype: str) -> No
 def test_a_tree_of_device_arrays_comes_back() -> None:
     base = {"a": jnp.arange(12.0).reshape(3, 4), "b": [jnp.ones(3, jnp.bfloat16), None]}
     tuned = jax.tree.map(lambda x: x.at[1].set(-1), base)
-    made = delta.extract(base, tuned)
-    assert made["a"].values.size == 4
-    jax.tree.map(lambda a, b: assert_same_bits(a, np.asarray(b)), delta.apply(base, made), tuned)
+    changes = delta.extract(base, tuned)
+    assert changes["a"].values.size == 4
+    jax.tree.map(lambda a, b: assert_same_bits(a, np.asarray(b)), delta.apply(base, changes), tuned)
 
 
 def test_transposed_arrays_count_in_their_own_order() -> None:
     base = np.arange(6.0).reshape(2, 3).T
     tuned = base.copy()
     tuned[0, 1] = -1
-    made = delta.extract(base, tuned)
-    assert decode_positions(made.positions, 1, 6).tolist() == [1]
-    assert_same_bits(delta.apply(base, made), np.ascontiguousarray(tuned))
+    changes = delta.extract(base, tuned)
+    assert decode_positions(changes.positions, 1, 6).tolist() == [1]
+    assert_same_bits(delta.apply(base, changes), np.ascontiguousarray(tuned))
 
 
 def test_the_base_stays_as_it_is() -> None:
@@ -111,20 +111,20 @@ def test_the_base_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tuned", "said"),
+    ("tuned", "message"),
     [
         (np.ones(4, np.float32), r"layers/w: the base is float32\[3\].*float32\[4\]"),
         (np.ones(3, np.float64), r"layers/w: the base is float32\[3\].*float64\[3\]"),
     ],
 )
-def test_another_shape_or_type_is_refused_by_name(tuned: np.ndarray, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_another_shape_or_type_is_refused_by_name(tuned: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         delta.extract({"layers": {"w": np.ones(3, np.float32)}}, {"layers": {"w": tuned}})
 
 
-def _flip(code: np.ndarray, at: int, bit: int) -> np.ndarray:
+def _flip(code: np.ndarray, index: int, bit: int) -> np.ndarray:
     code = code.copy()
-    code[at] ^= 1 << bit
+    code[index] ^= 1 << bit
     return code
 
 
@@ -133,10 +133,10 @@ def test_a_damaged_code_is_refused_or_gives_other_positions_inside() -> None:
     at = np.flatnonzero(np.random.default_rng(0).random(size) < 0.05)
     code = encode_positions(at)
     refused = 0
-    for place in range(code.size):
+    for index in range(code.size):
         for bit in range(8):
             try:
-                got = decode_positions(_flip(code, place, bit), at.size, size)
+                got = decode_positions(_flip(code, index, bit), at.size, size)
             except ValueError:
                 refused += 1
             else:
@@ -164,6 +164,6 @@ def test_positions_that_cannot_be_are_refused_by_name(code: np.ndarray) -> None:
 
 
 def test_values_of_another_type_are_refused_by_name() -> None:
-    made = delta.extract({"w": np.zeros(3, np.float32)}, {"w": np.ones(3, np.float32)})
+    changes = delta.extract({"w": np.zeros(3, np.float32)}, {"w": np.ones(3, np.float32)})
     with pytest.raises(ValueError, match="w: the delta is float32, but the base float64"):
-        delta.apply({"w": np.zeros(3)}, made)
+        delta.apply({"w": np.zeros(3)}, changes)

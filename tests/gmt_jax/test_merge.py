@@ -33,16 +33,15 @@ def test_the_docstrings_run() -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("dtype", "weight"), zip(DTYPES, [0.1, 0.5, 0.9], strict=True))
 def test_interpolation_is_numpys_rounded_once(dtype: str, weight: float) -> None:
     base, tuned = weights(0, dtype), weights(1, dtype)
-    for name, got in interpolate(base, tuned, weight).items():
+    for name, merged in interpolate(base, tuned, weight).items():
         old, new = (np.asarray(tree[name]).astype(np.float64) for tree in (base, tuned))
         wanted = old + np.float32(weight).astype(np.float64) * (new - old)
-        assert got.dtype == dtype
+        assert merged.dtype == dtype
         atol = 1e-6 if dtype == "float32" else float(jnp.finfo(dtype).eps) / 2 * 1.01
-        np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=atol, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(merged, np.float64), wanted, rtol=atol, atol=1e-6)
 
 
 def odd(dtype: str) -> tuple[jax.Array, jax.Array]:
@@ -71,8 +70,7 @@ def test_what_did_not_change_keeps_its_bits(dtype: str) -> None:
     assert bits(dare(base, base, 0.3, KEY)) == bits(base)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("dtype", "rate"), zip(DTYPES, [0.1, 0.5, 0.9], strict=True))
 def test_dare_drops_a_share_and_rescales_the_rest(dtype: str, rate: float) -> None:
     base, tuned = weights(0, dtype), weights(1, dtype)
     merged = dare(base, tuned, rate, KEY)
@@ -101,10 +99,11 @@ def test_what_is_dropped_is_the_bases_bits() -> None:
     assert 20 < (merged == np.asarray(base).view("u2")).sum() < 61  # Of 81.
 
 
-def test_a_key_draws_the_same_again_and_another_key_something_else() -> None:
+def test_a_key_draws_the_same_again_and_another_key_draws_anew() -> None:
     base, tuned = weights(0), weights(1)
     again = bits(dare(base, tuned, 0.5, jax.random.key(3)))
     assert bits(dare(base, tuned, 0.5, KEY)) == again
+    assert bits(dare(base, tuned, 0.5, 3)) == again
     assert bits(dare(base, tuned, 0.5, jax.random.key(4))) != again
 
 
@@ -120,24 +119,28 @@ def test_a_leaf_by_itself_draws_what_it_draws_among_others() -> None:
     assert bits(alone["b"]) == bits(dare(base, tuned, 0.5, KEY)["b"])
 
 
-@pytest.mark.parametrize("axis_types", [(AxisType.Auto,) * 2, (AxisType.Explicit,) * 2], ids=str)
-@pytest.mark.parametrize("spec", [P(), P("x"), P(None, "x"), P("y", "x"), P(("x", "y"))], ids=str)
+SPECS = [P(), P("x"), P(None, "x"), P("y", "x"), P(("x", "y"))]
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
     "merge",
     [lambda a, b, k: dare(a, b, 0.5, k), lambda a, b, _: interpolate(a, b, 0.3)],
     ids=["dare", "interpolate"],
 )
 def test_every_sharding_gives_the_bits_of_one_device(
-    merge: Callable[..., Any], spec: P, axis_types: tuple[AxisType, ...]
+    merge: Callable[..., Any], axis_type: AxisType
 ) -> None:
-    base, tuned = {"a": weights(0)["a"]}, {"a": weights(1)["a"]}
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=axis_types)
-    spread = [jax.device_put(tree, NamedSharding(mesh, spec)) for tree in (base, tuned)]
+    base, tuned = ({str(spec): weights(seed)["a"] for spec in SPECS} for seed in (0, 1))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    shardings = {str(spec): NamedSharding(mesh, spec) for spec in SPECS}
+    spread = [jax.device_put(tree, shardings) for tree in (base, tuned)]
     with jax.set_mesh(mesh):
-        got = [merge(*spread, KEY), jax.jit(merge)(*spread, KEY)]
-    for tree in got:
+        merged = [merge(*spread, KEY), jax.jit(merge)(*spread, KEY)]
+    for tree in merged:
         assert bits(tree) == bits(merge(base, tuned, KEY))
-        assert tree["a"].sharding.is_equivalent_to(spread[0]["a"].sharding, 2)
+        for name, sharding in shardings.items():
+            assert tree[name].sharding.is_equivalent_to(sharding, 2)
 
 
 def test_a_traced_rate_and_weight_serve_all_values_with_one_program() -> None:
@@ -150,13 +153,13 @@ def test_a_traced_rate_and_weight_serve_all_values_with_one_program() -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 1.5, float("nan"), "0.5", None])
-def test_a_rate_that_is_none_is_refused(rate: Any) -> None:
+def test_a_rate_that_is_not_one_is_refused(rate: Any) -> None:
     with pytest.raises(ValueError, match=r"drop_rate is the share of changes to drop"):
         dare({}, {}, rate, KEY)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), "0.5", None])
-def test_a_weight_that_is_none_is_refused(weight: Any) -> None:
+def test_a_weight_that_is_not_one_is_refused(weight: Any) -> None:
     with pytest.raises(ValueError, match=r"weight is how far to go"):
         interpolate({}, {}, weight)
 

@@ -1,4 +1,4 @@
-"""The roles of parameters, told by their paths; what is not known is refused by name."""
+"""Roles of parameters, from their paths; unknown paths are refused by name."""
 
 from typing import Any
 
@@ -7,46 +7,61 @@ import jax.numpy as jnp
 import pytest
 
 from gmt_jax.param_roles import read_model
-from train.model import ModelConfig, abstract_params
-from train.model.param_table import PARAM_SPECS
 
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
+# Hugging Face's name of each stacked parameter; a name without a number is outside the layers.
+NAMES = {
+    "embed": "model.embed_tokens.weight",
+    "norm/weight": "model.norm.weight",
+    "head": "lm_head.weight",
+    "layers/attention_norm/weight": "model.layers.{}.input_layernorm.weight",
+    "layers/mlp_norm/weight": "model.layers.{}.post_attention_layernorm.weight",
+    **{
+        f"layers/attention/{part}/weight": f"model.layers.{{}}.self_attn.{name}.weight"
+        for part, name in [("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "o_proj")]
+    },
+    **{
+        f"layers/mlp/{part}/weight": f"model.layers.{{}}.mlp.{part}_proj.weight"
+        for part in ("gate", "up", "down")
+    },
+}
+BIASES = {
+    path.replace("weight", "bias"): name.replace("weight", "bias")
+    for path, name in NAMES.items()
+    if "attention/" in path or "mlp/" in path
+}
+QK_NORMS = {
+    f"layers/attention/{part}/weight": f"model.layers.{{}}.self_attn.{part}.weight"
+    for part in ("q_norm", "k_norm")
 }
 FAMILIES = {
-    "llama": CONFIG,
-    "biases": CONFIG | {"attention_bias": True, "mlp_bias": True},
-    "tied": CONFIG | {"tie_word_embeddings": True},
-    "mistral": CONFIG | {"model_type": "mistral", "num_key_value_heads": 2},
-    "qwen2": CONFIG | {"model_type": "qwen2", "num_key_value_heads": 2},
-    "qwen3": CONFIG | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8},
+    "llama": NAMES,
+    "biases": NAMES | BIASES,
+    "tied": {path: name for path, name in NAMES.items() if path != "head"},
+    "qwen3": NAMES | QK_NORMS,
 }
 
 
-def hugging_face(stacked: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same tree under Hugging Face's names, a path a layer."""
-    names = {tensor.path: tensor for tensor in PARAM_SPECS}
-    tree = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(stacked):
-        row = names[jax.tree_util.keystr(path, simple=True, separator="/")]
-        for layer in range(leaf.shape[0] if row.stacked else 1):
-            shape = leaf.shape[1:] if row.stacked else leaf.shape
-            tree[row.name.format(layer)] = jax.ShapeDtypeStruct(shape, leaf.dtype)
-    return tree
+def stacked(names: dict[str, str], num_layers: int = 3) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a model with stacked layers."""
+    return {
+        path: jax.ShapeDtypeStruct((num_layers, 2, 2) if "layers" in path else (2, 2), "f4")
+        for path in names
+    }
+
+
+def by_layer(names: dict[str, str], num_layers: int = 3) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same model under Hugging Face's names, with one path for each layer."""
+    return {
+        name.format(layer): jax.ShapeDtypeStruct((2, 2), "f4")
+        for name in names.values()
+        for layer in range(num_layers if "{}" in name else 1)
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_model_of_the_program_is_known_stacked_and_by_layer(family: str) -> None:
-    stacked = abstract_params(ModelConfig.from_hf(FAMILIES[family]))
-    ours, theirs = read_model(stacked), read_model(hugging_face(stacked))
-    assert ours.layers == theirs.layers == 3
+def test_a_model_is_read_the_same_stacked_and_by_layer(family: str) -> None:
+    ours, theirs = (read_model(tree(FAMILIES[family])) for tree in (stacked, by_layer))
+    assert ours.num_layers == theirs.num_layers == 3
     assert ours.groups == theirs.groups
     assert ours.groups["attention"] == [f"attention.{part}" for part in ("q", "k", "v", "out")]
     assert ours.groups["mlp"] == ["mlp.gate", "mlp.up", "mlp.down"]
@@ -54,11 +69,8 @@ def test_every_model_of_the_program_is_known_stacked_and_by_layer(family: str) -
 
 
 def test_a_tied_head_is_the_embeddings() -> None:
-    tree = abstract_params(ModelConfig.from_hf(FAMILIES["tied"]))
-    assert {p.role for p in read_model(tree).places if "." not in p.role} == {
-        "embedding",
-        "final_norm",
-    }
+    params = read_model(stacked(FAMILIES["tied"])).params
+    assert {p.role for p in params if "." not in p.role} == {"embedding", "final_norm"}
 
 
 @pytest.mark.parametrize(
@@ -77,14 +89,11 @@ def test_a_tied_head_is_the_embeddings() -> None:
         ("params/embed_tokens/embedding", "embedding", None),
     ],
 )
-def test_what_a_path_is(path: str, role: str, layer: int | None) -> None:
-    tree: dict[str, Any] = {path: jnp.ones((4, 2, 2))}
-    # The rest of a model, so that what is tested is the path alone.
-    config = FAMILIES["qwen3"] | {"num_hidden_layers": 4}
-    other = hugging_face(abstract_params(ModelConfig.from_hf(config)))
-    places = read_model({**other, **tree}).places
-    of_path = dict(zip(sorted({**other, **tree}), places, strict=True))
-    assert (of_path[path].role, of_path[path].layer) == (role, layer)
+def test_a_path_gives_role_and_layer(path: str, role: str, layer: int | None) -> None:
+    # Beside the rest of a model, so that only the path is tested.
+    tree: dict[str, Any] = by_layer(FAMILIES["qwen3"], 4) | {path: jnp.ones((4, 2, 2))}
+    param = dict(zip(sorted(tree), read_model(tree).params, strict=True))[path]
+    assert (param.role, param.layer) == (role, layer)
 
 
 @pytest.mark.parametrize(
@@ -100,32 +109,31 @@ def test_what_a_path_is(path: str, role: str, layer: int | None) -> None:
     ],
 )
 def test_an_unknown_path_is_refused_by_name(path: str) -> None:
-    tree = hugging_face(abstract_params(ModelConfig.from_hf(CONFIG)))
-    said = path.replace(".", "/").replace("/0/", "/*/")
-    with pytest.raises(ValueError, match="the role of these parameters is not known: ") as caught:
-        read_model({**tree, path: jnp.ones((3, 2))})
-    assert f": {said};" in str(caught.value)
+    name = path.replace(".", "/").replace("/0/", "/*/")
+    with pytest.raises(ValueError, match="these parameters have no known role: ") as caught:
+        read_model({**by_layer(NAMES), path: jnp.ones((3, 2))})
+    assert f": {name};" in str(caught.value)
 
 
-def test_unknown_paths_that_differ_in_the_layer_are_said_once() -> None:
+def test_unknown_paths_that_differ_in_the_layer_are_reported_once() -> None:
     tree = {f"h.{layer}.{name}": jnp.ones(2) for layer in range(12) for name in ("a", "b")}
-    with pytest.raises(ValueError, match=r"not known: h/\*/a, h/\*/b; say"):
+    with pytest.raises(ValueError, match=r"no known role: h/\*/a, h/\*/b; add"):
         read_model(tree)
 
 
 def test_a_tree_without_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="the parameters are of no layers"):
+    with pytest.raises(ValueError, match="agree on the number of layers; found no layers"):
         read_model({"embed": jnp.ones((4, 2)), "head": jnp.ones((4, 2))})
 
 
 @pytest.mark.parametrize("other", ["layers/mlp_norm", "layers/5/mlp_norm"])
 def test_two_numbers_of_layers_are_refused(other: str) -> None:
-    with pytest.raises(ValueError, match="are of 3 and 6 layers"):
+    with pytest.raises(ValueError, match="found 3 and 6 layers"):
         read_model({"layers/attention_norm": jnp.ones((3, 2)), other: jnp.ones((6, 2))})
 
 
 def test_a_layer_that_lacks_a_matrix_is_named() -> None:
-    tree = hugging_face(abstract_params(ModelConfig.from_hf(CONFIG)))
+    tree = by_layer(NAMES)
     del tree["model.layers.1.self_attn.v_proj.weight"]
     with pytest.raises(ValueError, match=r"lack attention\.v in layer 1$"):
         read_model(tree)

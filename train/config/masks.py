@@ -16,7 +16,7 @@ from .base import Count, Fraction, Section
 if TYPE_CHECKING:
     import optax
 
-    from gmt_jax.selection import MaskRatio
+    from gmt_jax.types import MaskRatio
 
     Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 

@@ -1,0 +1,140 @@
+"""How many entries of each tensor are masked, from ratios, their paths and the stacked axes."""
+
+import math
+import numbers
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike
+
+from gmt_jax._threshold.uint64 import UInt64, add, uint64
+from gmt_jax.tree_paths import path_name
+from gmt_jax.types import Leaf, MaskRatio, NumStackedAxes, Ratio
+
+_MASK_RATIO = "mask_ratio is the fraction of gradient entries to mask"
+
+
+def check_mask_ratio(mask_ratio: MaskRatio) -> None:
+    """Raises ValueError if a ratio is not a number in [0, 1]; schedules are checked when called."""
+    for ratio in mask_ratio.values() if isinstance(mask_ratio, Mapping) else [mask_ratio]:
+        if not callable(ratio):
+            check_fraction(_MASK_RATIO, ratio)
+
+
+def check_fraction(meaning: str, value: object) -> None:
+    """Raises ValueError if `value` is not a number in [0, 1].
+
+    Of an array only the shape is checked, because its value may be traced.
+    """
+    if isinstance(value, (jax.Array, np.ndarray)):
+        valid = value.ndim == 0
+    else:
+        valid = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
+        valid = valid and not isinstance(value, bool)
+    if not valid:
+        raise ValueError(f"{meaning}, one number in [0, 1]; got {value!r}")
+
+
+def num_masked(
+    mask_ratio: MaskRatio, paths: Sequence[KeyPath], sizes: Sequence[int], count: jax.Array
+) -> UInt64:
+    """The number m of entries to mask in a tensor of each size, [len(sizes)].
+
+    Args:
+      mask_ratio: one ratio for all sizes, or ratios by path.
+      paths: the path of each leaf; with ratios by path, as many as sizes.
+      sizes: the number of entries of a tensor.
+      count: the number of updates done, with which schedules are called.
+    """
+    if not isinstance(mask_ratio, Mapping):
+        return fraction_of(_at(mask_ratio, count), sizes)
+    parts = [
+        fraction_of(_at(_ratio_of(mask_ratio, path), count), [size])
+        for path, size in zip(paths, sizes, strict=True)
+    ]
+    return UInt64(*map(jnp.concatenate, zip(*parts, strict=True))) if parts else uint64([])
+
+
+def fraction_of(fraction: ArrayLike, sizes: Sequence[int]) -> UInt64:
+    """⌊fraction · size⌋ for each size, with the fraction read as a decimal."""
+    if isinstance(fraction, (jax.Array, np.ndarray)):
+        return _array_fraction_of(jnp.asarray(fraction), sizes)
+    return uint64([int(Fraction(str(fraction)) * size) for size in sizes])
+
+
+def _array_fraction_of(fraction: jax.Array, sizes: Sequence[int]) -> UInt64:
+    """⌊fraction · size⌋ for each size, in integers, with a traced fraction read as a decimal.
+
+    A float32 0.29 is not 0.29, but no other decimal of seven places is as near. The fraction is
+    clipped to [0, 1] and rounded to the places that its dtype tells apart there: 7 for float32 and
+    wider, 3 for float16, 2 for bfloat16.
+    """
+    floating = jnp.issubdtype(fraction.dtype, jnp.floating)
+    mantissa = min(jnp.finfo(fraction.dtype).nmant, 23) if floating else 23
+    scale = 10 ** int(math.log10(2 ** (mantissa + 1)))
+    units = jnp.round(jnp.clip(fraction.astype(jnp.float32), 0, 1) * scale).astype(jnp.uint32)
+    # Long multiplication and division at once, seven bits of the sizes at a time: the remainder
+    # is below 10**7 < 2**24, so that every intermediate fits 32 bits.
+    quotient = UInt64(*(jnp.zeros(len(sizes), jnp.uint32) for _ in range(2)))
+    remainder = jnp.zeros(len(sizes), jnp.uint32)
+    for shift in range(56, -1, -7):
+        digits = np.array([n >> shift & 127 for n in sizes], np.uint32)
+        digit, remainder = jnp.divmod(remainder * 128 + units * digits, jnp.uint32(scale))
+        quotient = UInt64(quotient.high << 7 | quotient.low >> 25, quotient.low << 7)
+        quotient = add(quotient, UInt64(jnp.zeros_like(digit), digit))
+    return quotient
+
+
+def stacked_axes(num_stacked_axes: NumStackedAxes, path: KeyPath, leaf: Leaf) -> int:
+    """The number of leading axes of a leaf that index its tensors.
+
+    Raises:
+      TypeError: if the leaf is neither float nor complex.
+      ValueError: if `num_stacked_axes` gives no number of axes that the leaf has.
+    """
+    name = path_name(path)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        raise TypeError(
+            f"gmt_mask needs float or complex gradients, but {name} is {leaf.dtype}; "
+            "leave it out with optax.masked or optax.partition"
+        )
+    axes: object
+    if num_stacked_axes is None:
+        axes = 0
+    elif callable(num_stacked_axes):
+        axes = num_stacked_axes(path)
+    else:
+        # Looked up by path instead of mapped over both trees: optax.masked and optax.partition
+        # replace parts of the gradient with other nodes.
+        prefix = dict(jax.tree_util.tree_leaves_with_path(num_stacked_axes))
+        axes = next((prefix[path[:n]] for n in range(len(path) + 1) if path[:n] in prefix), None)
+    if not isinstance(axes, (int, np.integer)) or not 0 <= axes <= len(leaf.shape):
+        raise ValueError(
+            "num_stacked_axes is the number of leading axes that index tensors, but is "
+            f"{axes!r} for {name}, which has shape {tuple(leaf.shape)} (under "
+            "optax.inject_hyperparams, name it in static_args)"
+        )
+    return int(axes)
+
+
+def _at(ratio: Ratio, count: jax.Array) -> ArrayLike:
+    """The ratio at this count of updates."""
+    value = ratio(count) if callable(ratio) else ratio
+    check_fraction(_MASK_RATIO, value)
+    return value
+
+
+def _ratio_of(ratios: Mapping[str, Ratio], path: KeyPath) -> Ratio:
+    """The ratio of the first pattern found in a leaf's path."""
+    name = path_name(path)
+    for pattern, ratio in ratios.items():
+        if re.search(pattern, name):
+            return ratio
+    raise ValueError(
+        f"no pattern of mask_ratio is found in {name}; add '.*' last for all other leaves"
+    )

@@ -1,0 +1,29 @@
+"""Names and keys of paths."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmt_jax.tree_paths import as_key, path_key, path_name
+
+
+def paths(tree: object) -> list[jax.tree_util.KeyPath]:
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_a_name_joins_the_keys_and_a_lone_array_has_one_too() -> None:
+    assert [path_name(path) for path in paths({"a": [1, {"b": 2}]})] == ["a/0", "a/1/b"]
+    assert path_name(()) == "the array"
+
+
+def test_the_key_of_a_leaf_depends_on_its_path_alone() -> None:
+    key = jax.random.key(0)
+    alone, among = paths({"b": 1}), paths({"a": 1, "b": 2, "c": 3})
+    assert path_key(alone[0], key) == path_key(among[1], key)
+    assert len({int(jax.random.bits(path_key(path, key))) for path in among}) == 3
+
+
+@pytest.mark.parametrize("key", [3, np.int32(3), jnp.int32(3), jax.random.key(3)], ids=repr)
+def test_an_integer_is_the_key_of_that_seed(key: object) -> None:
+    assert as_key(key) == jax.random.key(3)  # type: ignore[arg-type]
