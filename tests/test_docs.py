@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from pydantic import BaseModel
@@ -40,7 +42,7 @@ def _commands() -> list[str]:
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", ALL, re.DOTALL))
 def test_python_blocks_run(code: str) -> None:
-    exec(compile(code, "a page", "exec"), {})
+    exec(compile(code, "a page", "exec"), {"np": np, "Fraction": Fraction})
 
 
 def test_inline_expressions_run() -> None:
