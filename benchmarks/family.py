@@ -1,4 +1,4 @@
-"""GMT's relatives, each timed in turn with GMT itself."""
+"""Times the other methods, each in turn with GMT itself."""
 
 from functools import partial
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import keystr
+from jax.tree_util import KeyPath, keystr
 from others import RATIO, Tree
-from timing import timed
+from timing import progress, timed
 from updates import adamw_under
 
 from gmt_jax import by_score, gmt, hft, lisa
 
 
-def relatives(num_stacked_axes: dict[str, int]) -> dict[str, tuple[Any, Any]]:
-    """By name: the optimizer, which draws its mask at every update, and its scores alone."""
+def methods(num_stacked_axes: dict[str, int]) -> dict[str, tuple[Any, Any]]:
+    """By name: an optimizer that selects a mask at every update, and its scores alone."""
     inner = optax.adamw(1e-5)
     by = partial(by_score, inner, RATIO, num_stacked_axes=num_stacked_axes)
-    lasting = partial(by, warmup=1)  # holds the mask that it draws, as one that lasts does
+    lasting = partial(by, warmup=1)  # stores its mask, as a method with a lasting mask does
     return {
         "gmt, one threshold for all": (gmt(inner, RATIO, scope="global"), None),
         "one_off, every_few": (lasting(), None),
-        "... their mask held": (by(every=None), None),
+        "... between two masks": (by(every=None), None),
         "gradient_to_weight": (lasting(score="gradient_to_weight"), ratios),
         "magnitude": (lasting(score="weight"), None),
         "random_mask": (by(score="random"), randoms),
@@ -41,30 +41,31 @@ def squares(params: Tree, grads: Tree) -> Any:
 
 
 def randoms(params: Tree, grads: Tree) -> Any:
-    def one(path: Any, g: jax.Array) -> jax.Array:
+    def random_bits(path: KeyPath, g: jax.Array) -> jax.Array:
         return jax.random.bits(
             jax.random.key(len(keystr(path))), g.shape, out_sharding=jax.typeof(g).sharding
         )
 
-    return jax.tree_util.tree_map_with_path(one, grads)
+    return jax.tree_util.tree_map_with_path(random_bits, grads)
 
 
 def print_family(
     title: str, params: Tree, grads: Tree, num_stacked_axes: dict[str, int], rounds: int
 ) -> None:
-    """One row a relative. Each holds parameters and moments of its own: one is there at a time."""
+    """One row for each method. Parameters and moments are kept for one method at a time."""
     print(f"\n{title}\n\n| AdamW under | ms | gmt, ms | of gmt | its scores alone, ms |")
     print("|---" * 5 + "|")
-    for name, (optimizer, scores) in relatives(num_stacked_axes).items():
-        methods = {
+    for name, (optimizer, scores) in methods(num_stacked_axes).items():
+        progress(f"{name}, in turn with gmt, {rounds} rounds")
+        compared = {
             "own": adamw_under(params, optimizer, grads),
             "gmt": adamw_under(
                 params, gmt(optax.adamw(1e-5), RATIO, num_stacked_axes=num_stacked_axes), grads
             ),
         }
         if scores:
-            methods["scores"] = partial(jax.jit(scores), params, grads)
-        ms = {key: 1e3 * seconds for key, seconds in timed(methods, rounds).items()}
+            compared["scores"] = partial(jax.jit(scores), params, grads)
+        ms = {key: 1e3 * seconds for key, seconds in timed(compared, rounds).items()}
         alone = f"{ms['scores']:,.0f}" if scores else ""
         print(
             f"| {name} | {ms['own']:,.0f} | {ms['gmt']:,.0f} | {ms['own'] / ms['gmt']:.2f} "

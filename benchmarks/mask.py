@@ -1,14 +1,14 @@
-"""What the mask costs, beside the floor, other ways in JAX, and PyTorch's.
+"""Times the mask beside AdamW alone, other ways to mask in JAX, and PyTorch's.
 
     python benchmarks/mask.py                                       # one tensor of each size
     python benchmarks/mask.py --model models/SmolLM2-135M-Instruct  # a model's, and its step
-    python benchmarks/mask.py --model models/SmolLM2-135M-Instruct --family  # GMT's relatives
+    python benchmarks/mask.py --model models/SmolLM2-135M-Instruct --family  # the other methods
     XLA_FLAGS=--xla_force_host_platform_device_count=8 NPROC=32 python benchmarks/mask.py
 
-All rows of a table are timed in turn, round after round, and the median of the rounds is printed
-with its ratio to AdamW's update alone. Every method zeroes a fifth of each tensor, the entries of
-least magnitude. Over several devices the tensors are split among them, and only what needs no
-gathering is timed. PyTorch's rows appear where torch is installed.
+All rows of a table are timed in turn, round after round. The median of the rounds is printed with
+its ratio to that of AdamW's update alone. Every method zeroes a fifth of each tensor, the entries
+with the smallest magnitude. With several devices, tensors are sharded over them and methods that
+gather are left out. PyTorch is timed where torch is installed. Progress goes to the error stream.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from others import OTHERS, RATIO, Method, Tree, torch, torch_methods
-from timing import print_table
+from timing import print_table, progress
 from updates import Model, adamw
 
 from gmt_jax import gmt_mask
@@ -37,7 +37,7 @@ DEVICES = jax.device_count()
 
 
 def read_once(leaves: list[jax.Array]) -> list[Any]:
-    """Two sums of every leaf's bits: one sum is not vectorised on CPU."""
+    """Two sums of the bits of every leaf; a single sum is not vectorised on CPU."""
 
     def both(a: Any, b: Any) -> Any:
         return tuple(map(lax.add, a, b))
@@ -47,10 +47,11 @@ def read_once(leaves: list[jax.Array]) -> list[Any]:
 
 
 def methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Method]:
-    """Everything that is timed on gradients, by name."""
+    """The methods that are timed on gradients, by name."""
     leaves = list(tree.values())
     layout = TensorLayout(tuple(g.shape for g in leaves), tuple(num_stacked_axes.values()))
     ranks, slack = (uint64([int(r * n) for n in layout.sizes]) for r in (RATIO, TOLERANCE))
+    progress("compiling the search")
     exact, near = (select(leaves, ranks, layout, s).passes for s in (None, slack))
     read = jax.jit(read_once)
     mask = functools.partial(gmt_mask, RATIO, num_stacked_axes=num_stacked_axes)
@@ -72,7 +73,7 @@ def methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Method]:
 
 
 def spread(tree: Tree) -> Tree:
-    """The last axis that the devices divide is split among them."""
+    """The tree with the last axis of each leaf that the devices divide sharded over them."""
     mesh = jax.make_mesh((DEVICES,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     out = {}
     for name, g in tree.items():
@@ -85,7 +86,8 @@ def spread(tree: Tree) -> Tree:
 
 
 def print_model(folder: Path, rounds: int, family: bool) -> None:
-    """A model's gradients, then its training step; or the family on the gradients."""
+    """Times a model's gradients and its training step, or the other methods on its gradients."""
+    progress(f"loading {folder} and computing its gradients")
     model = Model(folder)
     gradients = jax.jit(jax.grad(model.loss))(model.params)
     size = sum(g.size for g in gradients.values())
@@ -111,22 +113,22 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7, 1e8])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--model", type=Path, help="a folder: its gradients and training step")
-    parser.add_argument("--family", action="store_true", help="its relatives, beside GMT")
+    parser.add_argument("--family", action="store_true", help="the other methods, beside GMT")
     parser.add_argument("--rounds", type=int, default=7)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     print(
         f"jax {jax.__version__} on {DEVICES} x {jax.devices()[0].device_kind}, "
         f"torch {torch.__version__ if torch else 'not installed'}, {os.cpu_count()} cores, "
         f"{platform.machine()}, {platform.system()}"
     )
-    if chosen.model:
-        print_model(chosen.model, chosen.rounds, chosen.family)
+    if options.model:
+        print_model(options.model, options.rounds, options.family)
         return
-    for dtype in chosen.dtypes:
-        for size in map(int, chosen.sizes):
+    for dtype in options.dtypes:
+        for size in map(int, options.sizes):
             g = jax.random.normal(jax.random.key(0), (size,), dtype)
             of_g = methods(spread({"g": g}), {"g": 0})
-            print_table(f"{size:,} normal {dtype} entries", of_g, "AdamW alone", chosen.rounds)
+            print_table(f"{size:,} normal {dtype} entries", of_g, "AdamW alone", options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Other ways to mask the smallest part of gradients: in JAX, and PyTorch's."""
+"""Other ways to mask the smallest gradient entries, in JAX and in PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ Method = Callable[[], Any]
 def by_threshold(
     threshold: Callable[[jax.Array], jax.Array],
 ) -> Callable[..., Any]:
-    """Masks every tensor below a threshold that a function of its |g| finds."""
+    """Masks the entries of every tensor below a threshold, a function of its |g|."""
 
     def of_tensor(g: jax.Array) -> jax.Array:
         size = jnp.abs(g)
@@ -32,7 +32,7 @@ def by_threshold(
         out = {}
         for name, g in tree.items():
             mask: Any = of_tensor
-            if num_stacked_axes[name]:  # a loop, so that one layer's copies are there at a time
+            if num_stacked_axes[name]:  # a loop, so that copies of one layer exist at a time
                 mask = lambda g: lax.map(of_tensor, g)  # noqa: E731
             out[name] = mask(g)
         return out
@@ -55,7 +55,7 @@ OTHERS = {
 
 
 def torch_quantile(a: Any) -> Any:
-    """As PyTorch code has it: quantile takes no more than 2**24 entries, kthvalue any number."""
+    """As in PyTorch code: quantile takes at most 2**24 entries, kthvalue any number."""
     if a.numel() > 2**24:
         return a.kthvalue(int(RATIO * a.numel()) + 1).values
     return torch.quantile(a.float(), RATIO, interpolation="higher")
@@ -69,7 +69,7 @@ TORCH = {
 
 
 def torch_methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Method]:
-    """Mask copies of the gradients in place, tensor by tensor."""
+    """PyTorch's methods, which mask copies of the gradients tensor by tensor."""
     if torch is None:
         return {}
     kind = torch.bfloat16 if next(iter(tree.values())).dtype == jnp.bfloat16 else torch.float32

@@ -1,4 +1,4 @@
-"""What is timed on a model: its gradients, an optimizer's update of it, its training step."""
+"""The parts of training that are timed: gradients, an optimizer's update, a training step."""
 
 import argparse
 from collections.abc import Callable
@@ -20,12 +20,12 @@ Method = Callable[[], Any]
 
 
 def adamw(tree: Tree, *first: optax.GradientTransformation) -> Method:
-    """An AdamW update behind other transformations."""
+    """An AdamW update after other transformations."""
     return adamw_under(tree, optax.chain(*first, optax.adamw(1e-5)), tree)
 
 
 def adamw_under(params: Tree, optimizer: optax.GradientTransformation, grads: Tree) -> Method:
-    """An update of parameters that are donated, as in training."""
+    """An update with donated parameters and state, as in training."""
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
@@ -57,7 +57,7 @@ class Model:
         self.batch = {name: jnp.asarray(column) for name, column in columns.items()}
 
     def loss(self, params: Tree) -> jax.Array:
-        """Nats a token."""
+        """The loss in nats per token."""
         tree = jax.tree.unflatten(self.treedef, list(params.values()))
         total, weight = sft_loss(self.config, tree, self.batch, ComputeOptions())
         return total / weight

@@ -18,8 +18,8 @@ arrays, and keeps a bracket low <= T < high for each of them. It takes four step
 4. Repeat steps 2 and 3 until every bracket is one integer wide: it is T, which `select` returns.
 
 A count is a sum: for a gradient sharded over a mesh, the devices exchange a few integers in each
-pass and nothing else. `gmt_jax.selection` compares every entry with T. What the search computes is
-what ten lines with a sort compute, quoted in docs/methods.md, to which the tests compare it.
+pass and nothing else. `gmt_jax.selection` compares every entry with T. The tests compare
+the result with that of ten lines that sort, quoted in docs/methods.md.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,8 @@ from jax import lax
 from gmt_jax._threshold.layout import TensorLayout, TensorRows, key_dtypes
 from gmt_jax._threshold.reductions import count_below
 from gmt_jax._threshold.replication import mesh_of, replicate
-from gmt_jax._threshold.uint64 import UInt64, add, as_float, at_most, subtract, uint64
+from gmt_jax._threshold.uint64 import Array, UInt64, add, as_float, at_most, subtract, uint64
 
-Part = jax.Array | np.ndarray
 # The candidates of a pass, in standard deviations from the expected position of T: close together
 # where T most probably is, and far out on each side so that the bracket never stays wide. Seven
 # cost no more than two on any backend.
@@ -67,10 +66,8 @@ class _Bracket(NamedTuple):
     """low <= T < high for each row.
 
     Attributes:
-      low: unsigned [R].
-      high: unsigned [R].
-      below_low: the number of entries below low, [R].
-      below_high: the number of entries below high, [R].
+      low, high: unsigned [R].
+      below_low, below_high: the number of entries below low and below high, [R].
       stalled: bool [R]: whether the latest count left most of the entries in the bracket.
     """
 
@@ -165,8 +162,7 @@ def _tied(state: _Search, leaves: Sequence[jax.Array]) -> tuple[_Search, list[ja
     Without it, XLA computes their bits once before the loop and stores them, a second copy of the
     gradient.
     """
-    tied: tuple[_Search, list[jax.Array]] = lax.optimization_barrier((state, list(leaves)))
-    return tied
+    return lax.optimization_barrier((state, list(leaves)))
 
 
 def _first_brackets(rows: TensorRows, ranks: UInt64) -> _Bracket:
@@ -260,7 +256,7 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, counts: UInt64, ranks: UIn
     ranks = jax.tree.map(lambda part: part[None], ranks)
     last = jnp.sum(at_most(counts, ranks), axis=0, dtype=jnp.int32)[None]
 
-    def pick(first: Part, between: Part, end: Part, at: jax.Array) -> jax.Array:
+    def pick(first: Array, between: Array, end: Array, at: jax.Array) -> jax.Array:
         edges = jnp.concatenate([first[None], between, end[None]])
         return jnp.take_along_axis(edges, at, axis=0)[0]
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
+
 
 class UInt64(NamedTuple):
     """The integers high · 2**32 + low.
@@ -16,8 +18,8 @@ class UInt64(NamedTuple):
       low: uint32, of the same shape.
     """
 
-    high: jax.Array | np.ndarray
-    low: jax.Array | np.ndarray
+    high: Array
+    low: Array
 
 
 def uint64(numbers: Sequence[int]) -> UInt64:

@@ -268,12 +268,6 @@ def test_a_tree_may_have_more_entries_than_32_bits_count() -> None:
     assert layout((updates, new)) == layout((shapes, state))
 
 
-def test_the_fields_can_be_read() -> None:
-    _, state = steps(masked_adamw(0.2, 1e-1), 2)
-    assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(6 / 33)
-    assert set(optax.tree.get(state, "threshold")) == {"w", "b"}
-
-
 def test_an_injected_ratio_can_be_changed() -> None:
     injected = optax.inject_hyperparams(gmt_mask)(mask_ratio=0.2)
     state = injected.init(PARAMS)
@@ -300,14 +294,3 @@ def test_only_the_wrapped_leaves_are_masked(wrapper: str, untouched: bool) -> No
     assert int(jnp.sum(out["w"] == 0)) == 12
     expected = grads()["b"] if untouched else -0.1 * grads()["b"]
     np.testing.assert_allclose(out["b"], expected, rtol=1e-6)
-
-
-def test_masked_weights_move_under_adamw_and_not_under_sgd() -> None:
-    """As documented."""
-    weights = jnp.ones(10)
-    gradient = jnp.arange(1.0, 11.0)
-    for inner, moves in ((optax.adamw(0.1, weight_decay=0.1), True), (optax.sgd(0.1), False)):
-        optimizer = optax.chain(gmt_mask(0.2), inner)
-        updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
-        assert bool(jnp.any(updates[:2] != 0)) is moves
-        assert bool(jnp.all(updates[2:] != 0))
