@@ -1,6 +1,8 @@
-"""Clip → mask → AdamW, from the config."""
+"""The optimizer of a run: clipping, the mask and AdamW, from the config."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import jax
 import optax
@@ -8,32 +10,41 @@ import optax
 from .config.optimizer import OptimizerSection
 from .model import num_stacked_axes
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
-    """The learning rate of each of `steps` updates.
+    r"""Returns the learning rate as a function of the number of updates done, of `steps` in all.
 
-    It rises linearly over the warm-up, whose last update has the peak (no update is spent at a
-    rate of zero), then falls to `min_lr_ratio` of it.
+    With a warm-up of W updates it rises linearly, :math:`\eta_t = \eta (t + 1) / W` for t < W: no
+    update is spent at a rate of zero, and the warm-up's last has the peak. Then it falls towards
+    `min_lr_ratio` of the peak, which it would reach one update after the last.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     decay = max(steps - warmup, 1)
-    after: optax.Schedule
+    after_warmup: optax.Schedule
     if config.lr_schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay, config.min_lr_ratio)
+        after_warmup = optax.cosine_decay_schedule(peak, decay, config.min_lr_ratio)
     elif config.lr_schedule == "linear":
-        after = optax.linear_schedule(peak, peak * config.min_lr_ratio, decay)
+        after_warmup = optax.linear_schedule(peak, peak * config.min_lr_ratio, decay)
     else:
-        after = optax.constant_schedule(peak)
+        after_warmup = optax.constant_schedule(peak)
     if not warmup:
-        return after
+        return _standard_promotion(after_warmup)
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
+    return _standard_promotion(optax.join_schedules([rise, after_warmup], [warmup]))
 
 
 def make_optimizer(
     config: OptimizerSection, steps: int, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """The gradient's way to the update: its norm is clipped, then it is masked, then AdamW."""
+    """Returns the optimizer: the gradient's norm is clipped, then AdamW updates under the mask.
+
+    Args:
+      steps: updates of the whole run.
+      seed: seed of the masks that are drawn at random.
+    """
     adamw = optax.adamw(
         make_schedule(config, steps),
         b1=config.b1,
@@ -41,15 +52,27 @@ def make_optimizer(
         eps=config.eps,
         mu_dtype=config.mu_dtype,
         weight_decay=config.weight_decay,
-        mask=_is_matrix,
+        mask=_are_matrices,
     )
+    adamw = optax.GradientTransformationExtraArgs(adamw.init, _standard_promotion(adamw.update))
     masked = config.mask.build(adamw, steps, key=seed, num_stacked_axes=num_stacked_axes)
     if config.clip_norm is None:
         return masked
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), masked)
 
 
-def _is_matrix(params: Any) -> Any:
+def _are_matrices(params: optax.Params) -> optax.Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim - num_stacked_axes(path) >= 2, params
     )
+
+
+def _standard_promotion(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets optax mix integers and floats, as it does with counts, when promotion is strict."""
+
+    @functools.wraps(function)
+    def promoting(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return promoting

@@ -113,5 +113,5 @@ def test_a_mask_that_lasts_is_sharded_as_the_parameters_are(params: Any) -> None
     mask = {"kind": "fisher", "warmup": 1}
     optimizer = make_optimizer(OptimizerSection(mask=mask), 3)
     state = state_shardings(mesh, optimizer, shapes, shardings).opt_state
-    for name in ("kept", "squares", "mu"):
+    for name in ("mask", "squares", "mu"):
         assert set(jax.tree.leaves(optax.tree.get(state, name))) == {fsdp}

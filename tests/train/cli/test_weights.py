@@ -31,7 +31,7 @@ def test_a_command_calls_its_function(
 
     def record(*given: Any) -> Any:
         calls.append(given)
-        return SimpleNamespace(changed=1234, density=0.05)
+        return SimpleNamespace(num_changed=1234, density=0.05)
 
     monkeypatch.setattr(f"train.hf.{function}", record)
     monkeypatch.setattr("train.hf.hub.resolve_model", Path)
@@ -43,7 +43,7 @@ def test_a_command_calls_its_function(
 def test_extract_reports_how_much_differs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    contents = SimpleNamespace(changed=1234, density=0.05)
+    contents = SimpleNamespace(num_changed=1234, density=0.05)
     monkeypatch.setattr("train.hf.delta.extract", lambda *_: contents)
     monkeypatch.setattr("train.hf.hub.resolve_model", Path)
     assert main(f"delta extract {MODELS}".split()) == 0
