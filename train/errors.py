@@ -1,35 +1,35 @@
-"""The one exception that is meant for the user rather than for us."""
+"""Errors that the user can mend, in contrast to faults of the program."""
 
 import sys
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """One line for the user: what is wrong, where (file:line, key, tensor), what to do.
+    """An error in one line: what is wrong, where (file:line, key, tensor), and what to do.
 
     The command line prints it to stderr without a traceback and exits with status 2.
     """
 
     @property
     def lines(self) -> list[str]:
-        """What is printed, a line a fault."""
+        """The lines to print, one per fault."""
         return [" ".join(str(self).split())]
 
 
 class DataError(UserError):
-    """Several faults of the data at once, a line each, up to a limit."""
+    """Several faults of the data, one line each, of which the first `LIMIT` are shown."""
 
     LIMIT = 50
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(*faults[: self.LIMIT])
-        self._more = len(faults) - self.LIMIT
+        self._num_hidden = len(faults) - self.LIMIT
 
     @property
     def lines(self) -> list[str]:
-        """The faults, and how many more there are."""
+        """The first faults, and how many more there are."""
         lines = [" ".join(str(fault).split()) for fault in self.args]
-        return lines + ([f"… and {self._more:,} more"] if self._more > 0 else [])
+        return lines + ([f"… and {self._num_hidden:,} more"] if self._num_hidden > 0 else [])
 
     def __str__(self) -> str:
         return "; ".join(self.lines)

@@ -1,4 +1,4 @@
-"""A run's newest weights, or a model folder's: exported, or put to use."""
+"""Exports a run's newest weights, and completes prompts with them or a model folder's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,55 +12,78 @@ from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, prompt_ids, text_ids
-from .model import ModelConfig, abstract_params, load_model_config, logical_axes
+from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
 from .run import Run
 from .sharding import abstract, make_mesh, param_shardings
 
 
-def _shardings(model: ModelConfig) -> tuple[Any, Any]:
-    """The parameters' shapes, and where they lie with all devices along fsdp."""
-    shapes = abstract_params(model)
-    return shapes, param_shardings(make_mesh(), shapes, logical_axes(model))
-
-
-def _load_run(run: Run, config: Config) -> tuple[Path, ModelConfig, Any]:
-    """The base model's folder, the model's config and the run's newest weights."""
-    base = resolve_model(config.model.path, config.model.revision)
-    model = load_model_config(base)
-    shapes, shardings = _shardings(model)
-    checkpoints = Checkpoints(run.checkpoints)
-    try:
-        return base, model, checkpoints.restore_params(abstract(shapes, shardings))
-    finally:
-        checkpoints.close()
-
-
 def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
-    """Writes a run's newest weights as a Hugging Face folder; returns where."""
+    """Writes a run's newest weights as a Hugging Face folder, and returns its path.
+
+    Args:
+      folder: the run's folder.
+      out: the folder to write; None replaces the run's own export.
+      dtype: of the stored weights, float32 or bfloat16.
+
+    Raises:
+      UserError: if `folder` is not a run with a checkpoint, or `out` is not empty.
+    """
     run = Run.open(folder)
     config = run.config()
     if out is not None:
         check_destination(out)
     base, model, params = _load_run(run, config)
-    template, place = config.model.chat_template, out or run.export
-    export(model, params, base, place, dtype, chat_template=template, replace=out is None)
-    return place
+    export(
+        model,
+        params,
+        base,
+        out or run.export,
+        dtype,
+        chat_template=config.model.chat_template,
+        replace=out is None,
+    )
+    return out or run.export
 
 
 def complete_prompts(
     source: str, prompts: Sequence[str], sampling: Sampling, *, raw: bool = False
 ) -> list[str]:
-    """Completions by a run, an export or any model folder or hub name."""
-    run, template = Run(Path(source)), None
+    """Completions of prompts.
+
+    Args:
+      source: the folder of a run, an export or another model, or a hub name.
+      prompts: each is a user turn of the chat template.
+      raw: whether prompts are plain text instead.
+    """
+    run, chat_template = Run(Path(source)), None
     if run.config_file.is_file():
         config = run.config()
         base, model, params = _load_run(run, config)
-        template = config.model.chat_template
+        chat_template = config.model.chat_template
     else:
         base = resolve_model(source)
         model = load_model_config(base)
-        params = load_params(base, model, _shardings(model)[1])
-    tokenizer = load_tokenizer(base, template)
+        params = load_params(base, model, _shardings(model))
+    tokenizer = load_tokenizer(base, chat_template)
     to_ids = text_ids if raw else prompt_ids
     ids = [to_ids(tokenizer, prompt) for prompt in prompts]
     return complete(model, params, tokenizer, ids, sampling)
+
+
+def _load_run(run: Run, config: Config) -> tuple[Path, ModelConfig, Params]:
+    """The base model's folder, the model's config and the run's newest weights."""
+    base = resolve_model(config.model.path, config.model.revision)
+    model = load_model_config(base)
+    checkpoints = Checkpoints(run.checkpoints)
+    try:
+        params: Params = checkpoints.restore_params(
+            abstract(abstract_params(model), _shardings(model))
+        )
+    finally:
+        checkpoints.close()
+    return base, model, params
+
+
+def _shardings(model: ModelConfig) -> Any:
+    """The parameters' shardings with all devices along fsdp."""
+    return param_shardings(make_mesh(), abstract_params(model), logical_axes(model))
