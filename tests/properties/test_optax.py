@@ -1,6 +1,6 @@
 """What optax asks of its own transformations, asked of ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,13 +55,6 @@ def make(name: str) -> Any:
 def injected(name: str) -> Any:
     factory, hyperparams, _ = TRANSFORMATIONS[name]
     return optax.inject_hyperparams(factory)(**hyperparams)
-
-
-@pytest.fixture(autouse=True)
-def _promotion() -> Iterator[None]:
-    """optax's own code promotes dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.fixture(params=TRANSFORMATIONS, name="name")
