@@ -4,10 +4,11 @@
     python benchmarks/data.py models/SmolLM2-135M-Instruct --file train.jsonl \\
         --columns prompt=question,completion=answer
 
-Every figure is of a process of its own, from the file to the tokens on disk. `datasets.map` reads
-the file into its cache and tokenises prompt and completion (seconds: read + map); ours also finds
-the learned tokens, digests every example and packs (seconds: tokenise + plan). CPU seconds are the
-process's on all cores, with its imports. MiB: the most that it held beside mapped files.
+Each figure comes from a process of its own, which goes from the file to the tokens on disk.
+`datasets.map` reads the file into its cache and tokenises prompt and completion (seconds: read +
+map); gmt-train also makes loss masks, digests every example and packs (seconds: tokenise + pack).
+CPU seconds are those of the process on all cores, its imports included. MiB is the most memory that
+it held, mapped files left out.
 """
 
 import argparse
@@ -30,28 +31,29 @@ def synthesise(file: Path, lines: int) -> None:
     draw, words = random.Random(0), WORDS.split()
     with file.open("w") as out:
         for number in range(lines):
-            said = [" ".join(draw.choices(words, k=draw.randint(5, 60))) for _ in range(2)]
-            row = {"prompt": f"{number} {said[0]}", "completion": f" {said[1]}."}
-            out.write(json.dumps(row) + "\n")
+            texts = [" ".join(draw.choices(words, k=draw.randint(5, 60))) for _ in range(2)]
+            record = {"prompt": f"{number} {texts[0]}", "completion": f" {texts[1]}."}
+            out.write(json.dumps(record) + "\n")
 
 
 def ours(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tuple[float, ...]:
-    """Seconds to tokenise and to plan, and examples."""
-    from train.data.packing import plan_rows
-    from train.data.sources import open_rows
-    from train.data.token_store import Reading, store
+    """Seconds to tokenise and to pack, and the number of examples."""
+    from train.data.chat import RecordReader
+    from train.data.packing import pack
+    from train.data.sources import open_source
+    from train.data.token_store import open_store
     from train.hf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     started = time.perf_counter()
-    made = store(open_rows(str(file)), tokenizer, Reading(columns=columns), folder)
+    store = open_store(open_source(str(file)), tokenizer, RecordReader(columns=columns), folder)
     tokenised = time.perf_counter()
-    plan_rows(made.index["length"].clip(max=2048), 2048, folder)
-    return tokenised - started, time.perf_counter() - tokenised, len(made)
+    pack(store.index["length"].clip(max=2048), 2048, folder)
+    return tokenised - started, time.perf_counter() - tokenised, len(store)
 
 
 def theirs(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tuple[float, ...]:
-    """Seconds to read and to tokenise, and examples."""
+    """Seconds to read and to tokenise, and the number of examples."""
     from datasets import Dataset, disable_progress_bars
 
     from train.hf.tokenizer import load_tokenizer
@@ -66,26 +68,26 @@ def theirs(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tu
         return {"input_ids": ids}
 
     started = time.perf_counter()
-    rows = Dataset.from_json(str(file), cache_dir=str(folder))
+    records = Dataset.from_json(str(file), cache_dir=str(folder))
     read = time.perf_counter()
-    made = rows.map(tokenise, batched=True, remove_columns=rows.column_names)
-    return read - started, time.perf_counter() - read, len(made)
+    examples = records.map(tokenise, batched=True, remove_columns=records.column_names)
+    return read - started, time.perf_counter() - read, len(examples)
 
 
-def held() -> int:
-    """Bytes that this process holds beside mapped files."""
+def memory() -> int:
+    """Bytes that this process holds, mapped files left out."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if "RssAnon" in line).split()[1]) * 1024
 
 
-def child(which: str, model: Path, file: Path, columns: dict[str, str]) -> None:
-    """Measures one way and prints it for the parent."""
+def measure_here(which: str, model: Path, file: Path, columns: dict[str, str]) -> None:
+    """Measures one of the two in this process, and prints the result for `measure`."""
     done, peak = Event(), 0
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.05):
-            peak = max(peak, held())
+            peak = max(peak, memory())
 
     watcher = Thread(target=watch)
     watcher.start()
@@ -99,10 +101,10 @@ def child(which: str, model: Path, file: Path, columns: dict[str, str]) -> None:
 
 
 def measure(which: str, model: Path, file: Path, columns: dict[str, str]) -> list[float]:
-    """One way, in a process of its own."""
+    """Measures one of the two in a process of its own."""
     command = [sys.executable, __file__, str(model), "--child", which, "--file", str(file)]
     command += ["--columns", ",".join(f"{k}={v}" for k, v in columns.items())] if columns else []
-    # The tokenizer's threads work in both.
+    # Both use the tokenizer's threads.
     env = os.environ | {"TOKENIZERS_PARALLELISM": "true", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     result: list[float] = json.loads(done.stdout.splitlines()[-1])
@@ -110,13 +112,14 @@ def measure(which: str, model: Path, file: Path, columns: dict[str, str]) -> lis
 
 
 def compare(name: str, model: Path, file: Path, columns: dict[str, str], repeat: int) -> None:
-    """Prints a line for each way, the fastest of several times, in turns."""
+    """Prints a line for each of the two: the fastest of several measurements, taken in turns."""
     best: dict[str, list[float]] = {}
     for _ in range(repeat):
         for which in ("theirs", "ours"):
-            made = measure(which, model, file, columns)
-            if which not in best or sum(made[:2]) < sum(best[which][:2]):
-                best[which] = made
+            print(f"{name}: measuring {which}", file=sys.stderr, flush=True)
+            result = measure(which, model, file, columns)
+            if which not in best or sum(result[:2]) < sum(best[which][:2]):
+                best[which] = result
     for which, label in (("theirs", "datasets.map"), ("ours", "gmt-train")):
         first, second, count, busy, peak = best[which]
         rate = count / (first + second)
@@ -137,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     columns = dict(pair.split("=") for pair in args.columns.split(",") if pair)
     if args.child:
-        child(args.child, args.model, args.file, columns)
+        measure_here(args.child, args.model, args.file, columns)
         return
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
     print("| data | way | seconds | examples/s | CPU seconds | MiB |")

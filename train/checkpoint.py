@@ -1,8 +1,10 @@
-"""Saves and restores training states with orbax, in the background and atomically."""
+"""Saves and restores a run's training state and data position with orbax, in the background."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import jax
+import optax
 from orbax.checkpoint import v1 as ocp
 
 from .errors import UserError
@@ -10,61 +12,65 @@ from .step import TrainState
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, one folder a step.
+    """The newest checkpoints of a run, one folder a step; a context that waits for the last save.
 
     Weights and optimizer state are stored side by side, so that an export or a completion reads
     the weights alone.
 
     Args:
-      folder: where they lie.
-      keep: how many a run keeps; None only reads, and leaves alone what a live run is writing.
+      folder: where they are stored.
+      keep: how many are kept; None only reads, and leaves alone what a live run is writing.
+
+    Raises:
+      UserError: if the folder is only to be read and there is none.
     """
 
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         if keep is None and not folder.is_dir():
             raise UserError(f"{folder} is not there: the run saved nothing yet")
-        policy = ocp.training.preservation_policies.LatestN(keep)
+        # Typed as Any: orbax's own policies do not match the protocols of its annotations.
+        preserve: Any = ocp.training.preservation_policies.LatestN(keep)
+        decide: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
-            preservation_policy=policy,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=preserve,
+            save_decision_policy=decide,
             cleanup_tmp_directories=keep is not None,
         )
         self._folder = folder
-        self.stream: Any = None  # A grain iterator, whose place is saved too.
 
     @property
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, or None."""
+        """The step of the newest complete checkpoint, or None."""
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
-    def save(self, state: TrainState) -> None:
-        """Starts saving the state under its step; a save in progress is waited for first."""
-        step = int(state.step)
+    def save(self, state: TrainState, loader: ocp.StatefulCheckpointable) -> None:
+        """Starts saving both under the state's step; waits for a save in progress first."""
+        step = int(jax.device_get(state.step))
         if self.latest_step == step:
             return
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        stream = {} if self.stream is None else {"stream": self.stream}
-        self._checkpointer.save_checkpointables_async(
-            step, {"params": state.params, "rest": rest, **stream}
-        )
+        with jax.transfer_guard("allow"):  # Orbax copies the state to the host.
+            self._checkpointer.save_checkpointables_async(
+                step, {**_by_name(state), "loader": loader}
+            )
 
-    def restore(self, state: TrainState) -> TrainState:
-        """The newest checkpoint, laid out as the given abstract state (with shardings) says."""
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        loaded = self._load({"params": state.params, "rest": rest})
+    def restore(self, state: TrainState, loader: ocp.StatefulCheckpointable) -> TrainState:
+        """Restores the newest checkpoint: returns its state and sets the loader to its position.
+
+        Args:
+          state: the shapes, dtypes and shardings of the state.
+
+        Raises:
+          UserError: if there is no checkpoint or it cannot be read.
+        """
+        loaded = self._load({**_by_name(state), "loader": loader})
         return TrainState(loaded["rest"]["step"], loaded["params"], loaded["rest"]["opt_state"])
 
-    def attach_stream(self, iterator: Any) -> None:
-        """Sets a grain iterator to where it was at the newest checkpoint, and saves it from now."""
-        if self.latest_step is not None:
-            self._load({"stream": iterator})
-        self.stream = iterator
-
-    def restore_params(self, params: Any) -> Any:
-        """The weights alone of the newest checkpoint."""
-        return self._load({"params": params})["params"]
+    def restore_params(self, params: optax.Params) -> optax.Params:
+        """The weights alone of the newest checkpoint, given their shapes and shardings."""
+        restored: optax.Params = self._load({"params": params})["params"]
+        return restored
 
     def _load(self, abstract: dict[str, Any]) -> dict[str, Any]:
         step = self.latest_step
@@ -80,5 +86,18 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        """Waits for the last save to be whole on disk."""
+        """Waits until the last save is complete on disk."""
         self._checkpointer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _by_name(state: TrainState) -> dict[str, Any]:
+    return {
+        "params": state.params,
+        "rest": {"step": state.step, "opt_state": state.opt_state},
+    }

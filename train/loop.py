@@ -1,13 +1,16 @@
-"""The training loop: batches → step → log → evaluate → save."""
+"""The training loop: batch → step → log → evaluate → save."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import optax
+
 from .checkpoint import Checkpoints
+from .data.loader import Loader, TrainBatch
 from .distributed.preemption import preemption_guard
 from .errors import UserError
 from .observe.progress import Display
@@ -27,15 +30,22 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop calls; it knows nothing of models, data or meshes."""
+    """What the loop calls; it knows nothing of models, data or meshes.
 
-    # (updates done, updates in all) -> each update's microbatches, and the tokens in them
-    batches: Callable[[int, int], AbstractContextManager[Iterator[tuple[Batch, int]]]]
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
-    evaluate: Callable[[Any], float | None]  # params -> eval loss
-    sample: Callable[[Any], list[tuple[str, str]]]  # params -> prompts with their completions
-    learning_rate: Callable[[int], Any]  # updates done -> of the next update
-    peak_tokens_per_s: float | None = None  # at all the devices' peak, where that is known
+    Attributes:
+      loader: yields each update's microbatches, and the tokens in them.
+      evaluate: params → eval loss, or None without evaluation data.
+      sample: params → prompts with their completions.
+      learning_rate: updates done → the learning rate of the next update.
+      peak_tokens_per_s: tokens per second at the devices' peak rate, if that is known.
+    """
+
+    loader: Loader
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[optax.Params], float | None]
+    sample: Callable[[optax.Params], list[tuple[str, str]]]
+    learning_rate: Callable[[int], float]
+    peak_tokens_per_s: float | None = None
 
 
 def train(
@@ -49,28 +59,30 @@ def train(
 ) -> TrainState:
     """Updates the state until `cadence.steps`, or until SIGINT or SIGTERM asks to stop.
 
-    The state it returns is saved. The device is waited for only where there is something to log,
-    to evaluate or to save.
+    The state that is returned is saved. The loop waits for the device only where there is something
+    to log, to evaluate or to save. Data is transferred between host and device only where the code
+    says so (`jax.transfer_guard`).
 
     Raises:
-      UserError: when the loss is not finite; such a state is never saved.
+      UserError: if the loss is not finite; such a state is never saved.
     """
-    start = step = int(state.step)
-    if start == 0:
-        _evaluate(state, parts, run, display, 0)
-        _sample(state, parts, run, 0)
-    with preemption_guard() as should_stop, parts.batches(step, cadence.steps) as batches:
+    step = int(state.step)
+    with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
+        if step == 0:
+            _evaluate(state, parts, run, display, 0)
+            _sample(state, parts, run, 0)
         window = _Window(clock, step)
         last = step >= cadence.steps
         while not last:
-            batch, tokens = window.timed(batches)
-            state, metrics = parts.train_step(state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                batch, num_tokens = window.take(parts.loader)
+                state, metrics = parts.train_step(state, batch)
             step += 1
-            window.tokens += tokens
+            window.num_tokens += num_tokens
             last = step == cadence.steps or should_stop(step)
             save = last or step % cadence.save_every == 0
             if save or step % cadence.log_every == 0:
-                record = _numbers(step, metrics, parts)
+                record = _to_record(step, metrics, parts)
                 _refuse_non_finite(record, checkpoints)
                 record |= window.close(step, cadence.steps)
                 if parts.peak_tokens_per_s:
@@ -81,10 +93,10 @@ def train(
                 _evaluate(state, parts, run, display, step)
             if step == cadence.steps:
                 _sample(state, parts, run, step)
-            if save:  # Last: where there is a checkpoint, its records are whole.
-                checkpoints.save(state)
+            if save:  # Last: a checkpoint's records are complete when it is.
+                checkpoints.save(state, parts.loader)
             if save or step % cadence.evaluate_every == 0:
-                window = _Window(clock, step)  # Speed is that of training alone.
+                window = _Window(clock, step)  # The speed is that of training alone.
     return state
 
 
@@ -93,32 +105,33 @@ class _Window:
 
     def __init__(self, clock: Callable[[], float], step: int) -> None:
         self._clock, self._since, self._step = clock, clock(), step
-        self._waited, self.tokens = 0.0, 0
+        self._waited, self.num_tokens = 0.0, 0
 
-    def timed(self, batches: Iterator[tuple[Batch, int]]) -> tuple[Batch, int]:
-        """The next batch; the time that it takes is time lost."""
+    def take(self, loader: Loader) -> TrainBatch:
+        """The next batch; measures the time that the loop waits for it."""
         since = self._clock()
-        batch = next(batches)
+        batch = next(loader)
         self._waited += self._clock() - since
         return batch
 
     def close(self, step: int, steps: int) -> dict[str, float]:
+        """The figures of the updates up to this step; the next window begins."""
         now = self._clock()
         seconds = now - self._since
         figures = {
-            "tokens_per_s": self.tokens / seconds,
+            "tokens_per_s": self.num_tokens / seconds,
             "data_wait": self._waited / seconds,
             "seconds_left": seconds / (step - self._step) * (steps - step),
         }
-        self._since, self._step, self._waited, self.tokens = now, step, 0.0, 0
+        self._since, self._step, self._waited, self.num_tokens = now, step, 0.0, 0
         return figures
 
 
-def _numbers(step: int, metrics: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """A step's metrics off the device; this waits for it."""
+def _to_record(step: int, metrics: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """A step's metrics on the host; waits for the device."""
     record: dict[str, Any] = {"step": step}
-    record |= {key: float(value) for key, value in metrics.items()}
-    return record | {"learning_rate": float(parts.learning_rate(step - 1))}
+    record |= {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return record | {"learning_rate": parts.learning_rate(step - 1)}
 
 
 def _refuse_non_finite(record: dict[str, Any], checkpoints: Checkpoints) -> None:

@@ -1,16 +1,18 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+import optax
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoints
 from .config import Config
-from .data.loader import Supply, make_supply
+from .data.loader import RunData, open_data
 from .distributed.processes import check_equal, main_process_first
 from .flops import peak_tokens_per_s
 from .generate import Sampling, complete
@@ -38,7 +40,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     A run that is finished is reported again without training.
 
     Raises:
-      UserError: before anything is written, where model, data, mesh or folder are not as needed.
+      UserError: before anything is written, if model, data, mesh or folder are not as needed.
     """
     run = Run(Path(config.run))
     run.check(config, resume)
@@ -47,40 +49,24 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
         return
     keep_compiled(config)
     mesh = make_mesh(**config.mesh.model_dump())
-    rows = config.batch.size // config.batch.num_microbatches
-    check_rows(mesh, rows, config.data.max_length)
+    num_rows = config.batch.size // config.batch.num_microbatches
+    check_rows(mesh, num_rows, config.data.max_length)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
     with main_process_first("tokenised data", DATA_TIMEOUT):
-        supply = make_supply(config, tokenizer, model.vocab_size, mesh, console)
-    said = config.model_dump(exclude={"cache"})
-    seen = f"{said} {supply.digest} {run.checkpoints.is_dir()}"
-    check_equal("the config, the data or the run's folder", seen)
-    steps = supply.steps
-    program = Program(config, model, mesh, steps)
-    with jax.set_mesh(mesh):
-        initial = _initial_state(program, base)
-        # Weights that cannot be read are told before the run's folder is there.
-        state = None if run.checkpoints.is_dir() else initial()
-        run.start(config)
-        checkpoints = Checkpoints(run.checkpoints, config.checkpoint.keep)
-        try:
-            if checkpoints.latest_step is not None:
-                state = checkpoints.restore(program.abstract_state())
-            elif state is None:
-                state = initial()
-            done = int(state.step)
-            run.forget_after(done or -1)  # What comes before the first update is done again.
-            parts = _parts(program, tokenizer, supply, checkpoints)
-            cadence = Cadence(
-                steps, config.log_every, config.evaluation.every, config.checkpoint.every
-            )
-            with Display(steps, done, console) as display:
-                state = train(state, parts, checkpoints, cadence, run, display)
-        finally:
-            checkpoints.close()
-        if int(state.step) < steps:
+        data = open_data(config, tokenizer, model.vocab_size, mesh, console)
+    settings = config.model_dump(exclude={"cache"})
+    check_equal(
+        "the config, the data or the run's folder",
+        f"{settings} {data.digest} {run.checkpoints.is_dir()}",
+    )
+    program = Program(config, model, mesh, data.steps)
+    with jax.set_mesh(mesh), closing(data.loader):
+        state = _train(program, base, tokenizer, data, run, console)
+        if data.stream is not None:
+            console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
+        if int(state.step) < data.steps:
             console.print(f"stopped and saved at step {int(state.step)}; go on with --resume")
             return
         if config.export_dtype:
@@ -96,51 +82,88 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     print_report(run, console)
 
 
-def _initial_state(program: Program, base: Path) -> Callable[[], TrainState]:
-    """Pre-trained weights and a fresh optimizer state, made in place on the mesh."""
+def _train(
+    program: Program,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    data: RunData,
+    run: Run,
+    console: Console,
+) -> TrainState:
+    """Begins the run or goes on with it, up to its last update or a request to stop."""
+    config = program.config
+    # Weights that cannot be read are reported before the run's folder is made.
+    state = None if run.checkpoints.is_dir() else _initial_state(program, base)
+    run.start(config)
+    with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(program.abstract_state(), data.loader)
+        elif state is None:
+            state = _initial_state(program, base)
+        done = int(state.step)
+        run.forget_after(done or -1)  # What comes before the first update is repeated.
+        cadence = Cadence(
+            data.steps, config.log_every, config.evaluation.every, config.checkpoint.every
+        )
+        parts = _make_parts(program, tokenizer, data)
+        with Display(data.steps, done, console) as display:
+            return train(state, parts, checkpoints, cadence, run, display)
 
-    def initial() -> TrainState:
-        shardings = program.shardings
-        params = load_params(base, program.model, shardings.params)
-        opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
-        return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
 
-    return initial
+def _initial_state(program: Program, base: Path) -> TrainState:
+    """Pre-trained weights and a fresh optimizer state, created in place on the mesh."""
+    shardings = program.shardings
+    params = load_params(base, program.model, shardings.params)
+    opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
 
 
-def _parts(program: Program, tokenizer: Any, supply: Supply, checkpoints: Checkpoints) -> Parts:
-    """The loop's calls, bound to this run."""
+def _make_parts(program: Program, tokenizer: PreTrainedTokenizerBase, data: RunData) -> Parts:
+    """The loop's parts, bound to this run."""
     config, model = program.config, program.model
     devices = program.mesh.devices.flatten()
-    eval_step = jit_eval_step(program.loss, program.mesh, program.shardings.params)
+    schedule = make_schedule(config.optimizer, data.steps)
 
-    def evaluate(params: Any) -> float | None:
-        if supply.held_out is None:
-            return None
-        total = weight = 0.0
-        with supply.held_out() as batches:
-            for batch in batches:
-                sums = eval_step(params, batch)
-                total, weight = total + float(sums[0]), weight + float(sums[1])
-        return total / weight
-
-    prompts = config.evaluation.prompts
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    sampling = Sampling(config.evaluation.max_new_tokens)
-
-    def sample(params: Any) -> list[tuple[str, str]]:
+    def sample(params: optax.Params) -> list[tuple[str, str]]:
+        prompts = config.evaluation.prompts
         if not prompts:
             return []
-        made = complete(model, params, tokenizer, ids, sampling, config.model.compute_dtype)
-        return list(zip(prompts, made, strict=True))
+        ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+        sampling = Sampling(config.evaluation.max_new_tokens)
+        with jax.transfer_guard("allow"):  # Tokens go to the devices and come back.
+            completions = complete(
+                model, params, tokenizer, ids, sampling, config.model.compute_dtype
+            )
+        return list(zip(prompts, completions, strict=True))
+
+    def learning_rate(done: int) -> float:
+        with jax.transfer_guard("allow"):  # The schedule is computed from a number of the host's.
+            return float(np.asarray(schedule(done)))
 
     return Parts(
-        batches=lambda start, stop: supply.batches(start, stop, checkpoints.attach_stream),
+        loader=data.loader,
         train_step=program.train_step(),
-        evaluate=evaluate,
+        evaluate=_make_evaluate(program, data),
         sample=sample,
-        learning_rate=make_schedule(config.optimizer, supply.steps),
+        learning_rate=learning_rate,
         peak_tokens_per_s=peak_tokens_per_s(
             model, config.data.max_length, devices[0], len(devices)
         ),
     )
+
+
+def _make_evaluate(program: Program, data: RunData) -> Callable[[optax.Params], float | None]:
+    """The mean loss over all tokens of the evaluation data that have one."""
+    eval_step = jit_eval_step(program.loss, program.mesh, program.shardings.params)
+
+    def evaluate(params: optax.Params) -> float | None:
+        if data.eval_batches is None:
+            return None
+        loss = weight = 0.0
+        with data.eval_batches() as batches:
+            for batch in batches:
+                sums = jax.device_get(eval_step(params, batch))
+                loss, weight = loss + float(sums[0]), weight + float(sums[1])
+        return loss / weight
+
+    return evaluate

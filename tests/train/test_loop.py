@@ -3,11 +3,13 @@
 import math
 import os
 import signal
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -28,8 +30,20 @@ class FakeCheckpoints:
     def latest_step(self) -> int | None:
         return self.saved[-1] if self.saved else None
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, loader: Any) -> None:
         self.saved.append(int(state.step))
+        assert loader.taken == int(state.step), "the position is that of the state"
+
+
+class FakeLoader:
+    """Batches of seven tokens each, counted."""
+
+    def __init__(self, taken: int) -> None:
+        self.taken = taken
+
+    def __next__(self) -> tuple[dict[str, Any], int]:
+        self.taken += 1
+        return {}, 7
 
 
 def _run(
@@ -38,18 +52,20 @@ def _run(
     steps: int = 10,
     at: dict[int, Any] | None = None,
     peak: float | None = None,
+    touch: Callable[[], object] = lambda: None,
 ) -> tuple[TrainState, FakeCheckpoints, Run]:
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         step = int(state.step) + 1
+        touch()
         event = (at or {}).get(step)
         if callable(event):
             event()
         loss = event if event and not callable(event) else 1.0 / step
         metrics = {"loss": loss, "grad_norm": 1.0, "masked_fraction": 0.2, "num_loss_tokens": 5.0}
-        return TrainState(jnp.int32(step), state.params, ()), metrics
+        return TrainState(np.int32(step), state.params, ()), metrics
 
     parts = Parts(
-        batches=lambda start, stop: nullcontext(({}, 7) for _ in range(start, stop)),
+        loader=FakeLoader(start),  # type: ignore[arg-type]
         train_step=train_step,
         evaluate=lambda params: 2.0,
         sample=lambda params: [("p", "c")],
@@ -57,7 +73,7 @@ def _run(
         peak_tokens_per_s=peak,
     )
     run, saves = Run(tmp_path), FakeCheckpoints()
-    state = TrainState(jnp.int32(start), None, ())
+    state = TrainState(np.int32(start), None, ())
     with Display(steps, start, Console()) as display:
         state = train(state, parts, saves, Cadence(steps, 3, 5, 4), run, display)  # type: ignore[arg-type]
     return state, saves, run
@@ -112,9 +128,9 @@ class _OnDevice:
     def __init__(self, asked: list[int], step: int) -> None:
         self._asked, self._step = asked, step
 
-    def __float__(self) -> float:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         self._asked.append(self._step)
-        return 1.0
+        return np.float32(1)
 
     def __bool__(self) -> bool:
         return True
@@ -135,3 +151,51 @@ def test_mfu_is_the_share_of_the_peak_where_there_is_one(
     assert len(records) == 6
     for record in records:
         assert record.get("mfu") == (peak and pytest.approx(record["tokens_per_s"] / peak))
+
+
+ON_DEVICE = jnp.ones(3)
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda: jax.jit(lambda x: x + 1)(np.ones(3, np.float32)),
+        lambda: ON_DEVICE + np.ones(3, np.float32),
+        lambda: jax.jit(lambda x, n: x + n)(ON_DEVICE, 2.0),
+    ],
+    ids=["array to a jitted function", "array to an operation", "number to a jitted function"],
+)
+def test_an_implicit_transfer_in_the_step_is_refused(
+    tmp_path: Path, touch: Callable[[], object]
+) -> None:
+    # From the host to a device, that is. On a CPU the guard does not see the other way, whose
+    # arrays are read where they are: test_the_device_is_waited_for_only_where_... counts those.
+    touch()
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        _run(tmp_path, touch=touch)
+
+
+def test_an_explicit_transfer_in_the_step_is_allowed(tmp_path: Path) -> None:
+    state, _, _ = _run(tmp_path, touch=lambda: jax.device_get(jax.device_put(np.ones(3))))
+    assert int(state.step) == 10
+
+
+def test_every_update_is_a_step_of_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, inside = [], []
+
+    class Annotation:
+        def __init__(self, name: str, step_num: int) -> None:
+            self._entry = (name, step_num)
+
+        def __enter__(self) -> None:
+            steps.append(self._entry)
+            inside.append(True)
+
+        def __exit__(self, *_: object) -> None:
+            inside.pop()
+
+    monkeypatch.setattr(jax.profiler, "StepTraceAnnotation", Annotation)
+    _run(tmp_path, touch=lambda: inside[0])
+    assert steps == [("train", step) for step in range(10)]

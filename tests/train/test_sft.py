@@ -167,7 +167,7 @@ def test_a_run_goes_on_on_another_mesh(write_config: Write) -> None:
 def test_a_run_that_saved_nothing_begins_again_with_clean_records(write_config: Write) -> None:
     file = write_config(steps=4, checkpoint={"every": 4})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.loop._numbers", lambda *_: 1 / 0)
+        patch.setattr("train.loop._to_record", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             _train(file)
     run = _train(file, resume=True)

@@ -1,4 +1,4 @@
-"""What a run would learn from, looked at before it is paid for."""
+"""A report on the data that a run would train on, before the run is paid for."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,22 +15,22 @@ from ..errors import DataError, UserError
 from ..hf.hub import resolve_model
 from ..hf.tokenizer import load_tokenizer
 from ..model import load_model_config
-from .chat import render
-from .datasets import check_tokenizer, find_faults, load
-from .records import read_record
+from .chat import RecordReader
+from .datasets import DataContext, load_sources
 from .sampler import permutation
-from .splits import Datasets, Loaded, Side, Used, divide
+from .splits import Datasets, Split, TokenisedSource, make_splits
 from .tokenize import Example
+from .validate import check_epoch, check_tokenizer, find_faults
 
-_BARS = 12  # Of the histogram.
-_TRIED = 200  # Texts that are taken there and back.
+_BARS = 12  # Bars of the histogram.
+_TRIED = 200  # Texts whose round trip is tried, and examples searched for an end token.
 
 
-def check(config: Config, console: Console, shown: int = 3) -> None:
-    """Prints counts, lengths, shares and a few examples with what is learned of them.
+def check(config: Config, console: Console, num_shown: int = 3) -> None:
+    """Prints counts, lengths, fractions and a few examples with their loss masks.
 
     Raises:
-      DataError: listing everything that would make training on this data wrong.
+      DataError: with everything that would make training on this data wrong.
     """
     base = resolve_model(config.model.path, config.model.revision)
     vocab_size = load_model_config(base).vocab_size
@@ -42,94 +42,94 @@ def check(config: Config, console: Console, shown: int = 3) -> None:
         )
     data = config.data.model_copy(update={"on_error": "report"})
     cache = Path(config.cache).expanduser()
-    loaded = load(data, tokenizer, cache, console)
-    faults = find_faults(data, loaded, vocab_size)
+    sources = load_sources(data, DataContext(tokenizer, vocab_size, config.seed, cache, console))
+    faults = find_faults(data, [source.store for source in sources], vocab_size)
     try:
         check_tokenizer(tokenizer, vocab_size)
     except UserError as fault:
         faults.insert(0, str(fault))
     try:
-        made = divide(data, loaded, config.seed, cache)
+        datasets = make_splits(data, sources, config.seed, cache)
     except UserError as fault:
         raise DataError([*faults, str(fault)]) from None
-    for side in made.sides:
-        console.print(_counts(side))
-        console.print(_lengths(side))
-    console.print(_repeated(made.train))
-    console.print(_round_trip(loaded, tokenizer))
-    for number in range(min(shown, len(made.train.lengths))):
-        example = Used(made.train.parts)[number]
-        console.print(_drawn(example, tokenizer, data.max_length, console), soft_wrap=True)
-    faults += _wrong(made, tokenizer, config.batch.size, config.seed)
+    for split in datasets.splits:
+        console.print(_count_table(split))
+        console.print(_length_histogram(split))
+    console.print(_repetitions(datasets.train))
+    console.print(_round_trip(sources, tokenizer))
+    examples = datasets.train.examples
+    for number in range(min(num_shown, len(datasets.train.lengths))):
+        text = _mark(examples[number], tokenizer, data.max_length, console)
+        console.print(text, soft_wrap=True)
+    faults += _find_faults_of_the_whole(datasets, tokenizer, config.batch.size, config.seed)
     if faults:
         raise DataError(faults)
     console.print("nothing found that would make training wrong", style="bold green")
 
 
-def _counts(side: Side) -> Table:
-    packing = side.data.packing
-    padding = "padded by batch" if packing == "bucketed" else f"{side.padding:.1%} padding"
-    rows = f"{side.rows.num_rows:,} {'padded' if packing == 'none' else packing} rows"
-    title = f"{side.name}: {rows}, {padding}"
+def _count_table(split: Split) -> Table:
+    packing = split.data.packing
+    padding = "padded by batch" if packing == "bucketed" else f"{split.padding:.1%} padding"
+    rows = f"{split.rows.num_rows:,} {'padded' if packing == 'none' else packing} rows"
+    title = f"{split.name}: {rows}, {padding}"
     table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
     table.add_column("source", overflow="fold")
-    for name in ("used", "cut", "too long", "left out", "faulty", "tokens", "learned"):
+    for name in ("used", "cut", "too long", "left out", "faulty", "tokens", "trained on"):
         table.add_column(name, justify="right")
-    for part in side.parts:
-        tokens = int(part.lengths.sum(dtype=np.int64))
-        unused = len(part.side) - len(part.used) - part.dropped
-        counts = [len(part.used), len(part.cut), part.dropped, unused, len(part.store.faults)]
-        numbers = [f"{count:,}" for count in (*counts, tokens)]
-        table.add_row(Text(part.source.path), *numbers, f"{part.targets / tokens:.1%}")
+    for part in split.sources:
+        num_tokens = int(part.lengths.sum(dtype=np.int64))
+        counts = [len(part.used), len(part.cut), part.num_dropped, part.num_left_out]
+        counts += [len(part.store.faults), num_tokens]
+        cells = [f"{count:,}" for count in counts]
+        table.add_row(Text(part.source.path), *cells, f"{part.num_loss_tokens / num_tokens:.1%}")
     return table
 
 
-def _lengths(side: Side) -> Text:
-    """A histogram of the examples' tokens before they are cut or dropped."""
-    lengths = np.concatenate([part.store.index["length"][part.side] for part in side.parts])
+def _length_histogram(split: Split) -> Text:
+    """A histogram of the examples' tokens, before they are cut or dropped."""
+    lengths = np.concatenate([part.store.index["length"][part.numbers] for part in split.sources])
     counts, edges = np.histogram(lengths, _BARS, (0, int(lengths.max()) + 1))
-    text = Text(f"\n{side.name}: tokens an example, median {int(np.median(lengths)):,}\n")
+    text = Text(f"\n{split.name}: tokens an example, median {int(np.median(lengths)):,}\n")
     for count, (low, high) in zip(counts.tolist(), pairwise(edges.tolist()), strict=True):
         bar = "█" * -(-40 * count // int(counts.max()))
-        over = "" if low <= side.data.max_length else "  over data.max_length"
+        over = "" if low <= split.data.max_length else "  over data.max_length"
         text.append(
             f"{int(np.ceil(low)):>9,} to {int(np.ceil(high)) - 1:<9,} {bar} {count:,}{over}\n"
         )
     return text
 
 
-def _repeated(side: Side) -> str:
-    digests = np.concatenate([part.store.index["digest"][part.used] for part in side.parts])
+def _repetitions(split: Split) -> str:
+    digests = split.digests
     return f"{len(digests) - len(np.unique(digests)):,} training examples repeat another one"
 
 
-def _round_trip(loaded: Sequence[Loaded], tokenizer: Any) -> Text:
-    """How many texts are the same after they were tokens, and the first that is not."""
-    tried = 0
+def _round_trip(sources: Sequence[TokenisedSource], tokenizer: Any) -> Text:
+    """How many texts are the same after tokenising and decoding, and the first that is not."""
+    num_tried = 0
     changed = []
-    for each in loaded:
-        records = np.unique(each.store.index["record"])
-        for at in permutation(len(records), 0)[: -(-_TRIED // len(loaded))]:
-            record = int(records[at])
-            row = each.store.rows[record]
-            read = read_record(row, each.source.format, each.source.columns)
-            for made in render(read, tokenizer):
-                tried += 1
-                ids = tokenizer(made.text, add_special_tokens=False).input_ids
-                if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != made.text:
-                    changed.append(each.store.where(record))
-    said = f"{tried - len(changed):,} of {tried:,} texts that were tried survive a round trip\n"
-    return Text(said + (f"the first that does not: {changed[0]}\n" if changed else ""))
+    for source in sources:
+        reader = RecordReader(source.source.format, source.source.columns or None)
+        records = np.unique(source.store.index["record"])
+        drawn = permutation(len(records), 0)[: -(-_TRIED // len(sources))]
+        for record in records[drawn].tolist():
+            for rendered in reader.render(source.store.records[record], tokenizer):
+                num_tried += 1
+                ids = tokenizer(rendered.text, add_special_tokens=False).input_ids
+                if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != rendered.text:
+                    changed.append(source.store.where(record))
+    summary = f"{num_tried - len(changed):,} of {num_tried:,} texts survive a round trip\n"
+    return Text(summary + (f"the first that does not: {changed[0]}\n" if changed else ""))
 
 
-def _drawn(example: Example, tokenizer: Any, max_length: int, console: Console) -> Text:
-    """The text of an example, with what is learned of it in colour; without colour, in ⟦ ⟧."""
-    tokens, target = example.tokens[:max_length], example.target[:max_length]
-    edges = [0, *(np.flatnonzero(np.diff(target)) + 1).tolist(), len(tokens)]
+def _mark(example: Example, tokenizer: Any, max_length: int, console: Console) -> Text:
+    """An example's text, in which what has a loss is in colour; without colour, in ⟦ ⟧."""
+    tokens, loss_mask = example.tokens[:max_length], example.loss_mask[:max_length]
+    edges = [0, *(np.flatnonzero(np.diff(loss_mask)) + 1).tolist(), len(tokens)]
     text = Text()
     for begin, end in pairwise(edges):
         piece = tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False)
-        if not target[begin]:
+        if not loss_mask[begin]:
             text.append(piece, style="dim")
         elif console.is_terminal and not console.no_color:
             text.append(piece, style="bold green")
@@ -138,45 +138,46 @@ def _drawn(example: Example, tokenizer: Any, max_length: int, console: Console) 
     return text.append("\n")
 
 
-def _wrong(made: Datasets, tokenizer: Any, batch_size: int, seed: int) -> list[str]:
-    """What no single row is at fault for."""
+def _find_faults_of_the_whole(
+    datasets: Datasets, tokenizer: Any, batch_size: int, seed: int
+) -> list[str]:
+    """Faults that are not those of a single record."""
     faults = []
-    rows = made.train.batches(batch_size, seed).rows_in_epoch
-    if rows < batch_size:
+    try:
+        check_epoch(datasets.train.batches(batch_size, seed).rows_per_epoch, batch_size)
+    except UserError as fault:
+        faults.append(str(fault))
+    if datasets.eval is not None:
+        faults += _find_shared(datasets.train, datasets.eval)
+    if not _trains_on_an_end_token(datasets.train, tokenizer):
         faults.append(
-            f"data.train: an epoch has {rows} rows, fewer than a batch of {batch_size}; "
-            "lower batch.size or add data"
-        )
-    if made.held_out is not None:
-        faults += _shared(made.train, made.held_out)
-    if not _ends_learned(made.train, tokenizer):
-        faults.append(
-            "data.train: no end token is learned in the examples looked at, so generation would "
-            "not stop; check eos_token and the end of turn in the chat template"
+            f"data.train: none of the first {_TRIED} examples trains on an end token, so "
+            "generation would not stop; check eos_token and the end of turn in the chat template"
         )
     return faults
 
 
-def _shared(train: Side, held_out: Side) -> list[str]:
-    """Held-out examples that are trained on."""
-    learned = np.concatenate([part.store.index["digest"][part.used] for part in train.parts])
-    for part in held_out.parts:
+def _find_shared(train: Split, evaluation: Split) -> list[str]:
+    """The first evaluation example that is trained on, and how many others there are."""
+    trained = train.digests
+    for part in evaluation.sources:
         index = part.store.index[part.used]
-        twice = index[np.isin(index["digest"], learned)]
-        if len(twice):
-            where = part.store.where(int(twice["record"][0]))
+        shared = index[np.isin(index["digest"], trained)]
+        if len(shared):
+            where = part.store.where(int(shared["record"][0]))
             return [
-                f"{where}: is in the training data too, as are {len(twice) - 1:,} others; take "
-                "them out of one side, or the held-out loss means nothing"
+                f"{where}: is in the training data too, as are {len(shared) - 1:,} others; remove "
+                "them from one of the two, or the eval loss means nothing"
             ]
     return []
 
 
-def _ends_learned(side: Side, tokenizer: Any) -> bool:
-    ends = [id for id, token in tokenizer.added_tokens_decoder.items() if token.special]
-    used = Used(side.parts)
-    for at in range(min(_TRIED, len(side.lengths))):
-        tokens, target = used[at]
-        if np.isin(tokens[target], [*ends, tokenizer.eos_token_id]).any():
-            return True
-    return False
+def _trains_on_an_end_token(split: Split, tokenizer: Any) -> bool:
+    special = [id for id, token in tokenizer.added_tokens_decoder.items() if token.special]
+    examples = split.examples
+    return any(
+        bool(np.isin(tokens[loss_mask], [*special, tokenizer.eos_token_id]).any())
+        for tokens, loss_mask in (
+            examples[number] for number in range(min(_TRIED, len(split.lengths)))
+        )
+    )

@@ -1,7 +1,8 @@
-"""From the config's data section to the rows that are trained on and held out."""
+"""From the config's data section to training and evaluation data."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,116 +11,115 @@ from rich.progress import Progress
 
 from ..config.data import DataSection, Source
 from ..errors import DataError, UserError
+from .chat import RecordReader
 from .python_stdlib import NAME as STDLIB
 from .python_stdlib import load_stdlib
-from .sources import Listed, Rows, is_hub_name, open_rows
-from .splits import Datasets, Loaded, Side, divide, held_out_side, refuse_pairs
-from .token_store import Advance, Reading, store
+from .sources import ListSource, RecordSource, is_hub_name, open_source
+from .splits import Datasets, Split, TokenisedSource, make_eval_split, make_splits
+from .token_store import Advance, open_store
+from .validate import check_tokenizer, find_faults, refuse_pairs
 
 
-def build_datasets(
-    data: DataSection,
-    tokenizer: Any,
-    *,
-    vocab_size: int,
-    seed: int,
-    cache: Path,
-    console: Console | None = None,
-) -> Datasets:
-    """What is trained on and, unless eval_fraction is 0, held out.
+@dataclass(frozen=True)
+class DataContext:
+    """What data is built with, beside the config's data section.
 
-    Held-out data is what `eval` or `eval_split` names. Otherwise it is split off: of the standard
-    library by module, of other data by a seeded hash of the example, so that equal examples are on
-    the same side.
-
-    Args:
-      vocab_size: of the model.
+    Attributes:
+      vocab_size: the model's.
       cache: the folder of tokenised data.
       console: where progress is shown, if it is a terminal.
+    """
+
+    tokenizer: Any
+    vocab_size: int
+    seed: int
+    cache: Path
+    console: Console | None = None
+
+
+def build_datasets(data: DataSection, context: DataContext) -> Datasets:
+    """Builds the training data and, unless eval_fraction is 0, the evaluation data.
+
+    Evaluation data is what `eval` or `eval_split` names. Otherwise it is split off: from the
+    standard library by module, from other data by a seeded hash of the example, so that equal
+    examples are in the same split.
 
     Raises:
-      UserError: where data cannot be loaded or used, or a side has none.
+      UserError: if data cannot be loaded or used, or a split has none.
     """
-    check_tokenizer(tokenizer, vocab_size)
-    loaded = load(data, tokenizer, cache, console)
-    _refuse(data, loaded, vocab_size)
-    return divide(data, loaded, seed, cache)
+    sources = _load_checked(data, context)
+    return make_splits(data, sources, context.seed, context.cache)
 
 
-def build_held_out(
-    data: DataSection,
-    tokenizer: Any,
-    *,
-    vocab_size: int,
-    seed: int,
-    cache: Path,
-    console: Console | None = None,
-) -> Side | None:
-    """What is held out, where the training data is a stream; the arguments are the same."""
-    check_tokenizer(tokenizer, vocab_size)
-    loaded = load(data, tokenizer, cache, console, streamed=True)
-    _refuse(data, loaded, vocab_size)
-    return held_out_side(data, loaded, seed, cache) if loaded else None
+def build_eval(data: DataSection, context: DataContext) -> Split | None:
+    """Builds the evaluation data alone, where the training data is a stream."""
+    sources = _load_checked(data, context)
+    return make_eval_split(data, sources, context.seed, context.cache) if sources else None
 
 
-def _refuse(data: DataSection, loaded: Sequence[Loaded], vocab_size: int) -> None:
-    faults = find_faults(data, loaded, vocab_size)
+def _load_checked(data: DataSection, context: DataContext) -> list[TokenisedSource]:
+    check_tokenizer(context.tokenizer, context.vocab_size)
+    sources = load_sources(data, context)
+    stores = [source.store for source in sources]
+    faults = find_faults(data, stores, context.vocab_size)
     if faults:
         raise DataError(faults) if data.on_error == "report" else UserError(faults[0])
-    refuse_pairs(loaded)
+    refuse_pairs(stores)
+    return sources
 
 
-def load(
-    data: DataSection,
-    tokenizer: Any,
-    cache: Path,
-    console: Console | None = None,
-    *,
-    streamed: bool = False,
-) -> list[Loaded]:
-    """Every source's examples, tokenised; but for the training data where that is streamed."""
-    opened = list(_open(data, streamed))
-    made = []
-    with _progress(sum(len(rows) for _, rows, _ in opened), console) as advance:
-        for source, rows, held_out in opened:
-            reading = Reading(source.format, source.columns or None, data.loss_on)
+def load_sources(data: DataSection, context: DataContext) -> list[TokenisedSource]:
+    """Tokenises every source; training data that is streamed is left out."""
+    opened = list(_open_sources(data))
+    loaded = []
+    with _progress(sum(len(records) for _, records, _ in opened), context.console) as advance:
+        for source, records, is_eval in opened:
+            reader = RecordReader(source.format, source.columns or None, data.loss_on)
             stop = data.on_error == "stop"
-            made.append(
-                Loaded(source, store(rows, tokenizer, reading, cache, advance, stop), held_out)
-            )
-    return made
+            store = open_store(records, context.tokenizer, reader, context.cache, advance, stop)
+            loaded.append(TokenisedSource(source, store, is_eval))
+    return loaded
 
 
-def _open(data: DataSection, streamed: bool) -> Iterator[tuple[Source, Rows, bool | None]]:
-    apart = data.eval_sources()
+def _open_sources(data: DataSection) -> Iterator[tuple[Source, RecordSource, bool | None]]:
+    """Each source with whether it is evaluation data (None: it is still to be divided)."""
+    eval_sources = data.eval_sources()
+    _check_eval_sources(data, eval_sources)
+    undivided = None if data.eval_fraction and not eval_sources else False
+    for source in () if data.streaming else data.train_sources():
+        if source.path != STDLIB:
+            yield source, _open(source), undivided
+        else:  # The standard library is divided by module.
+            halves = load_stdlib(0 if eval_sources else data.eval_fraction)
+            for records, is_eval in zip(halves, (False, True), strict=True):
+                if records:
+                    yield source, ListSource(records), is_eval
+    for source in eval_sources:
+        if source.path != STDLIB:
+            yield source, _open(source), True
+        else:
+            records = load_stdlib(data.eval_fraction)[1]
+            if not records:
+                raise UserError("data: no evaluation data is left; change data.eval_fraction")
+            yield source, ListSource(records), True
+
+
+def _open(source: Source) -> RecordSource:
+    return open_source(source.path, source.split or "train", source.revision)
+
+
+def _check_eval_sources(data: DataSection, eval_sources: Sequence[Source]) -> None:
     trained = {(source.path, source.split) for source in data.train_sources()}
-    for source in apart:
+    for source in eval_sources:
         if data.eval_split is not None and not _has_splits(source.path):
             raise UserError(
-                f"data.eval_split: {source.path} has no splits; name held-out data in data.eval"
+                f"data.eval_split: {source.path} has no splits; name evaluation data in data.eval"
             )
         if (source.path, source.split) in trained:
             raise UserError(
                 f"data.eval: {source.path} is trained on; "
                 "name other data, or leave it out to split some off"
             )
-    for source in () if streamed else data.train_sources():
-        if source.path != STDLIB:
-            rows = open_rows(source.path, source.split or "train", source.revision)
-            yield source, rows, False if apart or data.eval_fraction == 0 else None
-        else:  # It is split by module.
-            sides = load_stdlib(0 if apart else data.eval_fraction)
-            for side, held_out in zip(sides, (False, True), strict=True):
-                if side:
-                    yield source, Listed(side), held_out
-    for source in apart:
-        if source.path == STDLIB:
-            held = load_stdlib(data.eval_fraction)[1]
-            if not held:
-                raise UserError("data: nothing is left to hold out; change data.eval_fraction")
-            yield source, Listed(held), True
-        else:
-            yield source, open_rows(source.path, source.split or "train", source.revision), True
 
 
 def _has_splits(path: str) -> bool:
@@ -128,48 +128,7 @@ def _has_splits(path: str) -> bool:
 
 @contextmanager
 def _progress(total: int, console: Console | None) -> Iterator[Advance]:
-    shown = console is not None and console.is_terminal
-    with Progress(console=console, transient=True, disable=not shown) as progress:
+    visible = console is not None and console.is_terminal
+    with Progress(console=console, transient=True, disable=not visible) as progress:
         task = progress.add_task("tokenising", total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
-    """Sees that the model has a row for every token.
-
-    Raises:
-      UserError: otherwise.
-    """
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocab_size:
-        raise UserError(
-            f"the tokenizer has tokens up to {highest}, and the model's vocabulary ends at "
-            f"{vocab_size - 1}; use the tokenizer that belongs to the model"
-        )
-
-
-def find_faults(data: DataSection, loaded: Sequence[Loaded], vocab_size: int) -> list[str]:
-    """What keeps rows from being used, each with its place."""
-    faults = []
-    for each in loaded:
-        store, index = each.store, each.store.index
-        found = list(store.faults)
-        for record, highest in index[index["highest"] >= vocab_size][["record", "highest"]]:
-            found.append(
-                (
-                    int(record),
-                    f"has token {highest}, and the model's vocabulary ends at {vocab_size - 1}; "
-                    "use the tokenizer that belongs to the model",
-                )
-            )
-        if data.overlong == "error":
-            for record, length in index[index["length"] > data.max_length][["record", "length"]]:
-                found.append(
-                    (
-                        int(record),
-                        f"{length:,} tokens, over data.max_length {data.max_length:,}; "
-                        "raise it, or set data.overlong to drop or truncate",
-                    )
-                )
-        faults += [f"{store.where(record)}: {text}" for record, text in sorted(found)]
-    return faults

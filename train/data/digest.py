@@ -1,4 +1,4 @@
-"""Short names for contents: equal where the contents are."""
+"""Digests that name cached files: equal where the contents are."""
 
 import hashlib
 import json
@@ -7,12 +7,13 @@ from pathlib import Path
 
 
 def digest(*parts: object) -> str:
-    """Of several things, by what they print as."""
-    return hashlib.blake2b(json.dumps([str(p) for p in parts]).encode(), digest_size=16).hexdigest()
+    """The digest of several values, of which each counts as what `str` makes of it."""
+    content = json.dumps([str(part) for part in parts]).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """Of what the files hold, wherever they lie and whenever they were written."""
+    """The digest of the files' contents, whatever their names and times are."""
     digests = []
     for path in paths:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""JSON and JSONL files: a row is read when it is asked for, and a fault is told with its line."""
+"""JSON and JSONL files; a record is read when it is asked for, and an error names its line."""
 
 import json
 from pathlib import Path
@@ -7,85 +7,118 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .digest import digest_files
 
-_MARK = b"\xef\xbb\xbf"  # A byte order mark.
-_BLOCK = 1 << 24  # Bytes that are searched for line breaks at a time.
-_TOGETHER = 64  # Lines that are read at a time.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_READ_BYTES = 1 << 24  # Bytes read at a time.
+_LINES_PER_READ = 64
 
 
-class Lines:
-    """A JSONL file, of which only the places of the line breaks are held."""
+class JsonlSource:
+    """The records of a JSONL file, of which only the offsets of the lines are held in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts = _line_starts(path)
-        self._at, self._block = -1, b""  # The lines that were read last, and which they are.
+        self._block_index, self._block = -1, b""  # The lines that were read last.
         count = len(self._starts) - 1
         while count and not self._line(count - 1).strip():
-            count -= 1  # Blank lines at the end.
+            count -= 1  # Blank lines at the end of the file are not records.
         self._count = count
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return read_object(self._line(index))
+        return parse_line(self._line(index))
 
     def where(self, index: int) -> str:
         return f"{self.path}:{index + 1}"
 
+    def digest(self) -> str:
+        return digest_files([self.path])
+
     def _line(self, index: int) -> bytes:
-        block = index // _TOGETHER
-        starts = self._starts[block * _TOGETHER : (block + 1) * _TOGETHER + 1].tolist()
-        if block != self._at:
+        block, offset = divmod(index, _LINES_PER_READ)
+        first = block * _LINES_PER_READ
+        starts = self._starts[first : first + _LINES_PER_READ + 1].tolist()
+        if block != self._block_index:
             with self.path.open("rb") as file:
                 file.seek(starts[0])
-                self._at, self._block = block, file.read(starts[-1] - starts[0])
-        begin, end = starts[index % _TOGETHER : index % _TOGETHER + 2]
+                self._block_index, self._block = block, file.read(starts[-1] - starts[0])
+        begin, end = starts[offset : offset + 2]
         return self._block[begin - starts[0] : end - starts[0]]
 
 
 def _line_starts(path: Path) -> np.ndarray:
-    """Where each line begins, and where the last one ends: int64 [N + 1]."""
+    """The offset at which each line begins, and the end of the last one: int64 [N + 1]."""
     breaks, size = [], 0
     with path.open("rb") as file:
-        skip = len(_MARK) if file.read(len(_MARK)) == _MARK else 0
+        mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
         file.seek(0)
-        while block := file.read(_BLOCK):
+        while block := file.read(_READ_BYTES):
             breaks.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + size + 1)
             size += len(block)
-    starts = np.concatenate([[skip], *breaks, [size]]).astype(np.int64)
+    first = len(_BYTE_ORDER_MARK) if mark else 0
+    starts = np.concatenate([[first], *breaks, [size]]).astype(np.int64)
     return starts[: len(starts) - (len(starts) > 1 and starts[-1] == starts[-2])]
 
 
-def json_list(path: Path) -> list[Any] | None:
-    """What a file that is one JSON list holds, or None where it is not one."""
+class JsonListSource:
+    """The records of a JSON file that is one list; the whole of it is held in memory."""
+
+    def __init__(self, path: Path, items: list[Any]) -> None:
+        self._path, self._items = path, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _require_object(self._items[index], "write a list of objects")
+
+    def where(self, index: int) -> str:
+        return f"{self._path} item {index + 1}"
+
+    def digest(self) -> str:
+        return digest_files([self._path])
+
+
+def read_json_list(path: Path) -> list[Any] | None:
+    """The items of a file that is one JSON list, or None where it is not one."""
     with path.open("rb") as file:
-        if not file.read(4096).removeprefix(_MARK).lstrip().startswith(b"["):
+        if not file.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
             return None
     try:
-        rows = json.loads(_decode(path.read_bytes().removeprefix(_MARK)))
+        items = json.loads(_decode(path.read_bytes().removeprefix(_BYTE_ORDER_MARK)))
     except UserError as fault:
         raise UserError(f"{path}: {fault}") from None
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: {_fault(error)}; write a list of objects") from None
-    return list(rows)
+        raise UserError(f"{path}{line}: {_describe(error)}; write a list of objects") from None
+    return list(items)
 
 
 def read_lines(path: Path, offset: int) -> list[bytes]:
-    """Some whole lines of a file, from a byte on at which a line begins; none at its end."""
+    """Several whole lines of a file, from the byte at which a line begins; none at the end."""
     with path.open("rb") as file:
         file.seek(offset)
-        return file.readlines(_BLOCK)
+        return file.readlines(_READ_BYTES)
 
 
-def read_object(line: bytes) -> dict[str, Any]:
-    """The object that a line holds."""
-    line = line.removeprefix(_MARK)
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+      UserError: if it holds none; without the line's number.
+    """
+    line = line.removeprefix(_BYTE_ORDER_MARK)
     if not line.strip():
         raise UserError("is blank; delete the line")
-    return _object(_decode(line))
+    try:
+        value = json.loads(_decode(line))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{_describe(error)}; write one JSON object a line") from None
+    return _require_object(value, 'write one JSON object a line, such as {"text": "…"}')
 
 
 def _decode(data: bytes) -> str:
@@ -98,23 +131,14 @@ def _decode(data: bytes) -> str:
         ) from None
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{_fault(error)}; write one JSON object a line") from None
-    return an_object(row, 'write one JSON object a line, such as {"text": "…"}')
-
-
-def an_object(row: Any, remedy: str) -> dict[str, Any]:
-    """The row, if it is one."""
-    if not isinstance(row, dict):
+def _require_object(value: Any, remedy: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
         names = {list: "a list", str: "a string", type(None): "null"}
-        raise UserError(f"is {names.get(type(row), repr(row))}, not an object; {remedy}")
-    return row
+        raise UserError(f"is {names.get(type(value), repr(value))}, not an object; {remedy}")
+    return value
 
 
-def _fault(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"is not JSON ({error.msg}, column {error.colno})"
     return f"cannot be read as JSON ({error})"

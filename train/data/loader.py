@@ -1,133 +1,168 @@
-"""What a run learns from and is measured on, as batches on the mesh's devices."""
+"""A run's data: training batches with a position that is saved, and evaluation batches."""
 
+import asyncio
+import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grain
+import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
 from ..config import Config
-from ..errors import UserError
-from .datasets import build_datasets, build_held_out
-from .prefetch import local_rows, microbatch_rows, place, prefetched, row_groups
-from .splits import Side
-from .stream import Share, Stream
+from ..step import Batch
+from .datasets import DataContext, build_datasets, build_eval
+from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
+from .splits import Split
+from .stream import Shard, Stream
+from .validate import check_epoch
 
-# Given a grain iterator: sets it to where it was when the run was saved, and saves it from then on.
-Attach = Callable[[Any], None]
+TrainBatch = tuple[Batch, int]  # An update's microbatches [N, B/N, T], and the tokens in them.
+
+
+class Loader(Iterator[TrainBatch]):
+    """Training batches on the devices, computed ahead, from the position that it is set to.
+
+    Orbax saves the position beside the training state, and restores it with it: for indexed data
+    the number of updates done, which any number of processes can resume from; for a stream the
+    state of grain's iterators, which each process saves for itself.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator[TrainBatch]) -> None:
+        self._batches = batches
+
+    def __next__(self) -> TrainBatch:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the batches that were taken."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position of `get_state`."""
+        self._batches.set_state(state)
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """Saves the position; orbax calls it (`ocp.StatefulCheckpointable`)."""
+        state = json.dumps(self.get_state())
+
+        async def write() -> None:
+            folder = await directory.await_creation()
+            await asyncio.to_thread(_state_file(folder).write_text, state)
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """Restores the position; orbax calls it."""
+
+        async def read() -> None:
+            file = _state_file(directory)
+            if not file.exists():  # Saved by fewer processes.
+                file = _state_file(directory, 0)
+            self.set_state(json.loads(await asyncio.to_thread(file.read_text)))
+
+        return read()
+
+    def close(self) -> None:
+        """Ends the threads that compute ahead."""
+        self._batches.close()
+
+
+def _state_file(folder: Any, process: int | None = None) -> Any:
+    return folder / f"process_{jax.process_index() if process is None else process}.json"
 
 
 @dataclass(frozen=True)
-class Supply:
-    """A run's data; every iterator works ahead and is closed by its context."""
+class RunData:
+    """What a run trains on and is evaluated on.
+
+    Attributes:
+      steps: updates in all.
+      loader: the training batches, one an update.
+      eval_batches: opens an iterator over all evaluation data once, in batches [B, T]; None if
+        there is none.
+      digest: equal for equal data, where that is known before it is read.
+      stream: the stream that the loader reads, if it does.
+    """
 
     steps: int
-    # (updates done, updates in all) -> each update's microbatches, and the tokens in them
-    batches: Callable[[int, int, Attach], AbstractContextManager[Any]]
-    held_out: Callable[[], AbstractContextManager[Any]] | None  # All of it once, [B, T] each.
-    digest: str = ""  # Equal for equal data, where it is known beforehand.
+    loader: Loader
+    eval_batches: Callable[[], AbstractContextManager[Iterator[Batch]]] | None
+    digest: str = ""
+    stream: Stream | None = None
 
 
-def make_supply(
+def open_data(
     config: Config, tokenizer: Any, vocab_size: int, mesh: Mesh, console: Console
-) -> Supply:
-    """Reads the data that the config names, and prints what became of it.
+) -> RunData:
+    """Opens the data that the config names, and prints how much of it is used.
 
     Raises:
-      UserError: where data cannot be used, or is less than a batch.
+      UserError: if data cannot be used, or is less than a batch.
     """
-    make = _streamed if config.data.streaming else _indexed
-    return make(config, tokenizer, vocab_size, mesh, console)
-
-
-def _indexed(
-    config: Config, tokenizer: Any, vocab_size: int, mesh: Mesh, console: Console
-) -> Supply:
-    made = build_datasets(config.data, tokenizer, **_where(config, vocab_size, console))
-    for side in made.sides:
-        _say(side, console)
-    size, pieces = config.batch.size, config.batch.num_microbatches
-    training = made.train.batches(size, config.seed)
-    rows = training.rows_in_epoch
-    if rows < size:
-        raise UserError(
-            f"data.train: an epoch has {rows} rows, fewer than a batch of {size}; "
-            "lower batch.size or add data"
-        )
-    mine = microbatch_rows(mesh, pieces, size // pieces)
-
-    def batches(start: int, stop: int, _: Attach) -> AbstractContextManager[Any]:
-        return prefetched(
-            lambda step: (training.batch(step, mine), training.num_tokens(step)),
-            lambda made: (place(made[0], mesh, pieces), made[1]),
-            start,
-            stop,
-        )
-
-    steps = config.steps or math.ceil(rows * config.epochs / size)
-    digest = " ".join(side.digest for side in made.sides)
-    return Supply(steps, batches, _held_out(config, made.held_out, mesh), digest)
-
-
-def _streamed(
-    config: Config, tokenizer: Any, vocab_size: int, mesh: Mesh, console: Console
-) -> Supply:
-    side = build_held_out(config.data, tokenizer, **_where(config, vocab_size, console))
-    if side is not None:
-        _say(side, console)
-    pieces = config.batch.num_microbatches
-    mine = microbatch_rows(mesh, pieces, config.batch.size // pieces)
-    share = Share(*row_groups(mesh, config.batch.size // pieces))
-    stream = Stream(
-        config.data,
-        tokenizer,
-        rows=len(mine),
-        seed=config.seed,
-        share=share,
-    )
-
-    def put(arrays: Any) -> Any:
-        used = int(arrays.pop("used").sum()) * share.count
-        return place(arrays, mesh, pieces), used
-
-    @contextmanager
-    def batches(start: int, stop: int, attach: Attach) -> Iterator[Any]:
-        with stream.prefetched(put, attach) as ahead:
-            yield ahead
-        console.print(str(stream), highlight=False, markup=False, soft_wrap=True)
-
-    assert config.steps is not None, "the config sees to it"
-    return Supply(config.steps, batches, _held_out(config, side, mesh))
-
-
-def _where(config: Config, vocab_size: int, console: Console) -> dict[str, Any]:
     cache = Path(config.cache).expanduser()
-    return {
-        "vocab_size": vocab_size,
-        "seed": config.seed,
-        "cache": cache,
-        "console": console,
-    }
+    context = DataContext(tokenizer, vocab_size, config.seed, cache, console)
+    open_kind = _open_stream if config.data.streaming else _open_indexed
+    return open_kind(config, context, mesh, console)
 
 
-def _say(side: Side, console: Console) -> None:
-    console.print(str(side), highlight=False, markup=False, soft_wrap=True)
+def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
+    datasets = build_datasets(config.data, context)
+    for split in datasets.splits:
+        _print_summary(split, console)
+    size, num_microbatches = config.batch.size, config.batch.num_microbatches
+    batches = datasets.train.batches(size, config.seed)
+    check_epoch(batches.rows_per_epoch, size)
+    local = microbatch_rows(mesh, num_microbatches, size // num_microbatches)
+    steps = config.steps or math.ceil(batches.rows_per_epoch * config.epochs / size)
+    iterator = prefetch(
+        lambda step: (batches.batch(step, local), batches.num_tokens(step)),
+        lambda made: (to_devices(made[0], mesh, num_microbatches), made[1]),
+        steps,
+    )
+    digest = " ".join(split.digest for split in datasets.splits)
+    return RunData(steps, Loader(iterator), _eval_batches(config, datasets.eval, mesh), digest)
 
 
-def _held_out(
-    config: Config, side: Side | None, mesh: Mesh
-) -> Callable[[], AbstractContextManager[Any]] | None:
-    if side is None:
+def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
+    split = build_eval(config.data, context)
+    if split is not None:
+        _print_summary(split, console)
+    num_microbatches = config.batch.num_microbatches
+    num_rows = config.batch.size // num_microbatches
+    shard = Shard(*row_group(mesh, num_rows))
+    local = microbatch_rows(mesh, num_microbatches, num_rows)
+    stream = Stream(config.data, context, num_rows=len(local), shard=shard)
+
+    def put(arrays: dict[str, Any]) -> TrainBatch:
+        num_tokens = int(arrays.pop("num_tokens").sum()) * shard.count
+        return to_devices(arrays, mesh, num_microbatches), num_tokens
+
+    assert config.steps is not None, "the config requires steps for a stream"
+    loader = Loader(stream.prefetch(put))
+    return RunData(config.steps, loader, _eval_batches(config, split, mesh), stream=stream)
+
+
+def _print_summary(split: Split, console: Console) -> None:
+    console.print(str(split), highlight=False, markup=False, soft_wrap=True)
+
+
+def _eval_batches(
+    config: Config, split: Split | None, mesh: Mesh
+) -> Callable[[], AbstractContextManager[Iterator[Batch]]] | None:
+    if split is None:
         return None
-    rows = config.batch.size // config.batch.num_microbatches
-    batches, mine = side.batches(rows, config.seed), local_rows(mesh, rows)
-    return lambda: prefetched(
-        lambda number: batches.eval_batch(number, mine),
-        lambda arrays: place(arrays, mesh),
-        0,
-        batches.num_eval_batches,
+    num_rows = config.batch.size // config.batch.num_microbatches
+    batches, local = split.batches(num_rows, config.seed), local_rows(mesh, num_rows)
+    return lambda: closing(
+        prefetch(
+            lambda number: batches.eval_batch(number, local),
+            lambda arrays: to_devices(arrays, mesh),
+            batches.num_eval_batches,
+        )
     )

@@ -1,8 +1,7 @@
-"""Batches on the devices before they are needed, each process bringing its own rows."""
+"""Batches on the devices before they are needed; each process brings its own rows."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 import grain
 import jax
@@ -14,27 +13,30 @@ from ..sharding import batch_sharding, microbatch_sharding
 from ..step import Batch
 from .batches import Arrays
 
-AHEAD = 2  # Batches that are made, and as many that are on the devices, before they are asked for.
+AHEAD = 2  # Batches that are made ahead, and as many that are put on the devices ahead.
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
-def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Which rows of a batch [B, ...] this process's devices hold."""
-    spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    return np.unique(np.concatenate([np.arange(rows)[span[0]] for span in spans if span]))
+def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """The rows of a batch [B, ...] that this process's devices hold."""
+    spans = batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
+    return np.unique(np.concatenate([np.arange(num_rows)[span[0]] for span in spans if span]))
 
 
-def row_groups(mesh: Mesh, rows: int) -> tuple[int, int]:
-    """Which group of processes this one is in, and how many there are: a group holds the same rows.
+def row_group(mesh: Mesh, num_rows: int) -> tuple[int, int]:
+    """This process's group, and the number of groups: the processes of a group hold the same rows.
 
     Raises:
-      UserError: where two groups have some rows in common, but not all.
+      UserError: if two groups have some rows in common, but not all.
     """
     held: dict[int, set[int]] = {}
-    spans: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((rows,)))
+    spans: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((num_rows,)))
     for device, (span, *_) in spans.items():
-        held.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
-    groups = sorted({tuple(sorted(each)) for each in held.values()})
-    if sum(map(len, groups)) != rows:
+        held.setdefault(device.process_index, set()).update(range(*span.indices(num_rows)))
+    groups = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, groups)) != num_rows:
         raise UserError(
             "mesh: processes share some of their rows; make data and fsdp together a multiple or a "
             "divisor of the number of processes"
@@ -42,51 +44,50 @@ def row_groups(mesh: Mesh, rows: int) -> tuple[int, int]:
     return groups.index(tuple(sorted(held[jax.process_index()]))), len(groups)
 
 
-def microbatch_rows(mesh: Mesh, num_microbatches: int, rows: int) -> np.ndarray:
-    """Which rows of an update this process's devices hold, where microbatches have `rows` each."""
-    starts = rows * np.arange(num_microbatches)
-    return (starts[:, None] + local_rows(mesh, rows)).ravel()
+def microbatch_rows(mesh: Mesh, num_microbatches: int, num_rows: int) -> np.ndarray:
+    """The rows of an update that this process's devices hold; a microbatch has `num_rows`."""
+    starts = num_rows * np.arange(num_microbatches)
+    return (starts[:, None] + local_rows(mesh, num_rows)).ravel()
 
 
-def place(arrays: Arrays, mesh: Mesh, num_microbatches: int | None = None) -> Batch:
-    """This process's rows as part of the global batch, [B, T] or [N, B/N, T] in microbatches."""
+def to_devices(arrays: Arrays, mesh: Mesh, num_microbatches: int | None = None) -> Batch:
+    """Puts this process's rows into the global batch: [B, T], or [N, B/N, T] in microbatches."""
     sharding = batch_sharding(mesh) if num_microbatches is None else microbatch_sharding(mesh)
     lead = () if num_microbatches is None else (num_microbatches,)
     return {
-        key: jax.make_array_from_process_local_data(
+        name: jax.make_array_from_process_local_data(
             sharding, array.reshape(*lead, -1, array.shape[-1])
         )
-        for key, array in arrays.items()
+        for name, array in arrays.items()
     }
 
 
-class _Made:
-    """What a function makes of numbers, as a source for grain."""
+class _Computed(Generic[T]):
+    """A function's values for 0, 1, …, as a data source for grain."""
 
-    def __init__(self, make: Callable[[int], Any], stop: int) -> None:
-        self._make, self._stop = make, stop
+    def __init__(self, function: Callable[[int], T], count: int) -> None:
+        self._function, self._count = function, count
 
     def __len__(self) -> int:
-        return self._stop
+        return self._count
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._make(int(index))
+    def __getitem__(self, index: SupportsIndex) -> T:
+        return self._function(int(index))
 
 
-@contextmanager
-def prefetched(
-    make: Callable[[int], Any], put: Callable[[Any], Any], start: int, stop: int
-) -> Iterator[Iterator[Any]]:
-    """put(make(i)) for i from start up to stop, worked out ahead in threads.
+def prefetch(
+    make: Callable[[int], T], put: Callable[[T], U], count: int
+) -> grain.DatasetIterator[U]:
+    """An iterator over put(make(i)) for i from 0 up to `count`, computed ahead in threads.
 
-    Threads do: rows come from memory-mapped files, and NumPy and the copy to the device leave the
-    interpreter to others.
+    Its state holds the next i under "next_index". Close it after use.
+
+    Threads suffice: rows come from memory-mapped files, and NumPy and the copy to the device
+    release the interpreter.
     """
-    made = grain.MapDataset.source(_Made(make, stop))[start:]
-    ready = made.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD))
-    ahead = grain.experimental.ThreadPrefetchIterDataset(ready.map(put), prefetch_buffer_size=AHEAD)
-    iterator: Any = iter(ahead)
-    try:
-        yield iterator
-    finally:
-        iterator.close()
+    values = grain.MapDataset.source(_Computed(make, count)).to_iter_dataset(
+        grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
+    )
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(values.map(put), prefetch_buffer_size=AHEAD)
+    )

@@ -1,8 +1,8 @@
 """The `python-stdlib` source: functions of Python's own standard library, to be completed.
 
 It needs no download, every machine has it, and it is real code with real docstrings. The prompt
-holds a function's signature and docstring; the answer is the function itself, without repeating
-the docstring, so that the loss is on code.
+holds a function's signature and docstring; the answer is the function without its docstring, so
+that the loss is on code.
 """
 
 import ast
@@ -21,7 +21,7 @@ from ..errors import UserError
 
 NAME = "python-stdlib"
 
-# Tests, vendored packages and programs: little of it is code that a library's reader would write.
+# Tests, vendored packages and programs: little of it is code that a user of a library would write.
 _SKIPPED = frozenset(
     [
         "__pycache__",
@@ -44,7 +44,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class _Task:
-    """One function: what is shown, what is asked for, and a key that two alike functions share."""
+    """One function to complete; two functions that differ in layout alone have the same key."""
 
     prompt: str
     answer: str
@@ -52,43 +52,43 @@ class _Task:
 
 
 def load_stdlib(eval_fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Conversations that complete a function: to train on, and held out.
+    """Conversations that complete a function: training records and evaluation records.
 
-    A top-level module or package is on one side with all its functions, chosen by a hash of its
-    name alone: the same on every machine and Python version. A function that stands in several
-    places (compared without comments, layout and docstring) is used once.
+    All functions of a top-level module or package are in the same split, chosen by a hash of its
+    name alone: the same on every machine and Python version. A function that occurs in several
+    files (compared without comments, layout and docstring) is used once.
 
     Args:
-      eval_fraction: the share of modules that is held out.
+      eval_fraction: the fraction of modules that is evaluation data.
 
     Raises:
-      UserError: where this Python comes without its library's source.
+      UserError: if this Python comes without its library's source.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    splits: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     seen = set()
-    for path in _sources(root):
+    for path in _source_files(root):
         relative = path.relative_to(root)
-        side = sides[_is_held_out(relative.parts[0].removesuffix(".py"), eval_fraction)]
+        records = splits[_is_eval(relative.parts[0].removesuffix(".py"), eval_fraction)]
         for line, task in _tasks(path):
             if task.key not in seen:
                 seen.add(task.key)
-                side.append(_record(task, f"{NAME} {relative.as_posix()}:{line}"))
+                records.append(_record(task, f"{NAME} {relative.as_posix()}:{line}"))
     if not seen:
         raise UserError(f"{NAME}: no Python source in {root}; use a Python that has it, or a file")
-    return sides
+    return splits
 
 
-def _sources(root: Path) -> list[Path]:
+def _source_files(root: Path) -> list[Path]:
     paths = []
     for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if name not in _SKIPPED]  # Not walked into.
+        inner[:] = [name for name in inner if name not in _SKIPPED]  # os.walk skips the others.
         paths += [Path(folder, name) for name in files if name.endswith(".py")]
     return sorted(paths, key=lambda path: path.parts)
 
 
-def _is_held_out(module: str, fraction: float) -> bool:
-    # Packages move between io, _io and _pyio; they are one another's near copies.
+def _is_eval(module: str, fraction: float) -> bool:
+    # A module's variants such as io, _io and _pyio are nearly copies of each other.
     name = re.sub("^_(py)?", "", module)
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
@@ -110,7 +110,7 @@ def _tasks(path: Path) -> Iterator[tuple[int, _Task]]:
     try:
         source = path.read_text(encoding="utf-8")
         tree = _parse(source)
-    except (OSError, ValueError, SyntaxError):  # In another encoding, or a template for code.
+    except (OSError, ValueError, SyntaxError):  # Another encoding, or a template for code.
         return
     lines = source.split("\n")
     for function in _functions(tree):
@@ -121,7 +121,7 @@ def _tasks(path: Path) -> Iterator[tuple[int, _Task]]:
 
 def _parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of old escapes in strings: not ours to mend.
+        warnings.simplefilter("ignore")  # About old escapes in the library's strings.
         return ast.parse(source)
 
 
@@ -134,8 +134,8 @@ def _functions(tree: ast.Module) -> Iterator[_Function]:
 
 
 def _task(function: _Function, lines: list[str]) -> _Task | None:
-    """The task that a function makes, or None where it has no docstring or is of no use."""
-    if ast.get_docstring(function) is None or not _is_worth_learning(function.body[1:]):
+    """A function's task, or None if it has no docstring or is not worth training on."""
+    if ast.get_docstring(function) is None or not _is_worth_training_on(function.body[1:]):
         return None
     docstring, first = function.body[0], function.body[1]
     start = min([function.lineno, *(d.lineno for d in function.decorator_list)])
@@ -150,7 +150,7 @@ def _task(function: _Function, lines: list[str]) -> _Task | None:
     answer = textwrap.dedent("\n".join([*header, *body]))
     try:
         tree = _parse(answer)
-    except SyntaxError:  # A string whose lines stand further left than the code.
+    except SyntaxError:  # A string has lines with less indentation than the code.
         return None
     return _Task(_dedent(lines[start - 1 : end]), answer, ast.dump(tree))
 
@@ -168,7 +168,7 @@ def _dedent(lines: list[str]) -> str:
     )
 
 
-def _is_worth_learning(body: list[ast.stmt]) -> bool:
+def _is_worth_training_on(body: list[ast.stmt]) -> bool:
     """Whether a body does something: neither empty nor only a refusal or a constant."""
     if len(body) != 1:
         return bool(body)

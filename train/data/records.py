@@ -1,4 +1,4 @@
-"""What a row means: a conversation, a text, or a preference pair; whichever fields it comes in."""
+"""A record's meaning: a conversation, a text or a preference pair, whatever its format."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from ..config.data import FORMATS
 from ..errors import UserError
 
-_WANTED = {kind: frozenset(fields) for kind, fields in FORMATS.items()}
+_REQUIRED = {kind: frozenset(fields) for kind, fields in FORMATS.items()}
 ROLES = ("system", "user", "assistant", "tool")
 _ROLES = {role: role for role in ROLES} | {
     "human": "user",
@@ -16,21 +16,22 @@ _ROLES = {role: role for role in ROLES} | {
     "observation": "tool",
 }
 
+Fields = Mapping[str, Any]  # A record as its source holds it.
 Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation for the chat template; what is learned begins at turn number `first`."""
+    """A conversation for the chat template; turns before number `first` are the prompt."""
 
     turns: Turns
     first: int = 0
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Fields] | None = None
 
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text, of which the completion is learned."""
+    """Plain text: a prompt, which may be empty, and its completion."""
 
     prompt: str
     completion: str
@@ -38,7 +39,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to the same prompt."""
+    """A preferred and a rejected answer to the same prompt."""
 
     chosen: Chat | Text
     rejected: Chat | Text
@@ -48,68 +49,69 @@ Record = Chat | Text | Pair
 
 
 def read_record(
-    row: Mapping[str, Any], format: str | None = None, columns: Mapping[str, str] | None = None
+    fields: Fields, format: str | None = None, columns: Mapping[str, str] | None = None
 ) -> Record:
-    """What a row says.
+    """Reads a record's fields.
 
     Args:
-      format: one of FORMATS; None tells it by the fields that are there.
-      columns: the column that each of FIELDS is taken from; where given, no other is looked at.
+      fields: the record as its source holds it.
+      format: one of FORMATS; None: the first of them whose fields the record has.
+      columns: the column that each of FIELDS is taken from; where given, other columns are ignored.
 
     Raises:
-      UserError: where a field is missing or of another type; without the row's place.
+      UserError: if a field is missing or of another type; without the record's position.
     """
     if columns:
-        row = _renamed(row, columns)
-    row = {key: value for key, value in row.items() if value is not None}
-    kind = format or _detect(row)
-    _needs(row, FORMATS[kind])
-    tools = _tools(row.get("tools"))
+        fields = _renamed(fields, columns)
+    fields = {key: value for key, value in fields.items() if value is not None}
+    kind = format or _detect(fields)
+    _require(fields, FORMATS[kind])
+    tools = _tools(fields.get("tools"))
     match kind:
         case "messages" | "conversations":
-            return Chat(_turns(row[kind], kind), 0, tools)
+            return Chat(_turns(fields[kind], kind), 0, tools)
         case "preference":
-            return _pair(row.get("prompt"), row["chosen"], row["rejected"], tools)
+            return _pair(fields.get("prompt"), fields["chosen"], fields["rejected"], tools)
         case "completion":
-            return _continued(row["prompt"], row["completion"], "completion", tools)
+            return _continued(fields["prompt"], fields["completion"], "completion", tools)
         case "alpaca":
-            asked = [row["instruction"], row.get("input") or ""]
-            _string(asked[0], "instruction"), _string(asked[1], "input")
-            question = {"role": "user", "content": "\n\n".join(filter(None, asked))}
-            answer = {"role": "assistant", "content": _string(row["output"], "output")}
+            instruction = _string(fields["instruction"], "instruction")
+            given = _string(fields.get("input") or "", "input")
+            question = {"role": "user", "content": "\n\n".join(filter(None, [instruction, given]))}
+            answer = {"role": "assistant", "content": _string(fields["output"], "output")}
             return Chat([question, answer], 0, tools)
-    return Text("", _string(row["text"], "text"))
+    return Text("", _string(fields["text"], "text"))
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
     for field, column in columns.items():
-        if column not in row:
+        if column not in fields:
             raise UserError(
                 f"has no column {column!r}, which data.columns takes {field} from; "
-                f"it has {', '.join(map(repr, row)) or 'none'}"
+                f"it has {', '.join(map(repr, fields)) or 'none'}"
             )
-    return {field: row[column] for field, column in columns.items()}
+    return {field: fields[column] for field, column in columns.items()}
 
 
-def _detect(row: Mapping[str, Any]) -> str:
-    for kind, wanted in _WANTED.items():
-        if row.keys() >= wanted:
+def _detect(fields: Fields) -> str:
+    for kind, required in _REQUIRED.items():
+        if fields.keys() >= required:
             return kind
-    for kind, fields in FORMATS.items():
-        if not row.keys().isdisjoint(fields):
-            return kind  # It is told what is missing of it.
+    for kind, names in FORMATS.items():
+        if not fields.keys().isdisjoint(names):
+            return kind  # The error then names the fields of this format that are missing.
     raise UserError(
         "needs messages, prompt and completion, instruction and output, text, or chosen and "
-        f"rejected, and has {', '.join(map(repr, sorted(row))) or 'none'}; "
+        f"rejected, and has {', '.join(map(repr, sorted(fields))) or 'none'}; "
         "map other columns with data.columns"
     )
 
 
-def _needs(row: Mapping[str, Any], fields: Sequence[str]) -> None:
-    for field in fields:
-        if field not in row:
-            together = f"; {' and '.join(fields)} go together" if len(fields) > 1 else ""
-            raise UserError(f"has no {field}, or it is null{together}; add it or take the row out")
+def _require(fields: Fields, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in fields:
+            together = f"; {' and '.join(names)} go together" if len(names) > 1 else ""
+            raise UserError(f"has no {name}, or it is null{together}; add it or remove the record")
 
 
 def _pair(prompt: Any, chosen: Any, rejected: Any, tools: Any) -> Pair:
@@ -122,20 +124,20 @@ def _pair(prompt: Any, chosen: Any, rejected: Any, tools: Any) -> Pair:
             _continued(prompt, chosen, "chosen", tools),
             _continued(prompt, rejected, "rejected", tools),
         )
-    # Two whole conversations: they part where their turns differ.
-    sides = [_turns(chosen, "chosen"), _turns(rejected, "rejected")]
-    if prompt is not None and all(turns[0]["role"] == "assistant" for turns in sides):
-        sides = [[{"role": "user", "content": prompt}, *turns] for turns in sides]
-    shared = 0
-    for left, right in zip(*sides, strict=False):
+    # Two whole conversations: the answers begin where their turns differ.
+    answers = [_turns(chosen, "chosen"), _turns(rejected, "rejected")]
+    if prompt is not None and all(turns[0]["role"] == "assistant" for turns in answers):
+        answers = [[{"role": "user", "content": prompt}, *turns] for turns in answers]
+    num_shared = 0
+    for left, right in zip(*answers, strict=False):
         if left != right:
             break
-        shared += 1
-    return Pair(*(Chat(turns, shared, tools) for turns in sides))
+        num_shared += 1
+    return Pair(*(Chat(turns, num_shared, tools) for turns in answers))
 
 
 def _continued(prompt: Any, answer: Any, name: str, tools: Any) -> Chat | Text:
-    """A prompt and what follows it, both strings or both lists of turns."""
+    """A prompt and its continuation, both strings or both lists of turns."""
     if isinstance(prompt, str) != isinstance(answer, str):
         raise UserError(f"prompt and {name} must both be strings or both lists")
     if isinstance(prompt, str):
@@ -150,21 +152,21 @@ def _turns(value: Any, field: str) -> Turns:
     return [_turn(turn, f"{field}, turn {number}") for number, turn in enumerate(value, 1)]
 
 
-def _turn(turn: Any, place: str) -> dict[str, Any]:
+def _turn(turn: Any, where: str) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
-        raise UserError(f"{place} must be an object with role and content")
-    # Tables fill up the keys that only some turns have.
+        raise UserError(f"{where} must be an object with role and content")
+    # Tables fill up the keys that only some turns have with nulls.
     turn = {key: value for key, value in turn.items() if value is not None}
     role = turn.pop("role", None) or turn.pop("from", None)
     if not isinstance(role, str) or role not in _ROLES:
-        raise UserError(f"{place} has the role {role!r}; use one of {', '.join(ROLES)}")
+        raise UserError(f"{where} has the role {role!r}; use one of {', '.join(ROLES)}")
     content = turn.pop("content", turn.pop("value", None))
     if content is None and turn.get("tool_calls"):
-        content = ""  # A call of a tool says nothing beside it.
-    return {"role": _ROLES[role], "content": _string(content, f"{place}: content"), **turn}
+        content = ""  # A tool call needs no content.
+    return {"role": _ROLES[role], "content": _string(content, f"{where}: content"), **turn}
 
 
-def _tools(value: Any) -> Sequence[Mapping[str, Any]] | None:
+def _tools(value: Any) -> Sequence[Fields] | None:
     """Descriptions of tools, as a list or as the JSON text that tables often hold."""
     if isinstance(value, str):
         try:

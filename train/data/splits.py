@@ -1,47 +1,55 @@
-"""The two sides, training and held-out: which examples are used, and in which rows."""
+"""The training data and the evaluation data: which examples each uses, and in which rows."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ..config.data import DataSection, Source
 from ..errors import UserError
 from .batches import Batches
-from .packing import Plan, one_a_row, plan_rows, waste
-from .sampler import Group, permutation
-from .token_store import Store
+from .packing import Packing, concatenate, one_per_row, pack
+from .sampler import SourceRows, permutation
+from .token_store import TokenStore
 from .tokenize import Example
-
-Overlong = Literal["drop", "truncate", "error"]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """One source's examples, and the side that they are for; None: still to be split."""
-
-    source: Source
-    store: Store
-    held_out: bool | None
+from .validate import fits
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one source gives to one side."""
+class TokenisedSource:
+    """One source's examples, and the split that they belong to.
+
+    Attributes:
+      is_eval: whether they are evaluation data; None: they are still to be divided.
+    """
 
     source: Source
-    store: Store
-    side: np.ndarray  # Numbers of the examples on this side.
-    used: np.ndarray  # Those of them that are used, in the order of their rows.
-    fit: np.ndarray  # Whether an example of the source fits, by number.
+    store: TokenStore
+    is_eval: bool | None
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """What one source gives to one split.
+
+    Attributes:
+      numbers: the examples that belong to the split.
+      used: those of them that are used, in the order of their rows.
+      fit: whether each example of the source can be used; see `fits`.
+    """
+
+    source: Source
+    store: TokenStore
+    numbers: np.ndarray
+    used: np.ndarray
+    fit: np.ndarray
     max_length: int
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of the used examples after cutting."""
+        """Tokens of each used example, after cutting."""
         return np.minimum(self.store.index["length"][self.used], self.max_length)
 
     @property
@@ -50,208 +58,207 @@ class Part:
         return self.used[self.store.index["length"][self.used] > self.max_length]
 
     @property
-    def dropped(self) -> int:
-        """Examples that are too long to be used."""
-        return int(np.count_nonzero(~self.fit[self.side]))
+    def num_dropped(self) -> int:
+        """The number of examples that are too long to be used."""
+        return int(np.count_nonzero(~self.fit[self.numbers]))
 
     @property
-    def targets(self) -> int:
-        """Learned tokens after cutting."""
+    def num_left_out(self) -> int:
+        """The number of examples that the limit leaves out."""
+        return len(self.numbers) - len(self.used) - self.num_dropped
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Tokens with a loss, after cutting."""
         lost = sum(
-            np.count_nonzero(self.store[at].target[self.max_length :]) for at in self.cut.tolist()
+            int(np.count_nonzero(self.store[number].loss_mask[self.max_length :]))
+            for number in self.cut.tolist()
         )
-        return int(self.store.index["targets"][self.used].sum(dtype=np.int64)) - int(lost)
+        return int(self.store.index["num_loss_tokens"][self.used].sum(dtype=np.int64)) - lost
 
 
 @dataclass(frozen=True)
-class Side:
-    """The data to train on, or what is held out."""
+class Split:
+    """The training data or the evaluation data.
+
+    Attributes:
+      rows: how the used examples of all sources, numbered on from one to the next, share rows.
+      source_rows: how many of the rows are each source's.
+    """
 
     name: str
-    parts: Sequence[Part]
-    rows: Plan  # Of the parts' used examples, numbered through.
-    groups: Sequence[Group]
+    sources: Sequence[SourceSplit]
+    rows: Packing
+    source_rows: Sequence[SourceRows]
     data: DataSection
 
     @property
+    def examples(self) -> "SplitExamples":
+        """The used examples."""
+        return SplitExamples(self.sources)
+
+    @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example."""
-        return np.concatenate([part.lengths for part in self.parts])
+        """Tokens of each used example, after cutting."""
+        return np.concatenate([source.lengths for source in self.sources])
+
+    @property
+    def digests(self) -> np.ndarray:
+        """The digest of each used example."""
+        parts = self.sources
+        return np.concatenate([part.store.index["digest"][part.used] for part in parts])
 
     @property
     def digest(self) -> str:
-        """Equal for equal examples in the same order."""
-        digests = [part.store.index["digest"][part.used] for part in self.parts]
-        return hashlib.blake2b(np.concatenate(digests), digest_size=16).hexdigest()
+        """A digest of all used examples in their order."""
+        return hashlib.blake2b(self.digests, digest_size=16).hexdigest()
 
     @property
     def padding(self) -> float:
-        """The share of the rows that is padding, bucketed rows aside."""
-        return waste(self.rows, self.lengths, self.data.max_length)
+        """The fraction of the rows that is padding, if they are not bucketed."""
+        return self.rows.padding(self.lengths, self.data.max_length)
 
     def batches(self, batch_size: int, seed: int) -> Batches:
         """Its rows in batches."""
         return Batches(
-            Used(self.parts),
+            self.examples,
             self.rows,
             self.lengths,
             batch_size=batch_size,
             max_length=self.data.max_length,
             seed=seed,
             packing=self.data.packing,
-            groups=self.groups,
+            sources=self.source_rows,
         )
 
     def __str__(self) -> str:
-        examples = sum(len(part.used) for part in self.parts)
-        dropped, cut = sum(p.dropped for p in self.parts), sum(len(p.cut) for p in self.parts)
-        unused = sum(len(part.side) for part in self.parts) - examples - dropped
-        tokens, targets = int(self.lengths.sum()), sum(part.targets for part in self.parts)
+        num_dropped = sum(source.num_dropped for source in self.sources)
+        num_cut = sum(len(source.cut) for source in self.sources)
+        num_left_out = sum(source.num_left_out for source in self.sources)
+        num_loss_tokens = sum(source.num_loss_tokens for source in self.sources)
         limit = f"{self.data.max_length:,} tokens"
-        said = [f"{self.name}: {examples:,} examples", f"{tokens:,} tokens ({targets:,} learned)"]
-        said += [f"{dropped:,} dropped as over {limit}"] * bool(dropped)
-        said += [f"{cut:,} cut to {limit}"] * bool(cut)
-        said += [f"{unused:,} left out by the limit"] * bool(unused)
+        facts = [
+            f"{self.name}: {len(self.lengths):,} examples",
+            f"{int(self.lengths.sum()):,} tokens ({num_loss_tokens:,} trained on)",
+        ]
+        facts += [f"{num_dropped:,} dropped as over {limit}"] * bool(num_dropped)
+        facts += [f"{num_cut:,} cut to {limit}"] * bool(num_cut)
+        facts += [f"{num_left_out:,} left out by the limit"] * bool(num_left_out)
         if self.data.packing == "packed":
-            said.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
-        return ", ".join(said)
+            facts.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
+        return ", ".join(facts)
 
 
-class Used:
-    """The used examples of several parts, numbered through."""
+class SplitExamples:
+    """The used examples of several sources, numbered on from one to the next."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._stores = [part.store for part in parts]
-        self._numbers = np.concatenate([part.used for part in parts])
-        self._store = np.repeat(np.arange(len(parts)), [len(part.used) for part in parts])
+    def __init__(self, sources: Sequence[SourceSplit]) -> None:
+        self._stores = [source.store for source in sources]
+        self._numbers = np.concatenate([source.used for source in sources])
+        self._store = np.repeat(np.arange(len(sources)), [len(source.used) for source in sources])
 
-    def __getitem__(self, index: int) -> Example:
-        return self._stores[self._store[index]][int(self._numbers[index])]
+    def __getitem__(self, number: int) -> Example:
+        return self._stores[self._store[number]][int(self._numbers[number])]
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """Both sides."""
+    """The training data, and the evaluation data if there is any."""
 
-    train: Side
-    held_out: Side | None
+    train: Split
+    eval: Split | None
 
     @property
-    def sides(self) -> list[Side]:
-        """The sides that there are."""
-        return [self.train] + ([] if self.held_out is None else [self.held_out])
+    def splits(self) -> list[Split]:
+        """The splits that there are."""
+        return [split for split in (self.train, self.eval) if split is not None]
 
 
-def divide(data: DataSection, loaded: Sequence[Loaded], seed: int, cache: Path) -> Datasets:
-    """Which examples are on which side, and in which rows."""
-    indices = [each.store.index for each in loaded]
+def make_splits(
+    data: DataSection, sources: Sequence[TokenisedSource], seed: int, cache: Path
+) -> Datasets:
+    """Divides the sources' examples into training and evaluation data.
+
+    Raises:
+      UserError: if a split has no examples.
+    """
+    indices = [source.store.index for source in sources]
     # Both answers of a preference pair go where the chosen one does.
     digests = [i["digest"][np.searchsorted(i["record"], i["record"])] for i in indices]
-    undecided = [at for at, each in enumerate(loaded) if each.held_out is None]
-    held = [np.full(len(each.store), bool(each.held_out)) for each in loaded]
-    if undecided:
-        joined = split_off(
-            np.concatenate([digests[at] for at in undecided]), data.eval_fraction, seed
+    undivided = [number for number, source in enumerate(sources) if source.is_eval is None]
+    masks = [np.full(len(source.store), bool(source.is_eval)) for source in sources]
+    if undivided:
+        joined = choose_eval(
+            np.concatenate([digests[number] for number in undivided]), data.eval_fraction, seed
         )
-        ends = np.cumsum([len(digests[at]) for at in undecided])[:-1]
-        for at, mask in zip(undecided, np.split(joined, ends), strict=True):
-            held[at] = mask
-    if all(mask.all() for mask in held):
+        ends = np.cumsum([len(digests[number]) for number in undivided])[:-1]
+        for number, mask in zip(undivided, np.split(joined, ends), strict=True):
+            masks[number] = mask
+    if all(mask.all() for mask in masks):
         raise UserError(
-            f"data: nothing is left to train on of {sum(map(len, held))} records; "
+            f"data: nothing is left to train on of {sum(map(len, masks))} records; "
             "lower data.eval_fraction, or name data.eval"
         )
-    train = _side("training data", data, loaded, [~mask for mask in held], data.limit, seed, cache)
-    if not any(mask.any() for mask in held):
+    train_masks = [~mask for mask in masks]
+    train = _make_split("training data", data, sources, train_masks, data.limit, seed, cache)
+    if not any(mask.any() for mask in masks):
         return Datasets(train, None)
-    return Datasets(train, held_out_side(data, loaded, seed, cache, held))
+    return Datasets(train, make_eval_split(data, sources, seed, cache, masks))
 
 
-def held_out_side(
+def make_eval_split(
     data: DataSection,
-    loaded: Sequence[Loaded],
+    sources: Sequence[TokenisedSource],
     seed: int,
     cache: Path,
     masks: Sequence[np.ndarray] | None = None,
-) -> Side:
-    """The held-out side: of each source the examples that its mask says, or all."""
-    masks = masks or [np.ones(len(each.store), bool) for each in loaded]
-    return _side("held-out data", data, loaded, masks, data.eval_limit, seed, cache)
+) -> Split:
+    """The evaluation data: the examples that each source's mask selects, or all of them."""
+    masks = masks or [np.ones(len(source.store), bool) for source in sources]
+    return _make_split("evaluation data", data, sources, masks, data.eval_limit, seed, cache)
 
 
-def refuse_pairs(loaded: Sequence[Loaded]) -> None:
-    """Supervised fine-tuning learns from one answer.
-
-    Raises:
-      UserError: for the first preference pair.
-    """
-    for each in loaded:
-        twice = np.flatnonzero(np.diff(each.store.index["record"]) == 0)
-        if len(twice):
-            where = each.store.where(int(each.store.index["record"][twice[0]]))
-            raise UserError(
-                f"{where}: is a preference pair, and sft learns from one answer; name it with "
-                "data.columns: {prompt: prompt, completion: chosen}"
-            )
-
-
-def _side(
+def _make_split(
     name: str,
     data: DataSection,
-    loaded: Sequence[Loaded],
+    sources: Sequence[TokenisedSource],
     masks: Sequence[np.ndarray],
     limit: int | None,
     seed: int,
     cache: Path,
-) -> Side:
-    present = [(each, mask) for each, mask in zip(loaded, masks, strict=True) if mask.any()]
-    fit = [fits(each.store.index, data.max_length, data.overlong) for each, _ in present]
+) -> Split:
+    present = [(source, mask) for source, mask in zip(sources, masks, strict=True) if mask.any()]
+    fit = [fits(source.store.index, data) for source, _ in present]
     numbers = [np.flatnonzero(mask) for _, mask in present]
-    used = limited(numbers, fit, limit, seed)
+    used = sample_used(numbers, fit, limit, seed)
     parts = [
-        Part(each.source, each.store, numbers[at], used[at], fit[at], data.max_length)
-        for at, (each, _) in enumerate(present)
+        SourceSplit(source.source, source.store, belong, use, can, data.max_length)
+        for (source, _), belong, use, can in zip(present, numbers, used, fit, strict=True)
     ]
     parts = [part for part in parts if len(part.used)]
     if not parts:
-        dropped = sum(len(n) for n in numbers)
         raise UserError(
-            f"{name}: no example is left ({dropped:,} over data.max_length {data.max_length:,}); "
-            "raise it, or name other data"
+            f"{name}: no example is left ({sum(map(len, numbers)):,} over data.max_length "
+            f"{data.max_length:,}); raise it, or name other data"
         )
-    rows, groups = [], []
-    for part in parts:
-        packed = data.packing == "packed"
-        made = (
-            plan_rows(part.lengths, data.max_length, cache) if packed else one_a_row(len(part.used))
-        )
-        rows.append(made)
-        groups.append(Group(made.num_rows, part.source.weight))
-    return Side(name, parts, _joined(rows), groups, data)
+    packings = [
+        pack(part.lengths, data.max_length, cache)
+        if data.packing == "packed"
+        else one_per_row(len(part.used))
+        for part in parts
+    ]
+    source_rows = [
+        SourceRows(packing.num_rows, part.source.weight)
+        for packing, part in zip(packings, parts, strict=True)
+    ]
+    return Split(name, parts, concatenate(packings), source_rows, data)
 
 
-def _joined(rows: Sequence[Plan]) -> Plan:
-    """Rows of several sources, with their examples and their rows numbered through."""
-    firsts = np.cumsum([0, *(len(each.members) for each in rows)])
-    members = [each.members + first for each, first in zip(rows, firsts, strict=False)]
-    offsets = [each.offsets[:-1] + first for each, first in zip(rows, firsts, strict=False)]
-    return Plan(np.concatenate(members), np.concatenate([*offsets, firsts[-1:]]))
+def choose_eval(digests: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Whether each example is evaluation data: bool [N], about the fraction and at least one.
 
-
-def fits(index: np.ndarray, max_length: int, overlong: Overlong) -> np.ndarray:
-    """Whether an example is used: bool [N].
-
-    One that is cut so short that nothing is left to learn is not.
-    """
-    fit: np.ndarray = index["length"] <= max_length
-    return fit | (index["first"] < max_length) if overlong == "truncate" else fit
-
-
-def split_off(digests: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Whether an example is held out: bool [N], at least one of them and about the fraction.
-
-    It is decided by the example's tokens and the seed, so that equal examples are on one side,
-    whichever sources they are from.
+    The choice depends on the example's tokens and the seed, so that equal examples are in one
+    split, whichever sources they come from.
 
     Args:
       digests: uint64 [N].
@@ -271,22 +278,23 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def limited(
-    sides: Sequence[np.ndarray], fit: Sequence[np.ndarray], limit: int | None, seed: int
+def sample_used(
+    numbers: Sequence[np.ndarray], fit: Sequence[np.ndarray], limit: int | None, seed: int
 ) -> list[np.ndarray]:
-    """The numbers that are used of several sources: those that fit, or a sample of them.
+    """The examples of each source that are used: all that fit, or a random sample of them.
 
     Args:
-      sides: each source's numbers on this side.
-      fit: whether each source's examples fit, by number.
-      limit: of the sample, whose order is random; None takes all in their order.
+      numbers: each source's examples in the split.
+      fit: whether each example of each source can be used.
+      limit: the size of the sample over all sources, whose order is random; None takes all that
+        fit in their order.
     """
-    source = np.repeat(np.arange(len(sides)), [len(numbers) for numbers in sides])
-    joined = np.concatenate(sides)
-    used = np.concatenate([ok[numbers] for ok, numbers in zip(fit, sides, strict=True)])
+    source = np.repeat(np.arange(len(numbers)), [len(part) for part in numbers])
+    joined = np.concatenate(numbers)
+    usable = np.concatenate([ok[part] for ok, part in zip(fit, numbers, strict=True)])
     if limit is None:
-        chosen = np.flatnonzero(used)
+        chosen = np.flatnonzero(usable)
     else:
         drawn = permutation(len(joined), seed, len(joined))
-        chosen = drawn[used[drawn]][:limit]
-    return [joined[chosen][source[chosen] == number] for number in range(len(sides))]
+        chosen = drawn[usable[drawn]][:limit]
+    return [joined[chosen][source[chosen] == number] for number in range(len(numbers))]

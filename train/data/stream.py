@@ -1,11 +1,10 @@
-"""Data too large to index: read in order, shuffled in a buffer and packed on the fly.
+"""Data too large to index: read in order, shuffled in a buffer, packed while training.
 
-Where a stream stands is saved with the checkpoint; grain's iterators carry it from step to step.
+A stream's position is saved with each checkpoint; grain's iterators carry it along.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,62 +14,69 @@ import numpy as np
 
 from ..config.data import DataSection, Source
 from ..errors import UserError
-from .batches import Arrays
-from .chat import render
-from .jsonl import read_lines, read_object
+from .batches import Arrays, shift
+from .chat import RecordReader
+from .datasets import DataContext
+from .jsonl import parse_line, read_lines
 from .prefetch import AHEAD
-from .records import Pair, read_record
 from .sources import find_files, is_hub_name
-from .tables import streamed_table
-from .tokenize import Example, encode
+from .tables import stream_table
+from .tokenize import encode, index_examples, without_loss
+from .validate import find_pairs, find_unusable, fits
 
-Row = tuple[str, dict[str, Any] | bytes]  # Its place, and what it holds or the line that says so.
+# A record's position, and its fields or the line that holds them.
+RawRecord = tuple[str, dict[str, Any] | bytes]
 
-_TOGETHER = 64  # Rows that are tokenised at a time.
-_BINS = 64  # Rows that are filled at a time.
+_BATCH = 64  # Records that are tokenised together.
+_BINS = 64  # Rows that are filled at the same time.
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of a stream's rows are a process's: every count-th, from this one on."""
+class Shard:
+    """A process's share of a stream's records: every `count`-th, beginning with number `index`."""
 
-    process: int = 0
+    index: int = 0
     count: int = 1
 
+    def holds(self, record: int) -> bool:
+        """Whether a record, counting from 0, is in this share."""
+        return record % self.count == self.index
 
-ALL = Share()
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Checks that a position was saved by as many shards as there are now.
+
+        Raises:
+          UserError: if not.
+        """
+        if state["num_shards"] != self.count:
+            raise UserError(
+                f"the stream was saved by {state['num_shards']} processes and cannot go on with "
+                f"{self.count}: each has a position of its own; use as many, or start another run"
+            )
 
 
-def _check_share(state: dict[str, Any], share: Share) -> None:
-    if state["processes"] != share.count:
-        raise UserError(
-            f"the stream was saved by {state['processes']} processes and cannot go on with "
-            f"{share.count}: each has its own place; use as many, or start another run"
-        )
+class _JsonlIterator(grain.DatasetIterator[RawRecord]):
+    """The lines of JSONL files, repeated without end."""
 
-
-class _Lines(grain.DatasetIterator[Row]):
-    """The lines of JSONL files, again and again."""
-
-    def __init__(self, paths: Sequence[Path], share: Share) -> None:
+    def __init__(self, paths: Sequence[Path], shard: Shard) -> None:
         super().__init__()
-        self._paths, self._share = paths, share
-        self._ahead: list[bytes] = []  # Lines from the place that the state tells.
+        self._paths, self._shard = paths, shard
+        self._lines: list[bytes] = []  # Lines that were read, from the position in the state on.
         self._state = {"file": 0, "byte": 0, "line": 0, "found": 0}
 
-    def __next__(self) -> Row:
+    def __next__(self) -> RawRecord:
         while True:
             state, path = self._state, self._paths[self._state["file"]]
-            if not self._ahead:
-                self._ahead = read_lines(path, state["byte"])
-            if not self._ahead:
+            if not self._lines:
+                self._lines = read_lines(path, state["byte"])
+            if not self._lines:
                 self._next_file()
                 continue
-            line = self._ahead.pop(0)
+            line = self._lines.pop(0)
             state["byte"] += len(line)
             state["line"] += 1
             state["found"] = 1
-            if (state["line"] - 1) % self._share.count == self._share.process:
+            if self._shard.holds(state["line"] - 1):
                 return f"{path}:{state['line']}", line
 
     def _next_file(self) -> None:
@@ -81,182 +87,174 @@ class _Lines(grain.DatasetIterator[Row]):
         state.update(file=following, byte=0, line=0)
 
     def get_state(self) -> dict[str, Any]:
-        return self._state | {"processes": self._share.count}
+        return self._state | {"num_shards": self._shard.count}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        _check_share(state, self._share)
-        self._state, self._ahead = dict(state), []
+        self._shard.check_state(state)
+        self._state, self._lines = dict(state), []
 
 
-class _TableRows(grain.DatasetIterator[Row]):
-    """The rows of a streamed data set, again and again."""
+class _TableIterator(grain.DatasetIterator[RawRecord]):
+    """The rows of a `datasets.IterableDataset`, repeated without end."""
 
-    def __init__(self, dataset: Any, name: str, share: Share) -> None:
+    def __init__(self, dataset: Any, name: str, shard: Shard) -> None:
         super().__init__()
-        self._dataset, self._name, self._share = dataset, name, share
-        self._rows, self._number = iter(dataset), 0
-        self._first = copy.deepcopy(dataset.state_dict())
+        self._dataset, self._name, self._shard = dataset, name, shard
+        self._rows, self._count = iter(dataset), 0
+        self._beginning = copy.deepcopy(dataset.state_dict())
 
-    def __next__(self) -> Row:
+    def __next__(self) -> RawRecord:
         while True:
             try:
                 row = next(self._rows)
             except StopIteration:
-                if self._number == 0:
+                if self._count == 0:
                     raise UserError(f"{self._name}: holds no records; name other data") from None
-                again = {"dataset": copy.deepcopy(self._first), "number": 0}
-                self.set_state(again | {"processes": self._share.count})
+                self._go_to(self._beginning, 0)
                 continue
-            self._number += 1
-            if (self._number - 1) % self._share.count == self._share.process:
-                return f"{self._name} row {self._number}", row
+            self._count += 1
+            if self._shard.holds(self._count - 1):
+                return f"{self._name} row {self._count}", row
+
+    def _go_to(self, state: dict[str, Any], count: int) -> None:
+        self._dataset.load_state_dict(copy.deepcopy(state))
+        self._rows, self._count = iter(self._dataset), count
 
     def get_state(self) -> dict[str, Any]:
-        place = {"dataset": copy.deepcopy(self._dataset.state_dict()), "number": self._number}
-        return place | {"processes": self._share.count}
+        state = {"dataset": copy.deepcopy(self._dataset.state_dict()), "count": self._count}
+        return state | {"num_shards": self._shard.count}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        _check_share(state, self._share)
-        self._dataset.load_state_dict(copy.deepcopy(state["dataset"]))
-        self._rows, self._number = iter(self._dataset), state["number"]
+        self._shard.check_state(state)
+        self._go_to(state["dataset"], state["count"])
 
 
-class _Rows(grain.IterDataset[Row]):
-    """A source as grain knows it."""
+class _RawRecords(grain.IterDataset[RawRecord]):
+    """A source as a grain dataset."""
 
-    def __init__(self, source: Source, share: Share) -> None:
+    def __init__(self, source: Source, shard: Shard) -> None:
         super().__init__()
-        self._source, self._share = source, share
+        self._source, self._shard = source, shard
         self._paths = [] if is_hub_name(source.path) else find_files(source.path)
-        self._lines = bool(self._paths) and all(p.suffix == ".jsonl" for p in self._paths)
-        if self._paths and not self._lines and any(p.suffix != ".parquet" for p in self._paths):
+        suffixes = {path.suffix for path in self._paths}
+        self._is_jsonl = suffixes == {".jsonl"}
+        if suffixes - {".parquet"} and not self._is_jsonl:
             raise UserError(
                 f"{source.path}: cannot be streamed; name .jsonl or .parquet files, or a hub set"
             )
 
-    def __iter__(self) -> grain.DatasetIterator[Row]:
-        if self._lines:
-            return _Lines(self._paths, self._share)
+    def __iter__(self) -> grain.DatasetIterator[RawRecord]:
+        if self._is_jsonl:
+            return _JsonlIterator(self._paths, self._shard)
         source = self._source
-        table = streamed_table(self._paths or source.path, source.split or "train", source.revision)
-        return _TableRows(table, source.path, self._share)
+        table = stream_table(self._paths or source.path, source.split or "train", source.revision)
+        return _TableIterator(table, source.path, self._shard)
 
 
-class _Encode(grain.experimental.FlatMapTransform):
-    """Rows → examples that fit; counts the others."""
+class _ToExamples(grain.experimental.FlatMapTransform):
+    """Records as shifted examples that fit; counts the others."""
 
-    max_fan_out = _TOGETHER
+    max_fan_out = _BATCH
 
-    def __init__(self, data: DataSection, source: Source, tokenizer: Any, counts: Any) -> None:
-        self._data, self._source, self._tokenizer, self._counts = data, source, tokenizer, counts
+    def __init__(
+        self, data: DataSection, source: Source, context: DataContext, counts: dict[str, int]
+    ) -> None:
+        self._data, self._context, self._counts = data, context, counts
+        self._reader = RecordReader(source.format, source.columns or None, data.loss_on)
 
-    def flat_map(self, element: Sequence[Row]) -> list[Arrays]:
-        texts = []
-        for where, row in element:
+    def flat_map(self, element: Sequence[RawRecord]) -> list[Arrays]:
+        texts, origins = [], []
+        for number, (where, raw) in enumerate(element):
             try:
-                texts += self._rendered(row)
+                fields = parse_line(raw) if isinstance(raw, bytes) else raw
+                rendered = self._reader.render(fields, self._context.tokenizer)
             except UserError as fault:
                 raise UserError(f"{where}: {fault}") from None
-        examples = encode(texts, self._tokenizer)
-        kept = []
-        for (where, _), example in zip(element, examples, strict=True):
-            if not example.target[1:].any():
-                raise UserError(f"{where}: has no token to learn; take it out")
-            kept += self._fitted(where, example)
-        return kept
-
-    def _rendered(self, row: dict[str, Any] | bytes) -> Any:
-        row = read_object(row) if isinstance(row, bytes) else row
-        record = read_record(row, self._source.format, self._source.columns)
-        if isinstance(record, Pair):
-            raise UserError("is a preference pair, and sft learns from one answer")
-        return render(record, self._tokenizer, self._data.loss_on)
-
-    def _fitted(self, where: str, example: Example) -> list[Arrays]:
-        length, tokens = self._data.max_length, len(example.tokens)
-        if tokens > length and self._data.overlong == "error":
-            raise UserError(f"{where}: {tokens:,} tokens, over data.max_length {length:,}")
-        cuttable = self._data.overlong == "truncate" and example.target[1:length].any()
-        if tokens > length and not cuttable:
-            self._counts["dropped"] += 1
-            return []
-        self._counts["cut" if tokens > length else "kept"] += 1
-        ids, target = example.tokens[:length], example.target[:length]
-        after = np.append(ids[1:], np.int32(0))
-        weights = np.append(target[1:], False).astype(np.float32)
-        return [{"tokens": ids, "targets": after, "weights": weights}]
+            texts += rendered
+            origins += [number] * len(rendered)
+        examples = encode(texts, self._context.tokenizer)
+        index = index_examples(origins, examples)
+        faults = without_loss(index) + find_pairs(index)
+        faults += find_unusable(index, self._data, self._context.vocab_size)
+        if faults:
+            number, message = min(faults)
+            raise UserError(f"{element[number][0]}: {message}")
+        length, fit = self._data.max_length, fits(index, self._data)
+        num_cut = int(np.count_nonzero(fit & (index["length"] > length)))
+        num_fit = int(np.count_nonzero(fit))
+        self._counts["kept"] += num_fit - num_cut
+        self._counts["cut"] += num_cut
+        self._counts["dropped"] += len(fit) - num_fit
+        return [shift(example, length) for example, ok in zip(examples, fit, strict=True) if ok]
 
 
-def _padded(example: Arrays, length: int) -> Arrays:
-    room = length - len(example["tokens"])
-    padded = {key: np.pad(array, (0, room)) for key, array in example.items()}
-    return padded | {"used": np.asarray(length - room)}
+def _pad(example: Arrays, length: int) -> Arrays:
+    num_tokens = len(example["tokens"])
+    padded = {name: np.pad(array, (0, length - num_tokens)) for name, array in example.items()}
+    return padded | {"num_tokens": np.asarray(num_tokens)}
 
 
-def _packed(row: Arrays) -> Arrays:
-    return {key: row[key] for key in ("tokens", "targets", "weights")} | {
+def _rename_packed(row: Arrays) -> Arrays:
+    return {name: row[name] for name in ("tokens", "targets", "weights")} | {
         "segment_ids": row["tokens_segment_ids"],
         "positions": row["tokens_positions"],
-        "used": np.count_nonzero(row["tokens_segment_ids"], keepdims=True)[0],
+        "num_tokens": np.count_nonzero(row["tokens_segment_ids"], keepdims=True)[0],
     }
 
 
 class Stream:
-    """Batches of a stream: this process's rows of each, and its iterator's state.
+    """Batches of a stream: this process's rows of each.
+
+    Attributes:
+      counts: examples that were kept, cut and dropped since the stream was opened, including those
+        that were only read ahead.
 
     Args:
-      rows: of a batch, this process's.
-      share: which of the data's rows are this process's.
+      num_rows: this process's rows in a batch.
+      shard: which of the data's records are this process's.
     """
 
     def __init__(
-        self, data: DataSection, tokenizer: Any, *, rows: int, seed: int, share: Share = ALL
+        self, data: DataSection, context: DataContext, *, num_rows: int, shard: Shard
     ) -> None:
-        self.counts = {"kept": 0, "cut": 0, "dropped": 0}  # Since it was opened, read ahead too.
+        self.counts = {"kept": 0, "cut": 0, "dropped": 0}
+        seed = context.seed
         sources = data.train_sources()
-        streams = [
+        streams: list[grain.IterDataset[Arrays]] = [
             grain.experimental.FlatMapIterDataset(
                 grain.experimental.WindowShuffleIterDataset(
-                    _Rows(source, share), window_size=data.shuffle_buffer, seed=seed + number
-                ).batch(_TOGETHER, batch_fn=list),
-                _Encode(data, source, tokenizer, self.counts),
+                    _RawRecords(source, shard), window_size=data.shuffle_buffer, seed=seed + number
+                ).batch(_BATCH, batch_fn=list),
+                _ToExamples(data, source, context, self.counts),
             )
             for number, source in enumerate(sources)
         ]
         examples = grain.IterDataset.mix(streams, [source.weight for source in sources])
         length = data.max_length
         if data.packing == "packed":
-            made = grain.experimental.BestFitPackIterDataset(
+            rows = grain.experimental.BestFitPackIterDataset(
                 examples,
                 length_struct=dict.fromkeys(("tokens", "targets", "weights"), length),
                 num_packing_bins=_BINS,
                 seed=seed,
-            ).map(_packed)
+            ).map(_rename_packed)
         else:
-            made = examples.map(lambda example: _padded(example, length))
-        self._batches = made.batch(rows, drop_remainder=True)
+            rows = examples.map(lambda example: _pad(example, length))
+        self._batches: grain.IterDataset[Arrays] = rows.batch(num_rows, drop_remainder=True)
 
-    @contextmanager
-    def prefetched(
-        self, put: Callable[[Arrays], Any], restore: Callable[[Any], None] = lambda _: None
-    ) -> Iterator[Any]:
-        """An iterator of put(batch), worked out ahead, that orbax saves and restores.
+    def prefetch(self, put: Callable[[Arrays], Any]) -> grain.DatasetIterator[Any]:
+        """An iterator over put(batch), computed ahead; its state is the position in the stream.
 
         Args:
-          put: is given tokens, targets, weights and, packed, segment_ids and positions [B, T], as
-            in `Batches`, and with them the tokens that are no padding: used [B].
-          restore: called with the iterator before it is used.
+          put: takes tokens, targets, weights and, if packed, segment_ids and positions [B, T], as
+            in `Batches`, and num_tokens [B]: the tokens of each row that are not padding.
         """
-        ahead = grain.experimental.ThreadPrefetchIterDataset(
-            self._batches.map(put), prefetch_buffer_size=AHEAD
+        return iter(
+            grain.experimental.ThreadPrefetchIterDataset(
+                self._batches.map(put), prefetch_buffer_size=AHEAD
+            )
         )
-        iterator: Any = iter(ahead)
-        restore(iterator)
-        try:
-            yield iterator
-        finally:
-            iterator.close()
 
     def __str__(self) -> str:
-        said = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
-        return f"training data: {said} of the examples read"
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        return f"training data: {counts} of the examples read"

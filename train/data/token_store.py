@@ -1,9 +1,8 @@
-"""Tokenised examples on disk: written once for a source and its settings, memory-mapped after."""
+"""Tokenised examples on disk: written once for a source and its settings, then memory-mapped."""
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,208 +14,185 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import DestinationExistsError, atomic_folder
-from .chat import LossOn, Rendered, render
+from .chat import RecordReader, Rendered
 from .digest import digest
-from .records import read_record
-from .sources import Rows
-from .tokenize import Example, examples, tokenise
-
-# What is known of an example without reading it.
-INDEX = np.dtype(
-    [
-        ("record", "<i8"),  # The row that it was made of, counting from 0.
-        ("length", "<i4"),
-        ("targets", "<i4"),  # How many tokens are learned.
-        ("first", "<i4"),  # Where the first of them is.
-        ("highest", "<i4"),  # The highest token.
-        ("digest", "<u8"),  # Equal for equal tokens.
-    ]
+from .sources import RecordSource
+from .tokenize import (
+    INDEX,
+    Example,
+    Fault,
+    encode_batch,
+    index_examples,
+    to_examples,
+    without_loss,
 )
-_TOGETHER = 512  # Rows that are tokenised at a time.
-_NO_TARGET = "has no token to learn; add an assistant turn or text, or take it out"
-_LAYOUT = 1  # Of the files; part of the digest.
 
-Advance = Callable[[int], None]  # Called with the number of rows that were just done.
+_BATCH = 512  # Records that are tokenised together.
+_LAYOUT = 2  # Version of the files; part of the digest.
 
-
-@dataclass(frozen=True)
-class Reading:
-    """How a source's rows are understood."""
-
-    format: str | None = None
-    columns: Mapping[str, str] | None = None
-    loss_on: LossOn = "assistant"
+Advance = Callable[[int], None]  # Called with the number of records that were just tokenised.
 
 
 @dataclass(frozen=True)
-class Store:
-    """One source's examples, one after the other; a preference pair is two of them."""
+class TokenStore:
+    """One source's examples, one after the other; a preference pair is two of them.
 
-    tokens: np.ndarray  # int32 [sum of lengths]
-    target: np.ndarray  # bool, likewise
-    index: np.ndarray  # INDEX [N]
-    faults: Sequence[tuple[int, str]]  # Rows that cannot be used, and why.
-    rows: Rows  # What they were made of.
+    Attributes:
+      tokens: int32 [sum of lengths].
+      loss_mask: bool [sum of lengths].
+      index: INDEX [N].
+      faults: the records that have no example, and why.
+      records: what the examples were made of.
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    index: np.ndarray
+    faults: Sequence[Fault]
+    records: RecordSource
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Example i lies from offsets[i] up to offsets[i + 1]: int64 [N + 1]."""
+        """Example i is stored from offsets[i] up to offsets[i + 1]: int64 [N + 1]."""
         return np.concatenate([[0], np.cumsum(self.index["length"], dtype=np.int64)])
 
     def where(self, record: int) -> str:
-        """The place of a row, for people."""
-        return self.rows.where(record)
+        """A record's position as a user would look it up."""
+        return self.records.where(record)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int) -> Example:
-        piece = slice(self.offsets[index], self.offsets[index + 1])
-        return Example(self.tokens[piece], self.target[piece])
+    def __getitem__(self, number: int) -> Example:
+        span = slice(self.offsets[number], self.offsets[number + 1])
+        return Example(self.tokens[span], self.loss_mask[span])
 
 
-def store(
-    rows: Rows,
+def open_store(
+    records: RecordSource,
     tokenizer: Any,
-    reading: Reading,
+    reader: RecordReader,
     cache: Path,
     advance: Advance = lambda _: None,
     stop: bool = False,
-) -> Store:
-    """The examples of a source's rows, from the cache where they are in it.
+) -> TokenStore:
+    """Opens the examples of a source's records, and tokenises those that are not in the cache.
 
-    Only a few hundred rows are held in memory at a time.
+    Only a few hundred records are held in memory at a time.
 
     Raises:
-      UserError: for the first row that cannot be used, if `stop` says so.
+      UserError: if `stop`, for the first record that cannot be used.
     """
-    folder = cache / _digest(rows, tokenizer, reading)
+    folder = cache / _digest(records, tokenizer, reader)
     if not folder.is_dir():
-        # The folder exists where another process was faster.
+        writer = _Writer(records, tokenizer, reader, stop)
         with (
-            contextlib.suppress(DestinationExistsError),
-            atomic_folder(folder, replace=False) as new,
+            contextlib.suppress(DestinationExistsError),  # Another process was faster.
+            atomic_folder(folder, replace=False) as partial,
         ):
-            _write(new, rows, tokenizer, reading, advance, stop)
-    faults = [(record, text) for record, text in json.loads((folder / "faults.json").read_text())]
-    return Store(
-        _mapped(folder / "tokens", np.int32),
-        _mapped(folder / "target", np.bool_),
-        _mapped(folder / "index", INDEX),
-        faults,
-        rows,
+            writer.write(partial, advance)
+    return TokenStore(
+        _map(folder / "tokens", np.int32),
+        _map(folder / "loss_mask", np.bool_),
+        _map(folder / "index", INDEX),
+        [(record, text) for record, text in json.loads((folder / "faults.json").read_text())],
+        records,
     )
 
 
-def _mapped(file: Path, dtype: Any) -> np.ndarray:
-    if not file.stat().st_size:  # Nothing cannot be mapped.
+def _map(file: Path, dtype: Any) -> np.ndarray:
+    if not file.stat().st_size:  # An empty file cannot be mapped.
         return np.empty(0, dtype)
-    # As a plain array, whose slices are ten times as quick to make.
+    # A view as a plain array: its slices are ten times as quick to make.
     return np.memmap(file, dtype, "r").view(np.ndarray)
 
 
-def _digest(rows: Rows, tokenizer: Any, reading: Reading) -> str:
+def _digest(records: RecordSource, tokenizer: Any, reader: RecordReader) -> str:
     return digest(
         _LAYOUT,
         version("transformers"),
         version("tokenizers"),
-        rows.digest(),
-        repr(reading),
+        records.digest(),
+        repr(reader),
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else "",
     )
 
 
-def _write(
-    folder: Path, rows: Rows, tokenizer: Any, reading: Reading, advance: Advance, stop: bool
-) -> None:
-    faults: list[tuple[int, str]] = []
-    with (
-        (folder / "tokens").open("wb") as tokens,
-        (folder / "target").open("wb") as target,
-        (folder / "index").open("wb") as index,
-    ):
-        for numbers, made in _examples(rows, tokenizer, reading, faults):
-            for _, example in made:
-                tokens.write(example.tokens)
-                target.write(example.target)
-            if stop and faults:
-                number, text = min(faults)
-                raise UserError(f"{rows.where(number)}: {text}")
-            index.write(_entries(made))
-            advance(len(numbers))
-    (folder / "faults.json").write_text(json.dumps(sorted(faults)))
+@dataclass(frozen=True)
+class _Batch:
+    """Some records, their texts, each text's record, and the tokenizer's result to come."""
+
+    numbers: range
+    origins: list[int]
+    texts: list[Rendered]
+    encodings: Future[Any]
 
 
-def _examples(
-    rows: Rows, tokenizer: Any, reading: Reading, faults: list[tuple[int, str]]
-) -> Iterator[tuple[range, list[tuple[int, Example]]]]:
-    """Rows' numbers with their examples; adds to the faults.
+class _Writer:
+    """Tokenises records and writes a store's files."""
 
-    The tokenizer works on some rows while those after them are read and rendered.
-    """
-    waiting: Any = None
-    with ThreadPoolExecutor(1) as ahead:
-        for start in range(0, len(rows) + _TOGETHER, _TOGETHER):
-            numbers = range(start, min(start + _TOGETHER, len(rows)))
-            origins, texts = _rendered(rows, numbers, tokenizer, reading, faults)
-            following = numbers, origins, texts, ahead.submit(_tokenised, texts, tokenizer)
-            if waiting is not None:
-                before, *those = waiting
-                yield before, _learnable(*those, tokenizer=tokenizer, faults=faults)
-            waiting = following
+    def __init__(
+        self, records: RecordSource, tokenizer: Any, reader: RecordReader, stop: bool
+    ) -> None:
+        self._records, self._tokenizer, self._reader = records, tokenizer, reader
+        self._stop = stop
+        self._faults: list[Fault] = []
 
+    def write(self, folder: Path, advance: Advance) -> None:
+        with (
+            (folder / "tokens").open("wb") as tokens,
+            (folder / "loss_mask").open("wb") as loss_mask,
+            (folder / "index").open("wb") as index_file,
+        ):
+            for batch in self._batches():
+                examples = self._examples(batch)
+                index = index_examples(batch.origins, examples)
+                self._faults += without_loss(index)
+                if self._stop and self._faults:
+                    record, text = min(self._faults)
+                    raise UserError(f"{self._records.where(record)}: {text}")
+                usable = index["first_loss_token"] >= 0
+                for number in np.flatnonzero(usable).tolist():
+                    tokens.write(examples[number].tokens)
+                    loss_mask.write(examples[number].loss_mask)
+                index_file.write(index[usable])
+                advance(len(batch.numbers))
+        (folder / "faults.json").write_text(json.dumps(sorted(self._faults)))
 
-def _rendered(
-    rows: Rows, numbers: range, tokenizer: Any, reading: Reading, faults: list[tuple[int, str]]
-) -> tuple[list[int], list[Rendered]]:
-    """The texts of rows, with the rows' numbers."""
-    origins: list[int] = []
-    texts: list[Rendered] = []
-    for number in numbers:
-        try:
-            record = read_record(rows[number], reading.format, reading.columns)
-            made = render(record, tokenizer, reading.loss_on)
-        except UserError as fault:
-            faults.append((number, str(fault)))
-            continue
-        texts += made
-        origins += [number] * len(made)
-    return origins, texts
+    def _batches(self) -> Iterator[_Batch]:
+        """Batches of records in order.
 
+        The tokenizer works on one batch in a thread while the next is read and rendered.
+        """
+        previous = None
+        with ThreadPoolExecutor(1) as thread:
+            for start in range(0, len(self._records), _BATCH):
+                numbers = range(start, min(start + _BATCH, len(self._records)))
+                origins, texts = self._render(numbers)
+                encodings = thread.submit(self._encode, texts)
+                if previous is not None:
+                    yield previous
+                previous = _Batch(numbers, origins, texts, encodings)
+            if previous is not None:
+                yield previous
 
-def _tokenised(texts: list[Rendered], tokenizer: Any) -> Any:
-    return tokenise(texts, tokenizer) if texts else None
+    def _render(self, numbers: range) -> tuple[list[int], list[Rendered]]:
+        origins: list[int] = []
+        texts: list[Rendered] = []
+        for number in numbers:
+            try:
+                rendered = self._reader.render(self._records[number], self._tokenizer)
+            except UserError as fault:
+                self._faults.append((number, str(fault)))
+                continue
+            texts += rendered
+            origins += [number] * len(rendered)
+        return origins, texts
 
+    def _encode(self, texts: list[Rendered]) -> Any:
+        return encode_batch(texts, self._tokenizer) if texts else []
 
-def _learnable(
-    origins: list[int],
-    texts: list[Rendered],
-    encoded: Future[Any],
-    *,
-    tokenizer: Any,
-    faults: list[tuple[int, str]],
-) -> list[tuple[int, Example]]:
-    """Examples with something to learn, with their rows' numbers."""
-    whole = examples(texts, encoded.result(), tokenizer) if texts else []
-    made = []
-    for number, example in zip(origins, whole, strict=True):
-        if (
-            example.target.tobytes().find(b"\1", 1) > 0
-        ):  # The first token follows nothing: it cannot be learned.
-            made.append((number, example))
-        else:
-            faults.append((number, _NO_TARGET))
-    return made
-
-
-def _entries(made: list[tuple[int, Example]]) -> np.ndarray:
-    """INDEX [N] of examples with their rows' numbers."""
-    index = np.empty(len(made), INDEX)
-    for at, (number, (tokens, target)) in enumerate(made):
-        learned = target.tobytes()  # Bytes are searched several times as fast as short arrays.
-        content = int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
-        first = learned.find(b"\1", 1)
-        index[at] = (number, len(tokens), learned.count(b"\1"), first, tokens.max(), content)
-    return index
+    def _examples(self, batch: _Batch) -> list[Example]:
+        return to_examples(batch.texts, batch.encodings.result(), self._tokenizer)

@@ -1,5 +1,6 @@
-"""From texts to tokens, and which of them are training targets."""
+"""Texts as tokens with a loss mask, and an index of what is known of each example."""
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,32 +10,55 @@ import numpy as np
 from ..errors import UserError
 from .chat import Rendered
 
+Fault = tuple[int, str]  # The number of a record, and why it cannot be trained on.
+
 
 class Example(NamedTuple):
-    """A text's tokens."""
+    """The tokens of a text.
 
-    tokens: np.ndarray  # int32 [n]
-    target: np.ndarray  # bool [n]: True where the token is learned
+    Attributes:
+      tokens: int32 [T].
+      loss_mask: bool [T], True where the token has a loss.
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+
+
+# What is known of an example without reading its tokens.
+INDEX = np.dtype(
+    [
+        ("record", "<i8"),  # The record that it comes from, counting from 0.
+        ("length", "<i4"),  # Tokens.
+        ("num_loss_tokens", "<i4"),
+        ("first_loss_token", "<i4"),  # Its position; the first token, which nothing predicts, aside
+        ("highest_token", "<i4"),
+        ("digest", "<u8"),  # Equal for equal tokens.
+    ]
+)
 
 
 def encode(texts: Sequence[Rendered], tokenizer: Any) -> list[Example]:
     """Tokenises texts together, on all cores.
 
-    A token is a target where it begins inside a span: one over a header and the answer is the
-    header's. Bare text gets the beginning token that the tokenizer itself begins with, and its
-    end-of-text token, neither of them twice.
+    A token has a loss if it begins inside a span: one that covers a header and the beginning of an
+    answer has none. Plain text gets the beginning token that the tokenizer itself adds, and its
+    end-of-text token; neither is added twice.
+
+    Raises:
+      UserError: if the tokenizer has no offsets, or plain text no end-of-text token.
     """
-    return examples(texts, tokenise(texts, tokenizer), tokenizer)
+    return to_examples(texts, encode_batch(texts, tokenizer), tokenizer)
 
 
-def tokenise(texts: Sequence[Rendered], tokenizer: Any) -> Any:
+def encode_batch(texts: Sequence[Rendered], tokenizer: Any) -> Any:
     """The first half of `encode`: the tokenizer's own work, which lets other threads run."""
     if not tokenizer.is_fast:
         raise UserError(
             "the tokenizer does not say which characters a token is from; "
             "the model's folder needs a tokenizer.json"
         )
-    # Called directly: transformers' own call copies all that it yields, which takes a sixth more.
+    # Called directly: the call of transformers copies every result, which takes a sixth more time.
     backend = tokenizer.backend_tokenizer
     if backend.truncation is not None:
         backend.no_truncation()
@@ -43,44 +67,70 @@ def tokenise(texts: Sequence[Rendered], tokenizer: Any) -> Any:
     return backend.encode_batch([text.text for text in texts], add_special_tokens=False)
 
 
-def examples(texts: Sequence[Rendered], encoded: Any, tokenizer: Any) -> list[Example]:
+def to_examples(texts: Sequence[Rendered], encodings: Any, tokenizer: Any) -> list[Example]:
     """The second half of `encode`."""
-    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
-    begins = first is not None and tokenizer("").input_ids[:1] == [first]
-    made = []
-    for text, encoding in zip(texts, encoded, strict=True):
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    adds_bos = bos is not None and tokenizer("").input_ids[:1] == [bos]
+    examples = []
+    for text, encoding in zip(texts, encodings, strict=True):
         ids = encoding.ids
-        target = _targets(text, len(ids), encoding)
-        while first is not None and ids[:2] == [first, first]:
-            ids, target = ids[1:], target[1:]
-        if text.bare:
-            if last is None:
+        mask = _loss_mask(text, len(ids), encoding)
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids, mask = ids[1:], mask[1:]
+        if text.plain:
+            if eos is None:
                 raise UserError(
                     "the tokenizer has no end-of-text token to end the text with; "
                     "set eos_token in its tokenizer_config.json"
                 )
-            if begins and ids[:1] != [first]:
-                ids, target = [first, *ids], b"\0" + target
-            # A text may bring its own end. Ending an empty completion is learned too.
-            if not (any(target) and ids[-1] == last):
-                ids, target = [*ids, last], target + b"\1"
-        made.append(Example(np.array(ids, np.int32), np.frombuffer(target, bool)))
-    return made
+            if adds_bos and ids[:1] != [bos]:
+                ids, mask = [bos, *ids], b"\0" + mask
+            # A text may end with the token already. The end of an empty completion has a loss too.
+            if not (any(mask) and ids[-1] == eos):
+                ids, mask = [*ids, eos], mask + b"\1"
+        examples.append(Example(np.array(ids, np.int32), np.frombuffer(mask, bool)))
+    return examples
 
 
-def _targets(text: Rendered, count: int, characters: Any) -> bytes:
-    """A byte a token: 1 where it is learned."""
+def _loss_mask(text: Rendered, count: int, encoding: Any) -> bytes:
+    """One byte a token: 1 where it has a loss."""
 
     def start(token: int) -> int:
         """The character that a token begins with."""
-        first, last = characters.token_to_chars(token) or (0, 0)
-        # Some tokenizers trim white space off a token's characters, all of it off one that has
-        # nothing else: it stands before the place where it is said to be.
+        first, last = encoding.token_to_chars(token) or (0, 0)
+        # Some tokenizers trim white space off a token's characters, and all of it off a token that
+        # has nothing else: such a token is reported one character after it.
         return int(first) - (first == last)
 
-    target = bytearray(count)
+    mask = bytearray(count)
     for begin, end in text.spans:
         low = bisect_left(range(count), begin, key=start)
         high = count if end >= len(text.text) else bisect_left(range(count), end, key=start)
-        target[low:high] = b"\1" * (high - low)
-    return bytes(target)
+        mask[low:high] = b"\1" * (high - low)
+    return bytes(mask)
+
+
+def index_examples(records: Sequence[int], examples: Sequence[Example]) -> np.ndarray:
+    """The INDEX [N] of examples, given the number of the record that each comes from."""
+    index = np.empty(len(examples), INDEX)
+    for number, (record, (tokens, loss_mask)) in enumerate(zip(records, examples, strict=True)):
+        mask = loss_mask.tobytes()  # Bytes are searched several times as fast as short arrays.
+        content = int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
+        first = mask.find(b"\1", 1)  # Nothing precedes the first token: it cannot be predicted.
+        index[number] = (
+            record,
+            len(tokens),
+            mask.count(b"\1"),
+            first,
+            tokens.max(initial=0),
+            content,
+        )
+    return index
+
+
+def without_loss(index: np.ndarray) -> list[Fault]:
+    """The records of an INDEX that have no token with a loss."""
+    return [
+        (record, "has no tokens to train on; add an assistant turn or text, or remove the record")
+        for record in index["record"][index["first_loss_token"] < 0].tolist()
+    ]

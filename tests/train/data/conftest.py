@@ -60,3 +60,61 @@ def stdlib() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from train.data.python_stdlib import load_stdlib
 
     return load_stdlib(0.05)
+
+
+@pytest.fixture(scope="session")
+def read_all() -> Callable[..., list[dict[str, Any]]]:
+    """Reads a source's records, each with its position under "where"."""
+    from train.data.sources import open_source
+
+    def read_all(*args: Any) -> list[dict[str, Any]]:
+        records = open_source(*args)
+        return [records[n] | {"where": records.where(n)} for n in range(len(records))]
+
+    return read_all
+
+
+@pytest.fixture(scope="session")
+def source_error() -> Callable[[Path | str], str]:
+    """The error of opening a source."""
+    from train.data.sources import open_source
+    from train.errors import UserError
+
+    def source_error(source: Path | str) -> str:
+        with pytest.raises(UserError) as caught:
+            open_source(str(source))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return source_error
+
+
+@pytest.fixture(scope="session")
+def record_error() -> Callable[[Path], str]:
+    """The error of the first record that cannot be read, with its position."""
+    from train.data.sources import open_source
+    from train.errors import UserError
+
+    def record_error(source: Path) -> str:
+        records = open_source(str(source))
+        for number in range(len(records)):
+            try:
+                records[number]
+            except UserError as error:
+                return f"{records.where(number)}: {error}"
+        pytest.fail("every record can be read")
+
+    return record_error
+
+
+@pytest.fixture(scope="session")
+def write_parquet() -> Callable[[Path, list[dict[str, Any]]], Path]:
+    """Writes records to a Parquet file."""
+
+    def write_parquet(path: Path, records: list[dict[str, Any]]) -> Path:
+        from datasets import Dataset
+
+        Dataset.from_list(records).to_parquet(path)
+        return path
+
+    return write_parquet

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from train.data.batches import Arrays, Batches, PackingMode
-from train.data.packing import Plan, best_fit, one_a_row
+from train.data.packing import Packing, best_fit, one_per_row
 from train.data.tokenize import Example
 
 
@@ -23,7 +23,9 @@ def _batches(
     lengths: list[int], packing: PackingMode = "none", size: int = 4, **options: Any
 ) -> Batches:
     capacity = options.setdefault("max_length", 16)
-    rows = best_fit(np.array(lengths), capacity) if packing == "packed" else one_a_row(len(lengths))
+    rows = (
+        best_fit(np.array(lengths), capacity) if packing == "packed" else one_per_row(len(lengths))
+    )
     return Batches(
         _examples(lengths),
         rows,
@@ -41,7 +43,7 @@ def test_a_batch_by_hand() -> None:
         Example(np.array([7, 8], np.int32), np.array([0, 1], bool)),
     ]
     batches = Batches(
-        examples, one_a_row(3), np.array([4, 2, 2]), batch_size=2, max_length=4, seed=0
+        examples, one_per_row(3), np.array([4, 2, 2]), batch_size=2, max_length=4, seed=0
     )
     assert batches.num_eval_batches == 2
     first, last = batches.eval_batch(0), batches.eval_batch(1)
@@ -63,7 +65,7 @@ def test_a_packed_row_by_hand() -> None:
         Example(np.array([1, 2, 3], np.int32), np.array([0, 1, 1], bool)),
         Example(np.array([4, 5], np.int32), np.array([1, 1], bool)),
     ]
-    rows = Plan(np.array([0, 1]), np.array([0, 2]))
+    rows = Packing(np.array([0, 1]), np.array([0, 2]))
     made = Batches(
         examples, rows, np.array([3, 2]), batch_size=1, max_length=6, seed=0, packing="packed"
     ).batch(0)
@@ -79,9 +81,9 @@ def test_a_packed_row_by_hand() -> None:
 
 def test_what_is_too_long_is_cut() -> None:
     examples = _examples([9])
-    made = Batches(examples, one_a_row(1), np.array([4]), batch_size=1, max_length=4, seed=0).batch(
-        0
-    )
+    made = Batches(
+        examples, one_per_row(1), np.array([4]), batch_size=1, max_length=4, seed=0
+    ).batch(0)
     assert made["tokens"].tolist() == [[100, 101, 102, 103]]
     assert made["targets"].tolist() == [[101, 102, 103, 0]]
     assert made["weights"].tolist() == [[1, 1, 0, 0]]
@@ -119,10 +121,10 @@ def test_resumed_with_any_number_of_processes_the_rows_are_the_same(
 def test_every_example_is_in_an_epoch_once(packing: PackingMode) -> None:
     batches = _batches(LENGTHS, packing, size=1, max_length=16)
     # Bucketed batches are sorted over several epochs: three of 64 batches have 192 rows.
-    steps = 64 * 45 if packing == "bucketed" else batches.rows_in_epoch
+    steps = 64 * 45 if packing == "bucketed" else batches.rows_per_epoch
     seen = np.concatenate([batches.batch(step)["tokens"][0] for step in range(steps)])
     first = seen[(seen % 100 == 0) & (seen > 0)] // 100
-    times = steps // batches.rows_in_epoch
+    times = steps // batches.rows_per_epoch
     assert sorted(first.tolist()) == sorted(list(range(1, len(LENGTHS) + 1)) * times)
 
 
@@ -153,4 +155,4 @@ def test_evaluation_takes_every_example_once(packing: PackingMode, size: int) ->
     made = [batches.eval_batch(number) for number in range(batches.num_eval_batches)]
     assert all(len(batch["tokens"]) == size for batch in made)
     weight = sum(batch["weights"].sum() for batch in made)
-    assert weight == sum(example.target[1:].sum() for example in _examples(LENGTHS))
+    assert weight == sum(example.loss_mask[1:].sum() for example in _examples(LENGTHS))

@@ -56,12 +56,12 @@ def made(tokenizer: Any, fields: dict[str, Any], loss_on: LossOn = "assistant") 
 def drawn(tokenizer: Any, example: Example) -> tuple[str, str]:
     """The example's text with a special token as one letter, and the mask below it."""
     assert example.tokens.dtype == np.int32
-    assert example.target.dtype == np.bool_
-    assert example.tokens.shape == example.target.shape
+    assert example.loss_mask.dtype == np.bool_
+    assert example.tokens.shape == example.loss_mask.shape
     letters = {"<pad>": "P", "<s>": "S", "<e>": "E", "Ġ": " ", "Ċ": "/"}
     tokens = tokenizer.convert_ids_to_tokens(example.tokens.tolist())
     text = "".join(letters.get(token, token) for token in tokens)
-    return text, "".join("^" if t else " " for t in example.target).rstrip()
+    return text, "".join("^" if t else " " for t in example.loss_mask).rstrip()
 
 
 def shown(tokenizer: Any, fields: dict[str, Any], loss_on: LossOn = "assistant") -> tuple[str, str]:
@@ -167,7 +167,7 @@ def test_the_assistants_words_and_their_end_are_learned(
 def test_letters_of_several_bytes(tokenizer: Any) -> None:
     example = made(tokenizer, {"messages": turns("u:é", "a:🙂")})
     # u : é(2) E / a : 🙂(4) E /
-    assert example.target.tolist() == [False] * 8 + [True] * 5 + [False]
+    assert example.loss_mask.tolist() == [False] * 8 + [True] * 5 + [False]
 
 
 def test_a_token_over_the_header_and_the_answer_is_the_headers() -> None:
@@ -183,7 +183,7 @@ def test_a_token_over_the_header_and_the_answer_is_the_headers() -> None:
     )
     example = made(tokenizer, {"messages": turns("u:x", "a:\nx")})
     assert example.tokens.tolist() == [0, 3, 6, 4, 2, 5, 6, 4]
-    assert example.target.tolist() == [False] * 6 + [True] * 2
+    assert example.loss_mask.tolist() == [False] * 6 + [True] * 2
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def test_letters_over_several_tokens_and_letters_that_join(
     n = len(EMOJI.encode())  # A token a byte.
     # u : … E / a : … E /
     expected = [False] * (2 + n + 2 + 2) + [True] * (n + 1) + [False]
-    assert example.target.tolist() == expected
-    learned = tokenizer.decode(example.tokens[example.target])
+    assert example.loss_mask.tolist() == expected
+    learned = tokenizer.decode(example.tokens[example.loss_mask])
     assert learned == EMOJI + "<e>"
 
 
@@ -361,7 +361,7 @@ def test_markers_that_do_not_stand_once_a_turn(make_tokenizer: Make) -> None:
         "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
     )
     said = fault(make_tokenizer(template), {"messages": CONVERSATION}, "last")
-    assert "marks 5 pieces of 2 assistant turns" in said
+    assert "marks 5 spans for 2 assistant turns" in said
 
 
 def test_no_template(make_tokenizer: Make) -> None:
@@ -398,7 +398,7 @@ def test_a_real_tokenizer_whose_padding_is_its_end_of_turn() -> None:
     ]
     turn = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
     assert tokenizer.decode(example.tokens).startswith(turn), "its template adds a system turn"
-    edges = [0, *(np.flatnonzero(np.diff(example.target)) + 1).tolist(), len(example.tokens)]
+    edges = [0, *(np.flatnonzero(np.diff(example.loss_mask)) + 1).tolist(), len(example.tokens)]
     parts = [tokenizer.decode(example.tokens[a:b]) for a, b in pairwise(edges)]
     assert parts[0].endswith(pieces[0])
     assert parts[1:] == pieces[1:]

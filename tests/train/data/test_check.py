@@ -45,12 +45,12 @@ def test_good_data(check: Check) -> None:
     assert (status, err) == (0, [])
     for said in (
         "training data: ",
-        "held-out data: ",
+        "evaluation data: ",
         "padded rows, ",
         "tokens an example, median ",
         "over data.max_length",
         "0 training examples repeat another one",
-        "texts that were tried survive a round trip",
+        "texts survive a round trip",
         "<|start|>assistant\n⟦2",
         "<|end|>⟧",
         "nothing found that would make training wrong",
@@ -72,7 +72,7 @@ def test_what_is_learned_is_in_colour_on_a_terminal(
     from train.data.check import check
 
     console = Console(force_terminal=True, color_system="standard", width=80)
-    check(load_config(write_config()), console, shown=1)
+    check(load_config(write_config()), console, num_shown=1)
     out = capsys.readouterr().out
     assert "\x1b[1;32m0" in out
     assert "⟦" not in out
@@ -89,7 +89,7 @@ def test_every_fault_is_told(check: Check) -> None:
     ("rows", "data", "said"),
     [
         ([_row("2")] * 3, {"eval_fraction": 0}, "an epoch has 3 rows, fewer than a batch of 8"),
-        ([{"text": ""}], {}, "rows.jsonl:1: has no token to learn"),
+        ([{"text": ""}], {}, "rows.jsonl:1: has no tokens to train on"),
         ([_row("2")] * 9, {"max_length": 2}, "nothing is left to train on"),
     ],
 )
@@ -122,11 +122,11 @@ def test_an_end_of_turn_that_is_never_learned(
         model={"path": str(tiny_model), "chat_template": str(template)},
     )
     assert status == 2
-    assert "no end token is learned" in err[0]
+    assert "trains on an end token" in err[0]
 
 
 def test_pairs_are_checked_too(check: Check) -> None:
     rows = [{"prompt": "1", "chosen": "2" * n, "rejected": "3" * n} for n in range(1, 40)]
     status, out, _ = check(*rows)
     assert status == 0
-    assert "held-out data" in out
+    assert "evaluation data" in out

@@ -1,4 +1,4 @@
-"""From settings to both sides' examples."""
+"""From settings to the examples of both splits."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from train.config.data import DataSection
-from train.data.datasets import build_datasets, build_held_out
-from train.data.splits import Datasets, Side, Used
+from train.data.datasets import DataContext, build_datasets, build_eval
+from train.data.splits import Datasets, Split
 from train.errors import DataError, UserError
 
 DEFAULTS: dict[str, Any] = {"eval_fraction": 0.2, "max_length": 64}
@@ -29,57 +29,56 @@ def build(tokenizer: Any, cache: Path) -> Callable[..., Datasets]:
     def build(train: Any, seed: int = 0, vocab_size: int = 300, **options: Any) -> Datasets:
         train = str(train) if isinstance(train, Path) else train
         section = DataSection(train=train, **DEFAULTS | options)
-        return build_datasets(section, tokenizer, vocab_size=vocab_size, seed=seed, cache=cache)
+        return build_datasets(section, DataContext(tokenizer, vocab_size, seed, cache))
 
     return build
 
 
-def _ids(side: Side | None) -> list[Any]:
-    assert side is not None
-    used = Used(side.parts)
-    return [used[at].tokens for at in range(len(side.lengths))]
-
-
-def _texts(side: Side | None, tokenizer: Any) -> list[str]:
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in _ids(side)]
+def _texts(split: Split | None, tokenizer: Any) -> list[str]:
+    assert split is not None
+    examples = split.examples
+    return [
+        tokenizer.decode(examples[number].tokens, skip_special_tokens=True)
+        for number in range(len(split.lengths))
+    ]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_share_is_split_off(build: Any, tokenizer: Any, file: Path, seed: int) -> None:
     made = build(file, seed)
-    sides = [_texts(side, tokenizer) for side in made.sides]
-    assert sorted(sides[0] + sides[1]) == sorted([f"text {i}" for i in range(20)] + ["text 0"] * 2)
-    assert set(sides[0]).isdisjoint(sides[1]), "equal records stay together"
-    assert len(sides[1]) in range(4, 7)
-    assert [str(side).partition(":")[0] for side in made.sides] == [
+    texts = [_texts(split, tokenizer) for split in made.splits]
+    assert sorted(texts[0] + texts[1]) == sorted([f"text {i}" for i in range(20)] + ["text 0"] * 2)
+    assert set(texts[0]).isdisjoint(texts[1]), "equal records stay together"
+    assert len(texts[1]) in range(4, 7)
+    assert [str(split).partition(":")[0] for split in made.splits] == [
         "training data",
-        "held-out data",
+        "evaluation data",
     ]
-    assert _texts(build(file, seed).held_out, tokenizer) == sides[1]
+    assert _texts(build(file, seed).eval, tokenizer) == texts[1]
 
 
-def test_equal_records_of_two_sources_are_on_one_side(
+def test_equal_records_of_two_sources_are_in_one_split(
     build: Any, tokenizer: Any, file: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "b.jsonl"
     other.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(10, 30)))
     for seed in range(5):
-        learned, held_out = (
-            _texts(side, tokenizer) for side in build([str(file), str(other)], seed).sides
+        trained, evaluated = (
+            _texts(split, tokenizer) for split in build([str(file), str(other)], seed).splits
         )
-        assert set(learned).isdisjoint(held_out)
-        assert len(learned) + len(held_out) == 42
+        assert set(trained).isdisjoint(evaluated)
+        assert len(trained) + len(evaluated) == 42
 
 
 def test_a_small_share_is_at_least_one_record(build: Any, tokenizer: Any, file: Path) -> None:
     for seed in range(5):
-        assert len(set(_texts(build(file, seed, eval_fraction=0.001).held_out, tokenizer))) == 1
+        assert len(set(_texts(build(file, seed, eval_fraction=0.001).eval, tokenizer))) == 1
 
 
 def test_no_share(build: Any, file: Path) -> None:
     made = build(file, eval_fraction=0)
     assert len(made.train.lengths) == 22
-    assert made.held_out is None
+    assert made.eval is None
 
 
 def test_the_whole_as_a_share(build: Any, file: Path) -> None:
@@ -90,19 +89,19 @@ def test_the_whole_as_a_share(build: Any, file: Path) -> None:
 def test_limits_take_a_sample(build: Any, tokenizer: Any, file: Path) -> None:
     made, whole = build(file, limit=5, eval_limit=2), build(file)
     sample = _texts(made.train, tokenizer)
-    assert (len(sample), len(made.held_out.lengths)) == (5, 2)
+    assert (len(sample), len(made.eval.lengths)) == (5, 2)
     assert set(sample) < set(_texts(whole.train, tokenizer))
     assert sample != _texts(whole.train, tokenizer)[:5]
-    assert set(_texts(made.held_out, tokenizer)) < set(_texts(whole.held_out, tokenizer))
+    assert set(_texts(made.eval, tokenizer)) < set(_texts(whole.eval, tokenizer))
     assert "left out by the limit" in str(made.train)
 
 
-def test_held_out_data_of_its_own(build: Any, tokenizer: Any, file: Path, tmp_path: Path) -> None:
+def test_evaluation_data_of_its_own(build: Any, tokenizer: Any, file: Path, tmp_path: Path) -> None:
     other = tmp_path / "b.jsonl"
     other.write_text('{"text": "other"}\n')
     made = build(file, eval=str(other), revision="v1")
     assert len(made.train.lengths) == 22
-    assert _texts(made.held_out, tokenizer) == ["other"]
+    assert _texts(made.eval, tokenizer) == ["other"]
 
 
 def test_sources_have_settings_and_weights_of_their_own(
@@ -114,12 +113,12 @@ def test_sources_have_settings_and_weights_of_their_own(
     made = build([str(file), mapped], eval_fraction=0)
     assert _texts(made.train, tokenizer)[-3:] == ["1+1=2"] * 3
     batches = made.train.batches(1, 0)
-    assert batches.rows_in_epoch == 22 + 2 * 3
+    assert batches.rows_per_epoch == 22 + 2 * 3
     seen = [batches.batch(step)["tokens"][0].tolist() for step in range(28)]
     assert seen.count(batches.eval_batch(24)["tokens"][0].tolist()) == 6
 
 
-def test_packed_sides(build: Any, tokenizer: Any, file: Path) -> None:
+def test_packed_splits(build: Any, tokenizer: Any, file: Path) -> None:
     made, apart = build(file, packing="packed", max_length=32), build(file)
     assert made.train.rows.num_rows < len(apart.train.lengths)
     assert sorted(_texts(made.train, tokenizer)) == sorted(_texts(apart.train, tokenizer))
@@ -144,19 +143,19 @@ def long(tmp_path: Path) -> Path:
 
 
 def test_what_is_too_long_is_dropped_and_reported(build: Any, long: Path) -> None:
-    side = build(long, max_length=5, eval_fraction=0).train
-    assert side.lengths.tolist() == [5, 3]
-    assert str(side) == (
-        "training data: 2 examples, 8 tokens (5 learned), 2 dropped as over 5 tokens"
+    split = build(long, max_length=5, eval_fraction=0).train
+    assert split.lengths.tolist() == [5, 3]
+    assert str(split) == (
+        "training data: 2 examples, 8 tokens (5 trained on), 2 dropped as over 5 tokens"
     )
 
 
 def test_what_is_too_long_is_cut_where_something_is_left_to_learn(build: Any, long: Path) -> None:
-    side = build(long, max_length=5, eval_fraction=0, overlong="truncate").train
-    assert side.lengths.tolist() == [5, 5, 3]
-    assert side.batches(3, 0).eval_batch(0)["weights"][1].tolist() == [1, 1, 1, 1, 0]
-    assert str(side) == (
-        "training data: 3 examples, 13 tokens (9 learned), 1 dropped as over 5 tokens, "
+    split = build(long, max_length=5, eval_fraction=0, overlong="truncate").train
+    assert split.lengths.tolist() == [5, 5, 3]
+    assert split.batches(3, 0).eval_batch(0)["weights"][1].tolist() == [1, 1, 1, 1, 0]
+    assert str(split) == (
+        "training data: 3 examples, 13 tokens (9 trained on), 1 dropped as over 5 tokens, "
         "1 cut to 5 tokens"
     )
 
@@ -213,7 +212,7 @@ def test_a_hub_data_set_with_two_splits(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     made = build("some/set", eval_split="test", revision="v1")
     assert _texts(made.train, tokenizer) == ["train"]
-    assert _texts(made.held_out, tokenizer) == ["test"]
+    assert _texts(made.eval, tokenizer) == ["test"]
     build("some/set", eval="some/other", revision="v1")
     assert asked == [
         ("some/set", "train", "v1"),
@@ -230,7 +229,7 @@ def test_the_standard_library(
 ) -> None:
     monkeypatch.setattr("train.data.datasets.load_stdlib", lambda fraction: stdlib)
     made = build("python-stdlib", max_length=512, limit=20, eval_limit=10)
-    assert (len(made.train.lengths), len(made.held_out.lengths)) == (20, 10)
+    assert (len(made.train.lengths), len(made.eval.lengths)) == (20, 10)
     assert all("Complete this Python function" in text for text in _texts(made.train, tokenizer))
     assert "dropped as over 512 tokens" in str(made.train)
 
@@ -246,22 +245,22 @@ def test_the_standard_library_beside_a_file(
 
     monkeypatch.setattr("train.data.datasets.load_stdlib", load_stdlib)
     made = build(file, eval="python-stdlib")
-    assert (len(made.train.lengths), _texts(made.held_out, tokenizer)) == (22, ["h"])
-    # Nothing need be kept from training where something else is held out.
+    assert (len(made.train.lengths), _texts(made.eval, tokenizer)) == (22, ["h"])
+    # Nothing is split off where evaluation data is named.
     made = build("python-stdlib", eval=str(file))
-    assert (_texts(made.train, tokenizer), len(made.held_out.lengths)) == (["l"], 22)
-    assert build("python-stdlib", eval_fraction=0).held_out is None
+    assert (_texts(made.train, tokenizer), len(made.eval.lengths)) == (["l"], 22)
+    assert build("python-stdlib", eval_fraction=0).eval is None
     made = build(["python-stdlib", str(file)])
     assert "l" in _texts(made.train, tokenizer)
-    assert "h" in _texts(made.held_out, tokenizer)
+    assert "h" in _texts(made.eval, tokenizer)
     assert asked == [0.2, 0, 0, 0.2]
-    with pytest.raises(UserError, match=r"nothing is left to hold out; change data\.eval"):
+    with pytest.raises(UserError, match=r"no evaluation data is left; change data\.eval"):
         build(file, eval="python-stdlib", eval_fraction=0)
 
 
 @pytest.mark.parametrize("eval", [None, "python-stdlib"])
 def test_splits_are_of_hub_data_sets(build: Any, file: Path, eval: str | None) -> None:
-    with pytest.raises(UserError, match=r"data.eval_split: .* has no splits; name held-out data"):
+    with pytest.raises(UserError, match=r"data.eval_split: .* has no splits; name evaluation data"):
         build(file, eval=eval, eval_split="test")
 
 
@@ -270,16 +269,16 @@ def test_the_same_file_twice(build: Any, file: Path) -> None:
         build(file, eval=str(file))
 
 
-def test_of_a_stream_only_what_is_held_out_is_read(
+def test_only_the_evaluation_data_of_a_stream_is_tokenised(
     tokenizer: Any, file: Path, tmp_path: Path, cache: Path
 ) -> None:
     held = tmp_path / "b.jsonl"
     held.write_text('{"text": "other"}\n')
-    options = {"vocab_size": 300, "seed": 0, "cache": cache}
+    context = DataContext(tokenizer, 300, 0, cache)
     section = DataSection(train="no/where", streaming=True, eval=str(held), max_length=64)
-    assert _texts(build_held_out(section, tokenizer, **options), tokenizer) == ["other"]
+    assert _texts(build_eval(section, context), tokenizer) == ["other"]
     section = DataSection(train=str(file), streaming=True, eval_fraction=0)
-    assert build_held_out(section, tokenizer, **options) is None
+    assert build_eval(section, context) is None
     section = DataSection(train=str(file), streaming=True, eval=str(file))
     with pytest.raises(UserError, match="is trained on"):
-        build_held_out(section, tokenizer, **options)
+        build_eval(section, context)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.packing import best_fit, one_a_row, plan_rows, waste
+from train.data.packing import best_fit, one_per_row, pack
 
 
 def _plain(lengths: list[int], capacity: int) -> list[int]:
@@ -34,7 +34,7 @@ def test_it_is_best_fit_decreasing(data: st.DataObject) -> None:
 def test_a_million_examples_leave_little_padding() -> None:
     lengths = np.random.default_rng(0).gamma(2, 150, 1_000_000).astype(np.int32).clip(1, 2048)
     rows = best_fit(lengths, 2048)
-    assert waste(rows, lengths, 2048) < 0.001
+    assert rows.padding(lengths, 2048) < 0.001
 
 
 def test_it_is_the_same_every_time() -> None:
@@ -50,21 +50,21 @@ def test_lengths_out_of_bounds(length: int) -> None:
         best_fit(np.array([3, length]), 10)
 
 
-def test_waste_by_hand() -> None:
+def test_the_padding_by_hand() -> None:
     lengths = np.array([5, 10, 3])
-    assert waste(one_a_row(3), lengths, 10) == pytest.approx(0.4)
-    assert waste(best_fit(lengths, 10), lengths, 10) == pytest.approx(0.1)
+    assert one_per_row(3).padding(lengths, 10) == pytest.approx(0.4)
+    assert best_fit(lengths, 10).padding(lengths, 10) == pytest.approx(0.1)
 
 
 def test_a_plan_is_made_once(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     lengths = np.array([3, 9, 4, 2, 1], np.int32)
-    planned = plan_rows(lengths, 10, tmp_path)
+    planned = pack(lengths, 10, tmp_path)
     for made, expected in zip(planned, best_fit(lengths, 10), strict=True):
         np.testing.assert_array_equal(made, expected)
     monkeypatch.setattr("train.data.packing.best_fit", None)
-    again = plan_rows(lengths.astype(np.int64), 10, tmp_path)
+    again = pack(lengths.astype(np.int64), 10, tmp_path)
     np.testing.assert_array_equal(again.members, planned.members)
     with pytest.raises(TypeError):  # Other lengths and another capacity are other plans.
-        plan_rows(lengths[:-1], 10, tmp_path)
+        pack(lengths[:-1], 10, tmp_path)
     with pytest.raises(TypeError):
-        plan_rows(lengths, 11, tmp_path)
+        pack(lengths, 11, tmp_path)

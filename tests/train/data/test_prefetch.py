@@ -1,88 +1,124 @@
-"""Batches on the devices ahead of time, each process bringing its own rows."""
+"""Batches on the devices ahead of time; each process brings its own rows."""
 
 import threading
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from train.data.prefetch import local_rows, microbatch_rows, place, prefetched
+from train.data.prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
 from train.errors import UserError
-from train.sharding import make_mesh
+from train.sharding import batch_sharding, make_mesh
 
 
-def test_numbers_come_in_order_from_where_they_begin() -> None:
-    with prefetched(lambda n: n * n, lambda x: -x, 3, 8) as made:
-        assert list(made) == [-9, -16, -25, -36, -49]
+def test_values_come_in_order() -> None:
+    with closing(prefetch(lambda n: n * n, lambda x: -x, 5)) as values:
+        assert list(values) == [0, -1, -4, -9, -16]
 
 
-def test_the_next_ones_are_made_before_they_are_asked_for() -> None:
-    made = [threading.Event() for _ in range(20)]
+def test_it_goes_on_from_a_state() -> None:
+    with closing(prefetch(lambda n: n, lambda x: x, 8)) as values:
+        assert [next(values), next(values)] == [0, 1]
+        state = values.get_state()
+    assert state == {"next_index": 2}
+    with closing(prefetch(lambda n: n, lambda x: x, 8)) as values:
+        values.set_state(state)
+        assert list(values) == [2, 3, 4, 5, 6, 7]
+
+
+def test_values_are_computed_before_they_are_asked_for() -> None:
+    computed = [threading.Event() for _ in range(20)]
 
     def make(n: int) -> int:
-        made[n].set()
+        computed[n].set()
         return n
 
-    with prefetched(make, lambda x: x, 0, 20) as numbers:
-        assert next(numbers) == 0
-        assert made[3].wait(10), "nobody asked for it"
-        assert not made[19].is_set(), "but not all at once"
+    with closing(prefetch(make, lambda x: x, 20)) as values:
+        assert next(values) == 0
+        assert computed[3].wait(10), "nobody asked for it"
+        assert not computed[19].is_set(), "but not all at once"
 
 
-def test_a_fault_comes_out_where_it_is_asked_for() -> None:
+def test_an_error_is_raised_where_its_value_is_asked_for() -> None:
     def make(n: int) -> int:
         if n == 2:
             raise UserError("row 2 is bad")
         return n
 
-    with prefetched(make, lambda x: x, 0, 4) as made:
-        assert [next(made), next(made)] == [0, 1]
+    with closing(prefetch(make, lambda x: x, 4)) as values:
+        assert [next(values), next(values)] == [0, 1]
         with pytest.raises(UserError, match="row 2 is bad"):
-            next(made)
+            next(values)
 
 
-def test_leaving_early_ends_the_threads() -> None:
+def test_closing_early_ends_the_threads() -> None:
     before = threading.active_count()
-    with prefetched(lambda n: n, lambda x: x, 0, 1000) as made:
-        next(made)
-    assert threading.active_count() <= before + 2  # Idle ones of a pool may stay.
+    with closing(prefetch(lambda n: n, lambda x: x, 1000)) as values:
+        next(values)
+    assert threading.active_count() <= before + 2  # Idle threads of a pool may stay.
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_rows_lie_where_the_step_wants_them(shape: tuple[int, int, int], pieces: int) -> None:
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_rows_are_where_the_step_wants_them(
+    shape: tuple[int, int, int], num_microbatches: int
+) -> None:
     mesh = make_mesh(*shape)
-    whole = np.arange(pieces * 8 * 5).reshape(-1, 5)
-    mine = microbatch_rows(mesh, pieces, 8)
-    assert mine.tolist() == list(range(pieces * 8)), "one process has all of them"
-    placed = place({"tokens": whole[mine]}, mesh, pieces)["tokens"]
-    np.testing.assert_array_equal(placed, whole.reshape(pieces, 8, 5))
-    np.testing.assert_array_equal(place({"x": whole[:8]}, mesh)["x"], whole[:8])
+    rows = np.arange(num_microbatches * 8 * 5).reshape(-1, 5)
+    local = microbatch_rows(mesh, num_microbatches, 8)
+    assert local.tolist() == list(range(num_microbatches * 8)), "one process has all of them"
+    tokens = to_devices({"tokens": rows[local]}, mesh, num_microbatches)["tokens"]
+    np.testing.assert_array_equal(tokens, rows.reshape(num_microbatches, 8, 5))
+    np.testing.assert_array_equal(to_devices({"x": rows[:8]}, mesh)["x"], rows[:8])
 
 
-class _FirstHalf:
-    """A sharding of which this process holds the first four of eight devices."""
+class _Sharding:
+    """A sharding over two processes, of which this one holds the first four of eight devices."""
 
     def __init__(self, sharding: Any) -> None:
-        self._all = sharding.devices_indices_map
+        self._spans = sharding.devices_indices_map
 
     def addressable_devices_indices_map(self, shape: tuple[int, ...]) -> Any:
-        return {d: span for d, span in self._all(shape).items() if d in jax.devices()[:4]}
+        return {d: span for d, span in self._spans(shape).items() if d in jax.devices()[:4]}
+
+    def devices_indices_map(self, shape: tuple[int, ...]) -> Any:
+        return {
+            _Device(int(d not in jax.devices()[:4]), d.id): span
+            for d, span in self._spans(shape).items()
+        }
 
 
+class _Device(SimpleNamespace):
+    def __init__(self, process_index: int, id: int) -> None:
+        super().__init__(process_index=process_index, id=id)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "train.data.prefetch.batch_sharding", lambda mesh: _Sharding(batch_sharding(mesh))
+    )
+
+
+@pytest.mark.usefixtures("two_processes")
 @pytest.mark.parametrize(
-    ("shape", "rows"),
-    [((8, 1, 1), [0, 1, 2, 3]), ((2, 2, 2), [0, 1, 2, 3]), ((1, 1, 8), list(range(8)))],
+    ("shape", "rows", "group"),
+    [
+        ((8, 1, 1), [0, 1, 2, 3], (0, 2)),
+        ((2, 2, 2), [0, 1, 2, 3], (0, 2)),
+        ((1, 1, 8), list(range(8)), (0, 1)),
+    ],
 )
 def test_a_process_has_the_rows_of_its_devices(
-    shape: tuple[int, int, int], rows: list[int], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int], rows: list[int], group: tuple[int, int]
 ) -> None:
-    from train.sharding import batch_sharding
-
-    monkeypatch.setattr(
-        "train.data.prefetch.batch_sharding", lambda m: _FirstHalf(batch_sharding(m))
-    )
     mesh = make_mesh(*shape)
     assert local_rows(mesh, 8).tolist() == rows
     assert microbatch_rows(mesh, 2, 8).tolist() == [*rows, *(8 + row for row in rows)]
+    assert row_group(mesh, 8) == group

@@ -1,50 +1,42 @@
-"""Which examples are used, and on which side."""
+"""Which examples are used, and in which split."""
 
 import numpy as np
 import pytest
 
-from train.data.splits import fits, limited, split_off
-from train.data.token_store import INDEX
-
-
-def test_what_fits() -> None:
-    index = np.zeros(4, INDEX)
-    index["length"], index["first"] = [5, 6, 9, 9], [1, 1, 4, 5]
-    assert fits(index, 5, "drop").tolist() == [True, False, False, False]
-    assert fits(index, 5, "truncate").tolist() == [True, True, True, False]
+from train.data.splits import choose_eval, sample_used
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.2, 0.5, 1.0])
-def test_a_share_is_split_off(fraction: float) -> None:
+def test_a_share_is_choose_eval(fraction: float) -> None:
     digests = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
-    held = split_off(digests, fraction, 0)
+    held = choose_eval(digests, fraction, 0)
     assert held.sum() == max(1, round(1000 * fraction))
 
 
-def test_equal_examples_are_on_one_side() -> None:
+def test_equal_examples_are_in_one_split() -> None:
     digests = np.arange(50, dtype=np.uint64) % np.uint64(10)
     for seed in range(5):
-        held = split_off(digests, 0.3, seed).reshape(5, 10)
+        held = choose_eval(digests, 0.3, seed).reshape(5, 10)
         assert (held == held[0]).all()
 
 
-def test_the_seed_decides_what_is_split_off() -> None:
+def test_the_seed_decides_what_is_choose_eval() -> None:
     digests = np.arange(40, dtype=np.uint64)
-    assert len({split_off(digests, 0.2, seed).tobytes() for seed in range(5)}) == 5
+    assert len({choose_eval(digests, 0.2, seed).tobytes() for seed in range(5)}) == 5
 
 
-def test_nothing_is_split_off() -> None:
-    assert not split_off(np.arange(5, dtype=np.uint64), 0, 0).any()
+def test_nothing_is_choose_eval() -> None:
+    assert not choose_eval(np.arange(5, dtype=np.uint64), 0, 0).any()
 
 
 def test_a_limit_takes_a_sample_over_all_sources() -> None:
-    sides = [np.arange(0, 100, 2), np.arange(30)]
+    numbers = [np.arange(0, 100, 2), np.arange(30)]
     fit = [np.arange(100) % 10 > 0, np.full(30, True)]
-    whole = limited(sides, fit, None, 0)
+    whole = sample_used(numbers, fit, None, 0)
     assert whole[0].tolist() == [n for n in range(0, 100, 2) if n % 10]
     assert whole[1].tolist() == list(range(30))
-    sample = limited(sides, fit, 20, 0)
+    sample = sample_used(numbers, fit, 20, 0)
     assert sum(map(len, sample)) == 20
-    assert all(len(numbers) > 2 for numbers in sample)
+    assert all(len(part) > 2 for part in sample)
     assert all(set(s) < set(w) for s, w in zip(sample, whole, strict=True))
     assert sample[0].tolist() != sorted(sample[0].tolist())

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from train.config.data import DataSection
-from train.data.stream import Share, Stream
+from train.data.datasets import DataContext
+from train.data.stream import Shard, Stream
 from train.errors import UserError
 
 
@@ -22,17 +24,19 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def _stream(tokenizer: Any, train: Any, share: Share | None = None, **data: Any) -> Stream:
+def _stream(tokenizer: Any, train: Any, shard: Shard | None = None, **data: Any) -> Stream:
     train = str(train) if isinstance(train, Path) else train
     options = {"max_length": 16, "eval_fraction": 0, "shuffle_buffer": 8} | data
     section = DataSection(train=train, streaming=True, **options)
-    return Stream(section, tokenizer, rows=2, seed=0, share=share or Share())
+    context = DataContext(tokenizer, vocab_size=259, seed=0, cache=Path("unused"))
+    return Stream(section, context, num_rows=2, shard=shard or Shard())
 
 
 def _read(stream: Stream, count: int, state: dict[str, Any] | None = None) -> Iterator[Any]:
     """Batches with the states after them."""
-    restore = (lambda _: None) if state is None else (lambda iterator: iterator.set_state(state))
-    with stream.prefetched(lambda batch: batch, restore) as iterator:
+    with closing(stream.prefetch(lambda batch: batch)) as iterator:
+        if state is not None:
+            iterator.set_state(state)
         for _ in range(count):
             yield next(iterator), json.loads(json.dumps(iterator.get_state()))
 
@@ -54,7 +58,7 @@ def test_every_row_comes_once_a_pass_and_the_passes_differ(tokenizer: Any, file:
 def test_a_packed_row_is_whole_documents(tokenizer: Any, file: Path) -> None:
     for batch, _ in _read(_stream(tokenizer, file, packing="packed"), 20):
         tokens, segments = batch["tokens"], batch["segment_ids"]
-        assert batch["used"].tolist() == np.count_nonzero(segments, axis=1).tolist()
+        assert batch["num_tokens"].tolist() == np.count_nonzero(segments, axis=1).tolist()
         for row in range(2):
             for number in range(1, segments[row].max() + 1):
                 place = segments[row] == number
@@ -84,8 +88,8 @@ def test_a_stream_goes_on_where_it_was(
 
 
 def test_processes_share_the_rows(tokenizer: Any, file: Path) -> None:
-    shares = [_stream(tokenizer, file, Share(process, 2), shuffle_buffer=5) for process in range(2)]
-    seen = [_prompts(tokenizer, [b for b, _ in _read(share, 15)]) for share in shares]
+    shards = [_stream(tokenizer, file, Shard(process, 2), shuffle_buffer=5) for process in range(2)]
+    seen = [_prompts(tokenizer, [b for b, _ in _read(shard, 15)]) for shard in shards]
     assert sorted(seen[0]) == sorted(f"{n:02}" for n in range(0, 30, 2) for _ in range(2))
     assert sorted(seen[1]) == sorted(f"{n:02}" for n in range(1, 30, 2) for _ in range(2))
 
@@ -124,13 +128,13 @@ def test_what_is_too_long_is_counted(
     [
         (["{", "{}"], {}, "a.jsonl:1: is not JSON"),
         (['{"text": "x"}', ""], {}, "a.jsonl:2: is blank"),
-        (['{"text": ""}'], {}, "a.jsonl:1: has no token to learn"),
+        (['{"text": ""}'], {}, "a.jsonl:1: has no tokens to train on"),
         (['{"text": "xxx"}'], {"max_length": 2, "overlong": "error"}, "a.jsonl:1: 4 tokens, over"),
         (['{"prompt": "1", "chosen": "2", "rejected": "3"}'], {}, "is a preference pair"),
         ([], {}, "holds no records"),
     ],
 )
-def test_faults_are_told_with_their_line(
+def test_an_error_names_its_line(
     tokenizer: Any, tmp_path: Path, lines: list[str], options: dict[str, Any], said: str
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -169,8 +173,37 @@ def test_another_number_of_processes_is_refused(
         rows = [json.loads(line) for line in file.read_text("utf-8-sig").splitlines()]
         file = tmp_path / "a.parquet"
         Dataset.from_list(rows).to_parquet(file)
-    half = _stream(tokenizer, file, Share(0, 2))
+    half = _stream(tokenizer, file, Shard(0, 2))
     state = [state for _, state in _read(half, 2)][-1]
-    assert list(_read(_stream(tokenizer, file, Share(0, 2)), 1, state))
+    assert list(_read(_stream(tokenizer, file, Shard(0, 2)), 1, state))
     with pytest.raises(UserError, match="saved by 2 processes and cannot go on with 1"):
         list(_read(_stream(tokenizer, file), 1, state))
+
+
+def test_a_token_outside_the_vocabulary_is_refused(tokenizer: Any, file: Path) -> None:
+    section = DataSection(train=str(file), streaming=True, eval_fraction=0, max_length=16)
+    context = DataContext(tokenizer, vocab_size=9, seed=0, cache=Path("unused"))
+    stream = Stream(section, context, num_rows=2, shard=Shard())
+    with pytest.raises(UserError, match=r"a.jsonl:\d+: has token \d+, and the model's vocabulary"):
+        list(_read(stream, 1))
+
+
+def test_examples_are_those_of_indexed_data(tokenizer: Any, file: Path, tmp_path: Path) -> None:
+    from train.data.datasets import build_datasets
+
+    context = DataContext(tokenizer, vocab_size=259, seed=0, cache=tmp_path)
+    options = {"max_length": 5, "overlong": "truncate", "eval_fraction": 0}
+    indexed = build_datasets(DataSection(train=str(file), **options), context).train.batches(2, 0)
+    names = ("tokens", "targets", "weights")
+
+    def rows(batches: list[Any]) -> set[bytes]:
+        return {
+            b"".join(batch[name][row].tobytes() for name in names)
+            for batch in batches
+            for row in range(2)
+        }
+
+    streamed = [batch for batch, _ in _read(_stream(tokenizer, file, **options), 60)]
+    expected = rows([indexed.eval_batch(number) for number in range(indexed.num_eval_batches)])
+    assert len(expected) == 30
+    assert rows(streamed) == expected

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.data.sources import open_rows
-from train.data.token_store import Reading, Store, store
+from train.data.chat import RecordReader
+from train.data.sources import open_source
+from train.data.token_store import TokenStore, open_store
 from train.errors import UserError
 
 GOOD = {"prompt": "1+1=", "completion": "2"}
@@ -26,21 +27,21 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def _store(file: Path, tokenizer: Any, stop: bool = False, **reading: Any) -> Store:
-    rows = open_rows(str(file))
-    return store(rows, tokenizer, Reading(**reading), file.parent / "cache", stop=stop)
+def _store(file: Path, tokenizer: Any, stop: bool = False, **reading: Any) -> TokenStore:
+    rows = open_source(str(file))
+    return open_store(rows, tokenizer, RecordReader(**reading), file.parent / "cache", stop=stop)
 
 
 def test_examples_and_what_is_known_of_them(write: Any, tokenizer: Any) -> None:
     made = _store(write(GOOD, {"text": "ab"}, GOOD), tokenizer)
     assert len(made) == 3
-    assert made[0].target.tolist() == [False] * 4 + [True] * 2
-    assert made[1].target.tolist() == [True] * 3
+    assert made[0].loss_mask.tolist() == [False] * 4 + [True] * 2
+    assert made[1].loss_mask.tolist() == [True] * 3
     assert made.index["record"].tolist() == [0, 1, 2]
     assert made.index["length"].tolist() == [6, 3, 6]
-    assert made.index["targets"].tolist() == [2, 3, 2]
-    assert made.index["first"].tolist() == [4, 1, 4]  # Nothing precedes a first token.
-    assert made.index["highest"].tolist() == [int(made[i].tokens.max()) for i in range(3)]
+    assert made.index["num_loss_tokens"].tolist() == [2, 3, 2]
+    assert made.index["first_loss_token"].tolist() == [4, 1, 4]  # Nothing precedes a first token.
+    assert made.index["highest_token"].tolist() == [int(made[i].tokens.max()) for i in range(3)]
     assert made.index["digest"][0] == made.index["digest"][2] != made.index["digest"][1]
     assert isinstance(made.tokens.base, np.memmap), "it is not held in memory"
 
@@ -52,7 +53,7 @@ def test_it_is_tokenised_once(
     file = write(GOOD, GOOD)
     _store(file, tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr("train.data.token_store.tokenise", None)
+        patch.setattr("train.data.token_store.encode_batch", None)
         assert len(_store(file, tokenizer)) == 2
         moved = file.rename(file.with_name("moved.jsonl"))
         assert _store(moved, tokenizer).where(1) == f"{moved}:2"
@@ -64,20 +65,20 @@ def test_it_is_tokenised_once(
             _store(moved, make_tokenizer("{{ messages }}"))
         with pytest.raises(TypeError):
             _store(write(GOOD, {"text": "b"}), tokenizer)
-    assert not list(file.parent.rglob(".*.new"))
+    assert not list(file.parent.rglob("*.new"))
 
 
 def test_work_that_is_cut_off_leaves_nothing(
     write: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.data.token_store._TOGETHER", 1)
+    monkeypatch.setattr("train.data.token_store._BATCH", 1)
     file = write(GOOD, GOOD)
 
     def stop(done: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store(open_rows(str(file)), tokenizer, Reading(), file.parent / "cache", stop)
+        open_store(open_source(str(file)), tokenizer, RecordReader(), file.parent / "cache", stop)
     assert list((file.parent / "cache").iterdir()) == []
     assert len(_store(file, tokenizer)) == 2
 
@@ -93,8 +94,8 @@ FAULTS = [
     ({"messages": []}, "must be a list of turns"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "has the role 'wizard'"),
     ({"messages": [{"role": "user", "content": None}]}, "content must be a string, not null"),
-    ({"messages": [{"role": "user", "content": "hi"}]}, "has no token to learn"),
-    ({"text": ""}, "has no token to learn"),
+    ({"messages": [{"role": "user", "content": "hi"}]}, "has no tokens to train on"),
+    ({"text": ""}, "has no tokens to train on"),
 ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.data.batches import Batches
-from train.data.packing import best_fit, one_a_row
+from train.data.packing import best_fit, one_per_row
 from train.data.tokenize import Example
 from train.model import ComputeOptions, Documents, ModelConfig, forward
 from train.objective.sft import sft_loss
@@ -27,7 +27,7 @@ def examples() -> list[Example]:
 
 
 def _arrays(examples: list[Example], packing: Any, size: int) -> dict[str, np.ndarray]:
-    rows = best_fit(LENGTHS, 16) if packing == "packed" else one_a_row(len(LENGTHS))
+    rows = best_fit(LENGTHS, 16) if packing == "packed" else one_per_row(len(LENGTHS))
     batches = Batches(
         examples, rows, LENGTHS, batch_size=size, max_length=16, seed=0, packing=packing
     )

@@ -1,0 +1,80 @@
+"""Parquet, CSV, Arrow folders and hub data sets, and what is broken about them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_parquet(read_all: Any, write_parquet: Any, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    file = write_parquet(tmp_path / "a.parquet", [{"messages": messages}, {"messages": None}])
+    assert read_all(str(file)) == [
+        {"messages": messages, "where": f"{file} row 1"},
+        {"messages": None, "where": f"{file} row 2"},
+    ]
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[:-9], lambda b: b"", lambda b: b"text" * 9])
+def test_a_broken_parquet_file(
+    source_error: Any,
+    write_parquet: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    harm: Any,
+) -> None:
+    file = write_parquet(tmp_path / "a.parquet", [{"text": "a"}])
+    file.write_bytes(harm(file.read_bytes()))
+    capfd.readouterr()
+    assert source_error(file) == f"{file}: is not a whole Parquet file; write or fetch it again"
+    assert capfd.readouterr().err == ""
+
+
+def test_parquet_with_a_broken_footer(source_error: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1" + bytes(20) + b"PAR1")
+    assert source_error(file).startswith(f"{file}: cannot be read as Parquet (")
+
+
+def test_csv_is_text(read_all: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('prompt,completion\n1,"two,\nthree"\nnull,\n', encoding="utf-8-sig")
+    assert read_all(str(file)) == [
+        {"prompt": "1", "completion": "two,\nthree", "where": f"{file} row 1"},
+        {"prompt": "null", "completion": "", "where": f"{file} row 2"},
+    ]
+
+
+def test_a_malformed_line_of_csv_is_named(source_error: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,b\n1,2\n1,2,3\n")
+    assert source_error(file).startswith(f"{file}:3: cannot be read as CSV (")
+
+
+def test_arrow_folders(read_all: Any, source_error: Any, tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    Dataset.from_list([{"text": "a"}]).save_to_disk(one)
+    DatasetDict({"test": Dataset.from_list([{"text": "b"}])}).save_to_disk(two)
+    assert read_all(str(one)) == [{"text": "a", "where": f"{one} row 1"}]
+    assert read_all(str(two), "test") == [{"text": "b", "where": f"{two}[test] row 1"}]
+    assert source_error(two) == f"{two}: has no split 'train'; it has test"
+
+
+def test_a_hub_data_set(read_all: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_all("some/set", "test", "v1")[1] == {"text": "b", "where": "some/set[test] row 2"}
+    assert read_all("some/set/main")[0]["where"] == "some/set/main[train] row 1"
+    assert asked == [
+        (("some/set",), {"split": "test", "revision": "v1"}),
+        (("some/set", "main"), {"split": "train", "revision": None}),
+    ]
