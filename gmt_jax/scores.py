@@ -36,11 +36,7 @@ def score_selector(
     largest: LargestScores, score: str, every: int | None, warmup: int, key: Key
 ) -> Selector[ScoredState]:
     """A selector of the entries with the largest scores; the arguments are those of `by_score`."""
-    if score not in SCORES:
-        raise ValueError(f"score is one of {', '.join(SCORES)}; got {score!r}")
-    if every is not None:
-        _check_updates("every", every, 1)
-    _check_updates("warmup", warmup, 0)
+    _check_options(score, every, warmup)
     every_update = every == 1 and warmup == 0
     if every_update and score == "fisher":
         score = "gradient"  # The squares of a single gradient are ordered as the gradient is.
@@ -58,26 +54,20 @@ def score_selector(
     def select(
         grads: optax.Updates, state: ScoredState, params: optax.Params | None
     ) -> tuple[Mask, ScoredState]:
+        if params is None and score in ("weight", "gradient_to_weight"):
+            raise ValueError(f"score={score!r} needs params: update(gradient, state, params)")
         count, squares = state.latest.count, state.squares
         since_warmup = count - warmup
         if score == "fisher":
             squares = jax.tree.map(lambda total, g: total + _square(g), squares, grads)
-        if params is None and score in ("weight", "gradient_to_weight"):
-            raise ValueError(
-                f"score={score!r} needs the parameters: update(gradient, state, params)"
-            )
 
         def select_anew() -> tuple[Mask, GmtMaskState]:
-            if score == "gradient":
-                scores = grads
-            elif score == "weight":
-                scores = _params_of(grads, params)
-            elif score == "gradient_to_weight":
-                scores = jax.tree.map(_gradient_to_weight, grads, _params_of(grads, params))
-            elif score == "fisher":
+            if score == "fisher":
                 scores = squares
-            else:
+            elif score == "random":
                 scores = _random_scores(grads, key, 0 if every is None else since_warmup // every)
+            else:
+                scores = _scores(score, grads, params)
             return largest.select(scores, state.latest)
 
         def keep() -> tuple[Mask, GmtMaskState]:
@@ -91,10 +81,7 @@ def score_selector(
         if every_update:
             mask, latest = select_anew()
             return mask, ScoredState(latest, None, squares)
-        if every is None:
-            due = since_warmup == 0
-        else:
-            due = (since_warmup >= 0) & (since_warmup % every == 0)
+        due = _is_due(since_warmup, every)
         if isinstance(due, jax.core.Tracer):
             mask, latest = lax.cond(due, select_anew, keep)
         else:
@@ -106,6 +93,21 @@ def score_selector(
     return Selector(init, select)
 
 
+def _is_due(since_warmup: jax.Array, every: int | None) -> jax.Array:
+    """Whether a new mask is selected."""
+    if every is None:
+        return since_warmup == 0
+    return (since_warmup >= 0) & (since_warmup % every == 0)
+
+
+def _check_options(score: str, every: int | None, warmup: int) -> None:
+    if score not in SCORES:
+        raise ValueError(f"score is one of {', '.join(SCORES)}; got {score!r}")
+    if every is not None:
+        _check_updates("every", every, 1)
+    _check_updates("warmup", warmup, 0)
+
+
 def _check_updates(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise ValueError(
@@ -114,9 +116,14 @@ def _check_updates(name: str, value: object, least: int) -> None:
         )
 
 
-def _params_of(grads: optax.Updates, params: optax.Params | None) -> PyTree:
-    """The parameters that have gradients."""
-    return jax.tree.map(lambda _, p: p, grads, params)
+def _scores(score: str, grads: optax.Updates, params: optax.Params | None) -> PyTree:
+    """Scores that follow from a gradient and the parameters alone."""
+    if score == "gradient":
+        return grads
+    # Only of the parameters that have gradients.
+    if score == "weight":
+        return jax.tree.map(lambda _, w: w, grads, params)
+    return jax.tree.map(_gradient_to_weight, grads, params)
 
 
 def _square(g: jax.Array) -> jax.Array:

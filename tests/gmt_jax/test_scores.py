@@ -138,7 +138,7 @@ def test_options_that_make_no_sense_are_refused(options: Any, message: str) -> N
 @pytest.mark.parametrize("score", ["weight", "gradient_to_weight"])
 def test_a_score_of_weights_needs_them(score: str) -> None:
     optimizer = by_score(optax.sgd(1.0), 0.5, score=score)
-    with pytest.raises(ValueError, match=f"score='{score}' needs the parameters"):
+    with pytest.raises(ValueError, match=f"score='{score}' needs params"):
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
 
 
