@@ -1,4 +1,4 @@
-"""The update: microbatches, meshes, and where the state lies."""
+"""The update: microbatches, meshes, and the shardings of its state."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def _params() -> Any:
 
 
 def _loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """A small network: tokens pick one-hot inputs [B, T, 8], targets are what to hit."""
+    """A small network: tokens select one-hot inputs [B, T, 8], and targets are classes."""
     hidden = jnp.tanh(jax.nn.one_hot(batch["tokens"] % 8, 8) @ params["a"])
     out = sum(hidden @ w for w in params["layers"]["b"])
     scores = optax.softmax_cross_entropy_with_integer_labels(out, batch["targets"] % 8)
@@ -39,7 +39,7 @@ def _batch() -> dict[str, np.ndarray]:
 def _train(
     num_microbatches: int, mesh: jax.sharding.Mesh, steps: int = 5
 ) -> tuple[list[float], TrainState]:
-    optimizer = optax.chain(gmt_mask(0.3), optax.adamw(1e-2))
+    optimizer: Any = optax.adamw(1e-2)
     params = _params()
     shapes = jax.eval_shape(lambda: params)
     shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_all_target_tokens() -> None:
     assert losses[0] == pytest.approx(float(total / weight), rel=1e-6)
 
 
-@pytest.mark.parametrize("num_microbatches", [2, 4, 8])
+@pytest.mark.parametrize("num_microbatches", [2, 8])
 def test_microbatches_do_not_change_the_training(num_microbatches: int) -> None:
     whole, state = _train(1, _one_device())
     pieces, other = _train(num_microbatches, _one_device())
@@ -78,7 +78,7 @@ def test_microbatches_do_not_change_the_training(num_microbatches: int) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)],
+    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8)],
     ids=str,
 )
 def test_every_mesh_gives_the_losses_of_one_device(shape: tuple[int, ...]) -> None:

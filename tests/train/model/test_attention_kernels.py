@@ -1,7 +1,7 @@
 """Attention's kernels against plain softmax attention, and which one is chosen."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -15,14 +15,15 @@ from train.model import ModelConfig
 from train.model.attention_kernels import causal_attention, choose_attention
 from train.sharding import make_mesh
 
-T = 300  # Of several blocks, the last one not whole.
-WINDOWS = [None, 1, 70]
-ARE_PACKED = pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+T = 300  # Several blocks, of which the last is not full.
+CASES = pytest.mark.parametrize(
+    ("window", "packed"), [(None, False), (None, True), (1, False), (70, True)]
+)
 
 
 def _inputs(length: int = T, heads: int = 4, kv_heads: int = 2) -> tuple[jax.Array, ...]:
     draw = np.random.default_rng(0).normal
-    scale = 0.4  # So that no key has all the weight.
+    scale = 0.4  # Small enough that no key has all the weight.
     shapes = [(2, length, h, 32) for h in (heads, kv_heads, kv_heads, heads)]
     return tuple(jnp.asarray(draw(0, scale, shape), jnp.float32) for shape in shapes)
 
@@ -59,63 +60,62 @@ def _with_gradients(attend: Callable[..., jax.Array], inputs: tuple[jax.Array, .
     return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*qkv)
 
 
-def _assert_equal(kernel: str, packed: bool, window: int | None, **inputs: int) -> None:
-    arrays = _inputs(**inputs)
-    segments = _segments(packed, arrays[0].shape[1])
-    ours = causal_attention(kernel, segments)
-    theirs = _with_gradients(_plain(segments, window), arrays)
-    for a, b in zip(
-        jax.tree.leaves(_with_gradients(partial(ours, window), arrays)),
-        jax.tree.leaves(theirs),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+@lru_cache
+def _expected(packed: bool, window: int | None, length: int) -> list[np.ndarray]:
+    """Plain attention and its gradients."""
+    results = _with_gradients(_plain(_segments(packed, length), window), _inputs(length))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(results)]
+
+
+def _assert_equal(kernel: str, packed: bool, window: int | None, length: int = T) -> None:
+    attend = partial(causal_attention(kernel, _segments(packed, length)), window)
+    results = _with_gradients(attend, _inputs(length))
+    expected = _expected(packed, window, length)
+    for ours, plain in zip(jax.tree.leaves(results), expected, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-5)
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splash attention's own code, run by Pallas's interpreter in place of a TPU."""
+    """Runs splash attention in Pallas's interpreter instead of on a TPU."""
     monkeypatch.setattr(splash, "make_splash_mha", partial(splash.make_splash_mha, interpret=True))
 
 
-@ARE_PACKED
-@pytest.mark.parametrize("window", WINDOWS)
-def test_xla_is_plain_attention(packed: bool, window: int | None) -> None:
+@CASES
+def test_xla_is_plain_attention(window: int | None, packed: bool) -> None:
     _assert_equal("xla", packed, window)
 
 
-@ARE_PACKED
-@pytest.mark.parametrize("window", WINDOWS)
+@CASES
 @pytest.mark.usefixtures("interpreted")
-def test_splash_is_plain_attention(packed: bool, window: int | None) -> None:
+def test_splash_is_plain_attention(window: int | None, packed: bool) -> None:
     _assert_equal("splash", packed, window)
 
 
-@ARE_PACKED
-@pytest.mark.parametrize("window", WINDOWS)
+@CASES
 def test_what_cudnn_is_asked_for_is_plain_attention(
-    monkeypatch: pytest.MonkeyPatch, packed: bool, window: int | None
+    monkeypatch: pytest.MonkeyPatch, window: int | None, packed: bool
 ) -> None:
-    """XLA answers in its place: the same function of the same arguments, by its documentation."""
+    """XLA computes in its place, as the documentation gives both the same function."""
     attention = jax.nn.dot_product_attention
 
-    def answer(*qkv: jax.Array, implementation: str, **said: Any) -> jax.Array:
+    def answer(*qkv: jax.Array, implementation: str, **options: Any) -> jax.Array:
         assert implementation == "cudnn"
-        return attention(*qkv, implementation="xla", **said)
+        return attention(*qkv, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", answer)
     _assert_equal("cudnn", packed, window)
 
 
-@ARE_PACKED
 @pytest.mark.usefixtures("interpreted")
-def test_on_a_mesh_each_device_has_its_rows_and_heads(packed: bool) -> None:
+def test_on_a_mesh_each_device_has_its_rows_and_heads() -> None:
     with jax.set_mesh(make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])):
-        _assert_equal("splash", packed, 70, length=200)
+        _assert_equal("splash", True, 70)
 
 
-@ARE_PACKED
-@pytest.mark.parametrize(("window", "length"), [(None, 512), (70, 512), (None, 300)])
+@pytest.mark.parametrize(
+    ("packed", "window", "length"), [(False, 70, 512), (True, None, 300)], ids=str
+)
 @pytest.mark.usefixtures("interpreted")
 def test_where_rows_are_split_each_device_has_its_queries(
     packed: bool, window: int | None, length: int
@@ -137,7 +137,7 @@ class _Device:
 
 
 class _Mesh:
-    """What is looked at of a mesh."""
+    """The part of a mesh that the choice of a kernel depends on."""
 
     def __init__(self, platform: str, **shape: int) -> None:
         self.devices = np.array([_Device(platform)])
@@ -164,7 +164,7 @@ def test_auto_is_the_devices_own_kernel_where_it_can_be_used(
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh", "dtype", "said"),
+    ("name", "mesh", "dtype", "message"),
     [
         ("cudnn", _Mesh("cpu"), "bfloat16", "is for GPUs and this is a CPU"),
         ("splash", _Mesh("gpu"), "bfloat16", "is for TPUs and this is a GPU"),
@@ -174,7 +174,7 @@ def test_auto_is_the_devices_own_kernel_where_it_can_be_used(
     ],
 )
 def test_a_named_kernel_that_cannot_be_used_says_why(
-    name: str, mesh: Any, dtype: str, said: str
+    name: str, mesh: Any, dtype: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         choose_attention(name, _llama(), mesh, dtype)

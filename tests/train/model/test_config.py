@@ -71,7 +71,7 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_them_for(family: Fa
         ({"rope_scaling": {"type": "linear"}}, "factor must be a positive number, got None"),
         ({"rope_theta": -1}, "rope_theta must be a positive number, got -1"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
-        ({"rope_parameters": {"full_attention": {}}}, "must be one set for all layers"),
+        ({"rope_parameters": {"full_attention": {}}}, "must be the same for all layers"),
         ({"layer_types": ["full_attention"]}, "layer_types must be 3 of"),
         ({"layer_types": ["sliding_attention"] * 3}, "no sliding_window is in use"),
         (

@@ -1,0 +1,122 @@
+"""Every family of decoders: transformers' logits, and packed rows.
+
+The models are computed without jit: their operations have the same few shapes for all families, so
+they are compiled once, where jit would compile each family's program.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.hf.load import load_params
+from train.hf.save import save_params
+from train.model import ComputeOptions, Documents, ModelConfig, forward, load_model_config
+from train.objective.sft import sft_loss
+
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24)).astype(np.int32)
+LENGTHS = (7, 3, 11, 2, 5, 9, 2, 16)  # Some above and some below every window.
+ROWS = ((0, 5), (2, 4), (3, 1, 6), (7,))  # The documents of each packed row of 16 tokens.
+
+
+@pytest.fixture(scope="session")
+def reference(hf: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The folder of a PyTorch model, and the model."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**hf)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    folder = tmp_path_factory.mktemp("reference")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def _torch_logits(model: Any) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        logits: np.ndarray = model(torch.tensor(TOKENS, dtype=torch.int64)).logits.numpy()
+    return logits
+
+
+def test_logits_equal_those_of_transformers(reference: tuple[Path, Any]) -> None:
+    folder, model = reference
+    config = load_model_config(folder)
+    params = load_params(folder, config)
+    with jax.disable_jit():
+        logits = forward(config, params, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(logits, _torch_logits(model), atol=1e-4)
+
+
+def test_transformers_loads_what_we_save(reference: tuple[Path, Any], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder, model = reference
+    config = load_model_config(folder)
+    save_params(load_params(folder, config), config, tmp_path, "float32", max_file_bytes=20_000)
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert not any(info.values())
+    np.testing.assert_array_equal(_torch_logits(again), _torch_logits(model))
+
+
+def _batch(rows: Sequence[Sequence[int]]) -> dict[str, jax.Array]:
+    """Documents in rows of 16 tokens; each has the same tokens and loss mask wherever it is."""
+    shape = (len(rows), 16)
+    tokens, targets, segments, positions = np.zeros((4, *shape), np.int32)
+    weights = np.zeros(shape, np.float32)
+    for row, documents in enumerate(rows):
+        end = 0
+        for number, document in enumerate(documents, 1):
+            draw, length = np.random.default_rng(document), LENGTHS[document]
+            begin, end = end, end + length
+            tokens[row, begin:end] = draw.integers(0, 96, length)
+            targets[row, begin : end - 1] = tokens[row, begin + 1 : end]
+            weights[row, begin : end - 1] = draw.random(length - 1) < 0.7
+            segments[row, begin:end] = number
+            positions[row, begin:end] = np.arange(length)
+    arrays = {"tokens": tokens, "targets": targets, "weights": weights}
+    arrays |= {"segment_ids": segments, "positions": positions}
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+def test_each_document_of_a_packed_row_has_the_logits_that_it_has_alone(
+    hf: dict[str, Any], random_params: Any
+) -> None:
+    config = ModelConfig.from_hf(hf)
+    params = random_params(config)
+    packed, alone = _batch(ROWS), _batch([[document] for document in range(len(LENGTHS))])
+    documents = Documents(packed["segment_ids"], packed["positions"])
+    del alone["segment_ids"], alone["positions"]
+    with jax.disable_jit():
+        together = forward(config, params, packed["tokens"], documents=documents)
+        apart = forward(config, params, alone["tokens"])
+        losses = [sft_loss(config, params, batch, ComputeOptions()) for batch in (packed, alone)]
+    for row, members in enumerate(ROWS):
+        end = 0
+        for document in members:
+            begin, end = end, end + LENGTHS[document]
+            expected = apart[document, : LENGTHS[document]]
+            np.testing.assert_allclose(together[row, begin:end], expected, atol=1e-5)
+    assert float(losses[0][1]) == float(losses[1][1]) > 0
+    assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-6)
+
+
+def test_without_segments_documents_would_see_each_other(family: Any, random_params: Any) -> None:
+    config = ModelConfig.from_hf(family("llama"))
+    params, packed = random_params(config), _batch(ROWS)
+    documents = Documents(packed["segment_ids"], packed["positions"])
+    with jax.disable_jit():
+        mixed = forward(config, params, packed["tokens"])
+        apart = forward(config, params, packed["tokens"], documents=documents)
+    second = packed["segment_ids"] == 2
+    assert not np.allclose(mixed[second], apart[second], atol=1e-2)
