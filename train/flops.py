@@ -1,4 +1,4 @@
-"""The arithmetic of training, and what accelerators can hold and do, as their makers publish it."""
+"""Counts the arithmetic of training, and lists accelerators' memory and peak arithmetic."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """One device as jax counts them, which for TPU v4 to v6e is a whole chip."""
+    """One device as jax counts devices; for TPU v4 to v6e it is a whole chip."""
 
-    topology: str | None  # its name in a TPU topology such as v5e:4x4
-    kind: str  # how device_kind begins
+    topology: str | None  # name in a TPU topology such as v5e:4x4
+    kind: str  # start of device_kind
     memory: int  # bytes of HBM
     bf16_flops: float  # floating-point operations a second, dense bfloat16 products
 
 
-# TPU: https://docs.cloud.google.com/tpu/docs/v5e and so on, per chip (of TPU7x jax shows two
-# devices a chip); GB are GiB there. NVIDIA: the data sheets of the SXM boards, without sparsity;
-# the memory that a GPU has is its board's, of which there are several kinds: the smallest.
-# The longest kind that fits is taken.
+# TPU: https://docs.cloud.google.com/tpu/docs/v5e and so on, per chip (jax shows two devices for a
+# TPU7x chip); those pages write GB for GiB. NVIDIA: data sheets of the SXM boards, without
+# sparsity; if boards with different memory share a kind, the smallest is listed. The longest kind
+# that matches a device is taken.
 CHIPS = (
     Chip("v4", "TPU v4", 32 * GIB, 275e12),
     Chip("v5e", "TPU v5 lite", 16 * GIB, 197e12),
@@ -40,7 +40,7 @@ CHIPS = (
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The chip that jax calls by this device_kind, or None where it is not listed.
+    """The chip with this device_kind, or None if it is not listed.
 
     >>> find_chip("NVIDIA H100 80GB HBM3").bf16_flops
     989400000000000.0
@@ -50,14 +50,14 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
-    """Floating-point operations of one token's way forward and backward, in rows of `length`.
+    """Floating-point operations per token of a forward and backward pass over rows of `length`.
 
-    Those of products alone, each multiplication and each addition being one: 6 for every weight
-    of a matrix (Kaplan et al. 2020, §2.1; embeddings are looked up and count only as the head),
-    and 12 · H · head_dim for every key that a token sees, in every layer (PaLM, Chowdhery et al.
-    2022, appendix B). PaLM counts all T keys of a row; here it is those that a token sees,
-    (T + 1) / 2 on average without a window, for the others need not be computed. Documents within
-    a packed row do not lower the count; what rematerialisation computes again does not raise it.
+    Only products count, with one operation for each multiplication and each addition: 6 for every
+    weight of a matrix (Kaplan et al. 2020, §2.1; embeddings are looked up and count only as the
+    head), and 12 · H · head_dim for every key that a token sees, in every layer (PaLM, Chowdhery et
+    al. 2022, appendix B). PaLM counts all T keys of a row; here only the keys that a token sees
+    count, (T + 1) / 2 on average without a window, as the others need not be computed. Documents
+    within a packed row do not lower the count, and rematerialisation does not raise it.
     """
     D, H, K = model.hidden_size, model.num_attention_heads, model.num_key_value_heads
     attention = 2 * D * (H + K) * model.head_dim
@@ -68,7 +68,7 @@ def flops_per_token(model: ModelConfig, length: int) -> float:
 
 
 def _keys_seen(window: int | None, length: int) -> float:
-    """By a token of a row on average, itself included.
+    """Mean number of keys a token of a row attends to, itself included.
 
     >>> _keys_seen(None, 4)
     2.5
@@ -82,9 +82,9 @@ def _keys_seen(window: int | None, length: int) -> float:
 def peak_tokens_per_s(
     model: ModelConfig, length: int, device: jax.Device, devices: int
 ) -> float | None:
-    """Tokens a second at which so many devices would multiply bfloat16 at their peak.
+    """Tokens per second at which all devices would multiply bfloat16 at their peak.
 
-    None where the peak of such a device is not known, as that of a CPU.
+    None if the device's peak is not known, as for CPUs.
     """
     chip = find_chip(device.device_kind)
     return devices * chip.bf16_flops / flops_per_token(model, length) if chip else None

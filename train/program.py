@@ -1,4 +1,4 @@
-"""The program that a config asks for: what `sft` runs is what `plan` compiles."""
+"""The program of a config: `sft` runs what `plan` compiles."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +25,10 @@ from .step import Batch, TrainState, jit_train_step, state_shardings
 
 
 def keep_compiled(config: Config) -> None:
-    """Keeps compiled programs in the config's cache, unless jax was told where already.
+    """Keeps compiled programs in the config's cache, unless jax has a cache folder already.
 
-    A program is read back only where versions, flags and devices are the same, a CPU's
-    instruction set included. To be called before the first program is compiled.
+    A program is read back only if versions, flags and devices are the same, a CPU's instruction set
+    included. Call it before the first program is compiled.
     """
     name = "jax_compilation_cache_dir"
     if getattr(jax.config, name) is None:
@@ -46,19 +46,19 @@ class Program:
     config: Config
     model: ModelConfig
     mesh: Mesh
-    steps: int  # updates in all, of which the schedules are functions
+    steps: int  # updates of the whole run, which the schedules depend on
 
     def __post_init__(self) -> None:
-        _ = self.attention  # Refused here, before anything is written.
+        _ = self.attention  # Raises before anything is written.
 
     @cached_property
     def attention(self) -> str:
-        """What computes attention."""
+        """The kernel that computes attention."""
         section = self.config.model
         return choose_attention(section.attention, self.model, self.mesh, section.compute_dtype)
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Of one microbatch: the sum over its target tokens, and their weight."""
+        """The summed loss of one microbatch, and the sum of its weights."""
         section = self.config.model
         options = ComputeOptions(section.compute_dtype, section.remat, self.attention)
         return sft_loss(self.model, params, batch, options)
@@ -70,20 +70,20 @@ class Program:
 
     @cached_property
     def shardings(self) -> TrainState:
-        """Where every leaf of the state lies."""
+        """The sharding of every leaf of the state."""
         shapes = abstract_params(self.model)
         params = param_shardings(self.mesh, shapes, logical_axes(self.model))
         return state_shardings(self.mesh, self.optimizer, shapes, params)
 
     def abstract_state(self) -> TrainState:
-        """The state's ShapeDtypeStructs, with their shardings."""
+        """The state's ShapeDtypeStructs with their shardings."""
         shapes = abstract_params(self.model)
         opt_state = jax.eval_shape(self.optimizer.init, shapes)
         step = jax.ShapeDtypeStruct((), np.int32)
         return abstract(TrainState(step, shapes, opt_state), self.shardings)
 
     def abstract_batch(self) -> Batch:
-        """The ShapeDtypeStructs of an update's microbatches, whose rows are the longest."""
+        """The ShapeDtypeStructs of an update's microbatches, with rows of the greatest length."""
         batch, data = self.config.batch, self.config.data
         shape = (batch.num_microbatches, batch.size // batch.num_microbatches, data.max_length)
         names = ["tokens", "targets", "weights"]
@@ -91,11 +91,11 @@ class Program:
             names += ["segment_ids", "positions"]
         dtypes = {name: np.float32 if name == "weights" else np.int32 for name in names}
         sharding = microbatch_sharding(self.mesh)
-        made: Any = {
+        structs: Any = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
             for name, dtype in dtypes.items()
         }
-        return made
+        return structs
 
     def train_step(self) -> Any:
         """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics)."""

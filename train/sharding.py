@@ -1,4 +1,4 @@
-"""The device mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, the one table from logical axes to mesh axes, and the shardings made of them."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import UserError
 
-AXES = ("data", "fsdp", "context", "tensor")  # From the slowest network to the fastest.
+AXES = ("data", "fsdp", "context", "tensor")  # from the slowest network to the fastest
 
-# Logical axis -> mesh axes that split it. An axis that is not listed is whole on every device.
+# The mesh axes that split each logical axis. Other axes are whole on every device.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
@@ -33,41 +33,42 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh over all devices with the axes data, fsdp, context and tensor; -1 once for "the rest".
+    """Makes a mesh with the axes data, fsdp, context and tensor over all devices.
 
-    Of several TPU slices each holds whole copies of the model: the data axis runs between them
-    first, over which nothing but gradients is summed.
+    One size may be -1, which stands for all remaining devices. Each of several TPU slices holds
+    whole copies of the model: the data axis, over which only gradients are summed, runs between
+    slices first.
 
     Raises:
       UserError: where the sizes do not match the devices, or the data axis the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
-    said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    if len(rest) > 1:
-        raise UserError(f"mesh: only one axis may be -1, got {said}")
+    given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise UserError(f"mesh: only one axis may be -1, got {given}")
     known = math.prod(size for size in sizes.values() if size != -1)
-    if rest and len(devices) % known == 0:
-        sizes[rest[0]] = len(devices) // known
+    if open_axes and len(devices) % known == 0:
+        sizes[open_axes[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"mesh: {said} does not match the {len(devices)} devices here; set mesh.data, "
+            f"mesh: {given} does not match the {len(devices)} devices here; set mesh.data, "
             "mesh.fsdp, mesh.context and mesh.tensor so that their product does (-1: the rest)"
         )
-    placed = _placed(tuple(sizes.values()), devices)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    arranged = _arrange(tuple(sizes.values()), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _placed(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices in the mesh's shape, so that neighbours along its last axes are close."""
+def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in the mesh's shape, with neighbours along its last axes close to each other."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1 or devices[0].platform != "tpu":
         return create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if shape[0] % slices:
         raise UserError(
             f"mesh: data={shape[0]} is not a multiple of the {slices} slices here; "
-            "every slice is to hold whole copies of the model"
+            "every slice must hold whole copies of the model"
         )
     return create_hybrid_device_mesh(
         (shape[0] // slices, *shape[1:]),
@@ -78,47 +79,48 @@ def _placed(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """The mesh axes of an array whose dimensions have these logical axes."""
+    """The PartitionSpec of an array whose dimensions have these logical axes."""
     return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
 
 
 def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
-    """A NamedSharding for each parameter, from its shape and its logical axes (same tree).
+    """The NamedSharding of each parameter, from trees of shapes and of logical axes.
 
     Raises:
       UserError: naming every parameter with a dimension that its mesh axes do not divide.
     """
     faults = []
 
-    def one(path: Any, shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+    def sharding_of(
+        path: Any, shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]
+    ) -> NamedSharding:
         for size, name in zip(shape.shape, names, strict=True):
-            split = RULES.get(name, ()) if name else ()
-            ways = math.prod(mesh.shape[axis] for axis in split)
-            if size % ways:
-                where = jax.tree_util.keystr(path, simple=True, separator="/")
-                faults.append(
-                    f"{where} has {size} along {name}, not divisible by {ways} ({', '.join(split)})"
-                )
+            mesh_axes = RULES.get(name, ()) if name else ()
+            shards = math.prod(mesh.shape[axis] for axis in mesh_axes)
+            if size % shards:
+                param = jax.tree_util.keystr(path, simple=True, separator="/")
+                reason = f"not divisible by {shards} ({', '.join(mesh_axes)})"
+                faults.append(f"{param} has {size} along {name}, {reason}")
         return NamedSharding(mesh, partition_spec(names))
 
-    shardings = jax.tree_util.tree_map_with_path(one, shapes, axes)
+    shardings = jax.tree_util.tree_map_with_path(sharding_of, shapes, axes)
     if faults:
         raise UserError("mesh: " + "; ".join(faults) + "; choose a smaller mesh axis")
     return shardings
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows [B, ...] split over the data and fsdp axes."""
+    """The sharding of arrays [B, ...]: rows split over the data and fsdp axes."""
     return NamedSharding(mesh, partition_spec(["batch"]))
 
 
 def microbatch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays [N, B/N, ...]: the rows of each microbatch split over the data and fsdp axes."""
+    """The sharding of arrays [N, B/N, ...]: each microbatch's rows split over data and fsdp."""
     return NamedSharding(mesh, partition_spec([None, "batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """The sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -132,16 +134,16 @@ def abstract(shapes: Any, shardings: Any) -> Any:
 
 
 def check_rows(mesh: Mesh, microbatch_size: int, max_length: int) -> None:
-    """Checks that the rows of a microbatch, and their length, can be split over the mesh.
+    """Checks that the mesh can split the rows of a microbatch, and their length.
 
     Raises:
       UserError: where they cannot.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if microbatch_size % ways:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if microbatch_size % shards:
         raise UserError(
             f"batch: a microbatch has {microbatch_size} rows (size / num_microbatches), not "
-            f"divisible by the {ways} devices along data and fsdp; "
+            f"divisible by the {shards} devices along data and fsdp; "
             "change batch.size, batch.num_microbatches or the mesh"
         )
     context = mesh.shape["context"]
@@ -153,7 +155,7 @@ def check_rows(mesh: Mesh, microbatch_size: int, max_length: int) -> None:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Keeps an activation split by its logical axes; the identity where no mesh is set."""
+    """Constrains an activation to the sharding of its logical axes; the identity without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))

@@ -15,20 +15,26 @@ Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) ->
 
 
 class TrainState(NamedTuple):
-    """All that an update changes. What is random is a function of the seed and the step."""
+    """All that an update changes; random numbers are a function of the seed and the step.
 
-    step: Any  # int32 scalar, updates done
-    params: Any  # float32 master weights
-    opt_state: Any
+    Attributes:
+      step: int32 scalar, the number of updates done.
+      params: tree of float32 master weights.
+      opt_state: the optimizer's state.
+    """
+
+    step: jax.typing.ArrayLike
+    params: optax.Params
+    opt_state: optax.OptState
 
 
 def train_step(
     loss: Loss, optimizer: optax.GradientTransformationExtraArgs, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from microbatches [N, B/N, T].
+    """One update from the microbatches [N, B/N, T] of a batch.
 
-    The gradient is that of the mean loss over all target tokens of all microbatches, so how the
-    rows are cut into microbatches does not matter.
+    The loss is the mean over the tokens of all microbatches, weighted by their loss weights, so its
+    gradient does not depend on the number of microbatches.
     """
     total = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
     value_and_grad = jax.value_and_grad(lambda params, rows: loss(params, rows)[0] / total)
@@ -48,12 +54,12 @@ def train_step(
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
         "num_loss_tokens": total,
-    } | _of_the_mask(opt_state)
+    } | _mask_metrics(opt_state)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def _of_the_mask(opt_state: Any) -> dict[str, jax.Array]:
-    """The masked share of all entries, and the figures of its report where there is one."""
+def _mask_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """The masked fraction of all entries, and the figures of the mask's report, if any."""
     report = optax.tree.get(opt_state, "overall")
     figures = {} if report is None else report._asdict()
     fraction = optax.tree.get(opt_state, "masked_fraction", jnp.float32(0))
@@ -63,28 +69,28 @@ def _of_the_mask(opt_state: Any) -> dict[str, jax.Array]:
 def state_shardings(
     mesh: Mesh, optimizer: optax.GradientTransformationExtraArgs, shapes: Any, params: Any
 ) -> TrainState:
-    """Where every leaf of the state lies: moments with their weights, the rest everywhere.
+    """The sharding of every leaf of the state: that of the weight for moments, else replicated.
 
     Args:
       shapes: the parameters' ShapeDtypeStructs.
       params: the parameters' shardings.
     """
-    everywhere = replicated(mesh)
+    whole = replicated(mesh)
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda leaf, shape, sharding: sharding if leaf.shape == shape.shape else everywhere,
+        lambda leaf, shape, sharding: sharding if leaf.shape == shape.shape else whole,
         jax.eval_shape(optimizer.init, shapes),
         shapes,
         params,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda _: whole,
     )
-    return TrainState(everywhere, params, opt_state)
+    return TrainState(whole, params, opt_state)
 
 
 def jit_train_step(
     loss: Loss, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh, shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step` compiled for the mesh; the state passed in is donated."""
+    """The jitted train_step on the mesh; it donates the state that is passed in."""
     return jax.jit(
         lambda state, batch: train_step(loss, optimizer, state, batch),
         in_shardings=(shardings, microbatch_sharding(mesh)),
@@ -96,7 +102,7 @@ def jit_train_step(
 def jit_eval_step(
     loss: Loss, mesh: Mesh, params: Any
 ) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """The summed loss and weight of one batch [B, T], compiled for the mesh."""
+    """The jitted function on the mesh from (params, batch [B, T]) to summed loss and weight."""
     return jax.jit(
         loss, in_shardings=(params, batch_sharding(mesh)), out_shardings=replicated(mesh)
     )

@@ -15,7 +15,13 @@ Pretend = Callable[..., CompiledStep]
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1,023 B"), (1024, "1.00 KiB"), (-1536, "-1.50 KiB"), (2**50, "1,024.00 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1,023 B"),
+        (1024, "1.00 KiB"),
+        (-1536, "-1.50 KiB"),
+        (2**50, "1,024.00 TiB"),
+    ],
 )
 def test_bytes_are_written_in_the_largest_unit(count: int, text: str) -> None:
     assert format_bytes(count) == text
@@ -23,7 +29,9 @@ def test_bytes_are_written_in_the_largest_unit(count: int, text: str) -> None:
 
 def test_one_line_sums_up_a_compilation(write_config: Write, pretend_step: Pretend) -> None:
     config = load_config(
-        write_config(batch={"size": 64, "num_microbatches": 4}, optimizer={"mask": {"kind": "none"}})
+        write_config(
+            batch={"size": 64, "num_microbatches": 4}, optimizer={"mask": {"kind": "none"}}
+        )
     )
     assert summary(pretend_step(config)) == (
         "mask none, 4 microbatches of 4 rows a device: 261 B a device, does not fit "
