@@ -189,10 +189,10 @@ def _sample_candidates(
     sample, lengths = rows.sample(leaves)
     sizes = jnp.maximum(as_float(rows.layout.expand(uint64(rows.layout.sizes))), 1)
     # The ranks of the candidates in the sample, around that of the m-th entry.
-    at = jnp.clip(_aim(ranks, slack) / sizes, 0, 1)
+    quantile = jnp.clip(_aim(ranks, slack) / sizes, 0, 1)
     unseen = jnp.clip(1 - lengths / sizes, 0, 1)
-    deviation = jnp.sqrt(at * (1 - at) * lengths * unseen)
-    positions = jnp.floor((at * lengths)[None] + SPREAD * deviation[None])
+    deviation = jnp.sqrt(quantile * (1 - quantile) * lengths * unseen)
+    positions = jnp.floor((quantile * lengths)[None] + SPREAD * deviation[None])
     positions = jnp.clip(positions, 0, jnp.maximum(lengths - 1, 0)[None]).astype(jnp.uint32)
     wanted = UInt64(jnp.zeros_like(positions), positions)
     tops, digits = rows.tops, 8 * rows.tops.dtype.itemsize - 1
@@ -217,11 +217,11 @@ def _interpolate(
 ) -> jax.Array:
     """Candidates around the position of T if the entries of a bracket were even, [K, R]."""
     entries = jnp.maximum(as_float(bracket.entries), 1)
-    at = jnp.clip(_aim(subtract(ranks, bracket.below_low), slack) / entries, 0, 1)
+    quantile = jnp.clip(_aim(subtract(ranks, bracket.below_low), slack) / entries, 0, 1)
     width = bracket.width.astype(jnp.float32)
     bend = 1 - jnp.exp2(-width * np.exp2(-mantissas.astype(np.float32)))
-    deviation = jnp.sqrt(at * (1 - at) / entries)
-    positions = at[None] + SPREAD * deviation[None] + BEND * bend[None]
+    deviation = jnp.sqrt(quantile * (1 - quantile) / entries)
+    positions = quantile[None] + SPREAD * deviation[None] + BEND * bend[None]
     # Above a power of two, floats are twice as far apart.
     octave = np.left_shift(np.ones_like(mantissas), mantissas).astype(bracket.low.dtype)
     near = jnp.minimum(bracket.width, octave - bracket.low % octave).astype(jnp.float32)
@@ -256,15 +256,15 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, counts: UInt64, ranks: UIn
     ranks = jax.tree.map(lambda part: part[None], ranks)
     last = jnp.sum(at_most(counts, ranks), axis=0, dtype=jnp.int32)[None]
 
-    def pick(first: Array, between: Array, end: Array, at: jax.Array) -> jax.Array:
+    def pick(first: Array, between: Array, end: Array, index: jax.Array) -> jax.Array:
         edges = jnp.concatenate([first[None], between, end[None]])
-        return jnp.take_along_axis(edges, at, axis=0)[0]
+        return jnp.take_along_axis(edges, index, axis=0)[0]
 
-    def count(at: jax.Array) -> UInt64:
+    def count(index: jax.Array) -> UInt64:
         edges = zip(bracket.below_low, counts, bracket.below_high, strict=True)
-        return UInt64(*(pick(first, between, end, at) for first, between, end in edges))
+        return UInt64(*(pick(first, between, end, index) for first, between, end in edges))
 
-    low, high = (pick(bracket.low, candidates, bracket.high, at) for at in (last, last + 1))
+    low, high = (pick(bracket.low, candidates, bracket.high, index) for index in (last, last + 1))
     narrower = _Bracket(low, high, count(last), count(last + 1), bracket.stalled)
     left = as_float(narrower.entries)
     most = as_float(bracket.entries) * 0.75
@@ -286,11 +286,11 @@ def _read_off(
     ends of the bracket, or many of them are equal.
     """
     smallest, largest, total = inside
-    at, three = subtract(ranks, bracket.below_low).low, bracket.entries.low == 3
+    rank, three = subtract(ranks, bracket.below_low).low, bracket.entries.low == 3
     middle = total - smallest - largest
-    offset = jnp.where(at == 0, smallest, jnp.where(three & (at == 1), middle, largest))
+    offset = jnp.where(rank == 0, smallest, jnp.where(three & (rank == 1), middle, largest))
     before = sum(x.astype(jnp.uint32) for x in (smallest < offset, three & (middle < offset)))
-    before = jnp.where((at > 0) & counted, before, jnp.uint32(0))
+    before = jnp.where((rank > 0) & counted, before, jnp.uint32(0))
     return _Bracket(
         bracket.low + jnp.where(counted, offset, smallest),
         bracket.low + jnp.where(counted, offset, largest) + 1,

@@ -85,7 +85,7 @@ class Run:
         return cls.weights(1000 + step)
 
     @classmethod
-    def place(cls, tree: Any, mesh: Mesh | None) -> Any:
+    def to_devices(cls, tree: Any, mesh: Mesh | None) -> Any:
         if mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         return {
@@ -96,11 +96,13 @@ class Run:
     @classmethod
     def train(cls, optimizer: Any, steps: int, mesh: Mesh | None = None) -> Iterator[Step]:
         """Eagerly, so that all runs share the compiled search."""
-        params = cls.place(cls.weights(), mesh)
+        params = cls.to_devices(cls.weights(), mesh)
         state = optimizer.init(params)
         for step in range(steps):
             before = params
-            updates, state = optimizer.update(cls.place(cls.gradient(step), mesh), state, params)
+            updates, state = optimizer.update(
+                cls.to_devices(cls.gradient(step), mesh), state, params
+            )
             params = optax.apply_updates(params, updates)
             moved = jax.tree.map(
                 lambda a, b: np.asarray(a).view("u4") != np.asarray(b).view("u4"), before, params

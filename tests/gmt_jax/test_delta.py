@@ -29,28 +29,32 @@ def test_the_docstrings_run() -> None:
 
 @given(st.sets(st.integers(0, 5000)), st.integers(0, 100_000))
 def test_any_positions_come_back(positions: set[int], room: int) -> None:
-    at = np.array(sorted(positions), np.int64)
-    size = int(at.max(initial=-1)) + 1 + room
-    np.testing.assert_array_equal(decode_positions(encode_positions(at), at.size, size), at)
+    positions = np.array(sorted(positions), np.int64)
+    size = int(positions.max(initial=-1)) + 1 + room
+    np.testing.assert_array_equal(
+        decode_positions(encode_positions(positions), positions.size, size), positions
+    )
 
 
 def test_positions_beyond_32_bits_come_back() -> None:
-    at = np.array([0, 2**31, 2**33 + 5, 2**40], np.int64)
-    np.testing.assert_array_equal(decode_positions(encode_positions(at), 4, 2**40 + 1), at)
+    positions = np.array([0, 2**31, 2**33 + 5, 2**40], np.int64)
+    np.testing.assert_array_equal(
+        decode_positions(encode_positions(positions), 4, 2**40 + 1), positions
+    )
 
 
 @pytest.mark.parametrize(
     ("density", "bits"), [(0.001, 11.6), (0.01, 8.2), (0.05, 5.9), (0.2, 3.8), (0.5, 2.1), (1, 1.1)]
 )
 def test_a_position_takes_little_more_than_its_entropy(density: float, bits: float) -> None:
-    at = np.flatnonzero(np.random.default_rng(0).random(1 << 20) < density)
-    assert 8 * encode_positions(at).size <= bits * at.size
+    positions = np.flatnonzero(np.random.default_rng(0).random(1 << 20) < density)
+    assert 8 * encode_positions(positions).size <= bits * positions.size
 
 
 def test_positions_in_clusters_take_less_than_a_byte() -> None:
     rows = np.random.default_rng(0).random((1000, 1)) < 0.05
-    at = np.flatnonzero(np.broadcast_to(rows, (1000, 600)))
-    assert encode_positions(at).size < at.size
+    positions = np.flatnonzero(np.broadcast_to(rows, (1000, 600)))
+    assert encode_positions(positions).size < positions.size
 
 
 def test_at_five_per_cent_in_bfloat16_a_delta_is_below_a_tenth() -> None:
@@ -130,18 +134,18 @@ def _flip(code: np.ndarray, index: int, bit: int) -> np.ndarray:
 
 def test_a_damaged_code_is_refused_or_gives_other_positions_inside() -> None:
     size = 10_000
-    at = np.flatnonzero(np.random.default_rng(0).random(size) < 0.05)
-    code = encode_positions(at)
+    positions = np.flatnonzero(np.random.default_rng(0).random(size) < 0.05)
+    code = encode_positions(positions)
     refused = 0
     for index in range(code.size):
         for bit in range(8):
             try:
-                got = decode_positions(_flip(code, index, bit), at.size, size)
+                found = decode_positions(_flip(code, index, bit), positions.size, size)
             except ValueError:
                 refused += 1
             else:
-                assert got.min() >= 0
-                assert got.max() < size
+                assert found.min() >= 0
+                assert found.max() < size
     assert refused > 0.2 * 8 * code.size
 
 

@@ -75,14 +75,14 @@ def test_dare_drops_a_share_and_rescales_the_rest(dtype: str, rate: float) -> No
     base, tuned = weights(0, dtype), weights(1, dtype)
     merged = dare(base, tuned, rate, KEY)
     dropped = 0
-    for name, got in merged.items():
+    for name, found in merged.items():
         old, new, now = (np.asarray(t[name]).astype(np.float64) for t in (base, tuned, merged))
-        same = np.asarray(got).view("u1") == np.asarray(base[name]).view("u1")
-        is_dropped = same.reshape(*got.shape, -1).all(-1)
+        same = np.asarray(found).view("u1") == np.asarray(base[name]).view("u1")
+        is_dropped = same.reshape(*found.shape, -1).all(-1)
         dropped += is_dropped.sum()
         wanted = old + (new - old) / (1 - np.float32(rate).astype(np.float64))
         error = np.abs(now - wanted)[~is_dropped]
-        assert got.dtype == dtype
+        assert found.dtype == dtype
         assert (error <= 1e-5 + float(jnp.finfo(dtype).eps) * np.abs(wanted)[~is_dropped]).all()
     total = 64 * 48 + 500
     assert abs(dropped - rate * total) < 4 * np.sqrt(total * rate * (1 - rate))

@@ -63,7 +63,7 @@ CASES += [("gmt", AxisType.Auto), ("gmt", AxisType.Explicit)]
 def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type or AxisType.Auto,))
 
-    def placed(tree: Any) -> Any:
+    def to_devices(tree: Any) -> Any:
         if axis_type is None:
             return jax.tree.map(jnp.asarray, tree)
         specs = {"w": P("x"), "layers": P(None, "x")}
@@ -73,11 +73,11 @@ def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any) -> None:
 
     optimizer = METHODS[method]()
     with jax.set_mesh(mesh) if axis_type else contextlib.nullcontext():
-        state = optimizer.init(placed(gradient(0)))
+        state = optimizer.init(to_devices(gradient(0)))
         before = ever = jax.tree.map(lambda g: np.zeros(g.shape, bool), gradient(0))
         for step in range(3):
             grads = gradient(step)
-            _, new = optimizer.update(placed(grads), state)
+            _, new = optimizer.update(to_devices(grads), state)
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
             state = new
             kept = jax.tree.map(

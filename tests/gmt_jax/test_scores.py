@@ -87,7 +87,7 @@ def test_every_sharding_trains_the_same(run: Any, mesh: Mesh | None) -> None:
 def test_a_compiled_update_selects_what_an_eager_one_does(run: Any) -> None:
     """Compiled, the choice between a new mask and the old one is a branch of the program."""
     optimizer = optimizer_of(run, "fisher, for three updates after a warm-up")
-    params, update = run.place(run.weights(), None), jax.jit(optimizer.update)
+    params, update = run.to_devices(run.weights(), None), jax.jit(optimizer.update)
     state = optimizer.init(params)
     for step, (_, moved, _) in enumerate(run.train(optimizer, 6)):
         updates, state = update(run.gradient(step), state, params)

@@ -101,7 +101,7 @@ def gradients(draw: Callable[..., Any], tree: str) -> dict[str, np.ndarray]:
 
 @cache
 def compiled(tree: str, axis_type: AxisType | None) -> tuple[Any, Any, Any]:
-    """Functions that place a gradient, make the first state, and select with a traced ratio."""
+    """Functions that shard a gradient, make the first state, and select with a traced ratio."""
     leaves = TREES[tree]
     stacked = {name: leaf.num_stacked_axes for name, leaf in leaves.items()}
 
@@ -111,7 +111,7 @@ def compiled(tree: str, axis_type: AxisType | None) -> tuple[Any, Any, Any]:
         mask, state = LargestScores(ratio, "tensor", 0.0, stacked).select(g, state)
         return jax.tree.map(apply_mask, g, mask), state
 
-    def place(g: Any) -> Any:
+    def to_devices(g: Any) -> Any:
         if axis_type == AxisType.Explicit:
             return jax.device_put(g, shardings)
         return jax.tree.map(jnp.asarray, g)
@@ -119,7 +119,7 @@ def compiled(tree: str, axis_type: AxisType | None) -> tuple[Any, Any, Any]:
     if axis_type is not None:
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
         shardings = {name: NamedSharding(mesh, leaf.spec) for name, leaf in leaves.items()}
-    return place, LargestScores(0.0, "tensor", 0.0, stacked).init, jax.jit(select)
+    return to_devices, LargestScores(0.0, "tensor", 0.0, stacked).init, jax.jit(select)
 
 
 def bits(array: Any) -> np.ndarray:
@@ -135,11 +135,11 @@ def test_no_gradient_is_masked_otherwise_than_by_sorting(
 ) -> None:
     """Over two updates, of which the second starts from the state of the first."""
     with jax.enable_x64(tree == "float64"):
-        place, init, select = compiled(tree, axis_type)
-        state = init(place(data.draw(gradients(tree))))
+        to_devices, init, select = compiled(tree, axis_type)
+        state = init(to_devices(data.draw(gradients(tree))))
         for _ in range(2):
             g, ratio = data.draw(gradients(tree)), data.draw(ratios)
-            out, state = select(place(g), state, jnp.float32(ratio))
+            out, state = select(to_devices(g), state, jnp.float32(ratio))
             num_masked = num_entries = 0
             for name, leaf in TREES[tree].items():
                 stack = leaf.shape[: leaf.num_stacked_axes]
