@@ -1,0 +1,67 @@
+"""A run's newest weights are exported and complete prompts, as a model folder's do."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file
+
+from train.config import load_config
+from train.errors import UserError
+from train.generate import Sampling
+from train.hf.load import load_params
+from train.model import load_model_config
+from train.restore import complete_prompts, export_run
+from train.run import Run
+
+
+@pytest.fixture
+def run(write_config: Callable[..., Path], tiny_model: Path) -> Run:
+    """A run whose only checkpoint has half the base's weights; nothing is trained for it."""
+    config = load_config(write_config())
+    run = Run(Path(config.run))
+    run.start(config)
+    params = load_params(tiny_model, load_model_config(tiny_model))
+    with ocp.training.Checkpointer(run.checkpoints.absolute()) as checkpointer:
+        checkpointer.save_checkpointables(1, {"params": jax.tree.map(lambda x: x / 2, params)})
+    return run
+
+
+def test_the_newest_weights_are_exported(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Beside a save in progress, which is left alone."""
+    saving = run.checkpoints / "4.orbax-checkpoint-tmp"
+    saving.mkdir()
+    out = tmp_path / "out"
+    assert export_run(run.folder, out, "float32") == out
+    assert saving.is_dir()
+    weights, base = (load_file(path / "model.safetensors") for path in (out, tiny_model))
+    assert weights.keys() == base.keys()
+    for name in base:
+        np.testing.assert_array_equal(weights[name], base[name] / 2)
+
+
+def test_only_a_runs_own_export_is_replaced(run: Run, tmp_path: Path) -> None:
+    assert export_run(run.folder, None, "float32") == run.export
+    (run.export / "notes.txt").write_text("of the earlier export")
+    assert export_run(run.folder, None, "bfloat16") == run.export
+    assert not (run.export / "notes.txt").exists()
+    assert load_file(run.export / "model.safetensors")["model.norm.weight"].dtype == "bfloat16"
+    with pytest.raises(UserError, match="export is not empty"):
+        export_run(run.folder, run.export, "float32")
+
+
+def test_a_run_and_its_export_complete_prompts_alike(run: Run, tmp_path: Path) -> None:
+    sampling = Sampling(max_new_tokens=8)
+    export_run(run.folder, None, "float32")
+    completions = complete_prompts(str(run.folder), ["3+9="], sampling)
+    assert complete_prompts(str(run.export), ["3+9="], sampling) == completions
+    # Without the chat template it is another prompt.
+    assert complete_prompts(str(run.export), ["3+9="], sampling, raw=True) != completions
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
+        export_run(tmp_path, None, "float32")
