@@ -6,18 +6,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.float_bits import float32_or_wider
 from gmt_jax.tree_paths import as_key, path_key, path_name
-from gmt_jax.types import Key, Leaf
+from gmt_jax.types import Key, Leaf, PyTree
 
 
-def dare(
-    base: optax.Params, tuned: optax.Params, drop_rate: float | jax.Array, key: Key
-) -> optax.Params:
+def dare(base: PyTree, tuned: PyTree, drop_rate: float | jax.Array, key: Key) -> PyTree:
     r"""Drops a random part of what training changed, and rescales the rest.
 
     For an entry with base :math:`\theta_0` and tuned value :math:`\theta`, the merged value is
@@ -74,7 +71,7 @@ def dare(
     return jax.tree_util.tree_map_with_path(merged, base, tuned)
 
 
-def interpolate(base: optax.Params, tuned: optax.Params, weight: float | jax.Array) -> optax.Params:
+def interpolate(base: PyTree, tuned: PyTree, weight: float | jax.Array) -> PyTree:
     r"""The weights at one point of the line from the base to the tuned weights.
 
     :math:`\theta_0 + \alpha (\theta - \theta_0)`, where a weight :math:`\alpha` of 0 gives the

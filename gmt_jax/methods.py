@@ -57,6 +57,8 @@ def random_mask(
 ) -> Optimizer:
     """Random mask tuning: a uniformly random part of each tensor, drawn again for every update.
 
+    The arguments are those of `by_score`, whose other options are taken by keyword.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
@@ -76,6 +78,8 @@ def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[WarmupOptions
     """SIFT: the entries with the largest gradients at the first update, from then on.
 
     The tuned weights are the base and a few changed entries, which `gmt_jax.delta` stores.
+
+    The arguments are those of `by_score`, whose other options are taken by keyword.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,6 +105,8 @@ def every_few(
 ) -> Optimizer:
     """GASDU: the entries with the largest gradients at every `every`-th update, until the next.
 
+    The arguments are those of `by_score`, whose other options are taken by keyword.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
@@ -124,6 +130,8 @@ def gradient_to_weight(
 
     The weights are those before training; with ``every=1`` the mask follows gradient and weights.
 
+    The arguments are those of `by_score`, whose other options are taken by keyword.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
@@ -143,6 +151,8 @@ def gradient_to_weight(
 
 def magnitude(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[TimedOptions]) -> Optimizer:
     """The entries with the largest weights |w| before the first update, from then on.
+
+    The arguments are those of `by_score`, whose other options are taken by keyword.
 
     Example:
       >>> import jax.numpy as jnp
@@ -165,6 +175,8 @@ def fisher(
 
     All tensors share one threshold. The first `warmup` updates move nothing. The paper sums over
     examples, this over updates: the two are the same where an update has one example.
+
+    The arguments are those of `by_score`, whose other options are taken by keyword.
 
     Example:
       >>> import jax.numpy as jnp
@@ -197,8 +209,9 @@ def hft(
 ) -> Optimizer:
     """Half Fine-Tuning: half of the matrices of each layer, drawn again every `every` updates.
 
-    The half is that of `gmt_jax.structured.hft_schedule`, which raises ValueError for parameters
-    whose role it does not know.
+    The half is that of `gmt_jax.structured.hft_schedule`, whose arguments these are; it raises
+    ValueError for parameters whose role it does not know. The options of `train_only` are taken by
+    keyword.
 
     Example:
       >>> import jax.numpy as jnp
@@ -233,6 +246,9 @@ def lisa(
     **options: Unpack[ScheduleOptions],
 ) -> Optimizer:
     """LISA: `num_layers` random layers, drawn again every `every` updates, and what is in no layer.
+
+    The arguments are those of `gmt_jax.structured.lisa_schedule`; the options of `train_only` are
+    taken by keyword.
 
     Example:
       >>> import jax.numpy as jnp

@@ -128,7 +128,7 @@ def bits(array: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("tree", "axis_type"), CASES, ids=str)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_no_gradient_is_masked_otherwise_than_by_sorting(
     tree: str, axis_type: AxisType | None, mask_by_sorting: Any, data: st.DataObject

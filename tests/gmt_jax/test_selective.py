@@ -130,6 +130,7 @@ def test_parameters_that_a_schedule_refuses_are_refused_before_training() -> Non
 
 
 def test_the_examples_run() -> None:
-    result = doctest.testmod(gmt_jax.selective)
+    with jax.numpy_dtype_promotion("standard"):  # for optax's AdamW
+        result = doctest.testmod(gmt_jax.selective)
     assert result.attempted > 0
     assert result.failed == 0

@@ -1,6 +1,6 @@
 """What optax asks of its own transformations, asked of ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,11 +27,12 @@ def lasting_sgd(mask_ratio: Any) -> optax.GradientTransformationExtraArgs:
 
 
 RISING = optax.linear_schedule(0.2, 0.5, 3)
+FALLING = optax.cosine_decay_schedule(1e-2, 10_000)
 # A transformation on each line: its factory, its hyperparameters, and what follows it so that it
 # descends.
 TRANSFORMATIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], Any]] = {
     "mask": (gmt_mask, {"mask_ratio": 0.5}, optax.sgd(1e-3)),
-    "adamw": (masked_adamw, {"mask_ratio": RISING, "learning_rate": 1e-2}, optax.identity()),
+    "adamw": (masked_adamw, {"mask_ratio": RISING, "learning_rate": FALLING}, optax.identity()),
     "gmt": (selective_adam, {"mask_ratio": 0.5}, optax.identity()),
     "one-off": (lasting_sgd, {"mask_ratio": 0.0}, optax.identity()),
 }
@@ -55,13 +56,6 @@ def make(name: str) -> Any:
 def injected(name: str) -> Any:
     factory, hyperparams, _ = TRANSFORMATIONS[name]
     return optax.inject_hyperparams(factory)(**hyperparams)
-
-
-@pytest.fixture(autouse=True)
-def _promotion() -> Iterator[None]:
-    """optax's own code promotes dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.fixture(params=TRANSFORMATIONS, name="name")
