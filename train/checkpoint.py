@@ -1,14 +1,15 @@
 """Saves and restores a run's training state and data position with orbax, in the background."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
-import optax
 from orbax.checkpoint import v1 as ocp
 
 from .errors import UserError
 from .step import TrainState
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -67,9 +68,9 @@ class Checkpoints:
         loaded = self._load({**_by_name(state), "loader": loader})
         return TrainState(loaded["rest"]["step"], loaded["params"], loaded["rest"]["opt_state"])
 
-    def restore_params(self, params: optax.Params) -> optax.Params:
+    def restore_params(self, params: T) -> T:
         """The weights alone of the newest checkpoint, given their shapes and shardings."""
-        restored: optax.Params = self._load({"params": params})["params"]
+        restored: T = self._load({"params": params})["params"]
         return restored
 
     def _load(self, abstract: dict[str, Any]) -> dict[str, Any]:

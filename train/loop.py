@@ -43,7 +43,7 @@ class Parts:
     loader: Loader
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[optax.Params], float | None]
-    sample: Callable[[optax.Params], list[tuple[str, str]]]
+    sample: Callable[[Any], list[tuple[str, str]]]
     learning_rate: Callable[[int], float]
     peak_tokens_per_s: float | None = None
 

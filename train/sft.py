@@ -21,7 +21,7 @@ from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, prompt_ids
 from .loop import Cadence, Parts, train
-from .model import load_model_config
+from .model import Params, load_model_config
 from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule
@@ -124,7 +124,7 @@ def _make_parts(program: Program, tokenizer: PreTrainedTokenizerBase, data: RunD
     devices = program.mesh.devices.flatten()
     schedule = make_schedule(config.optimizer, data.steps)
 
-    def sample(params: optax.Params) -> list[tuple[str, str]]:
+    def sample(params: Params) -> list[tuple[str, str]]:
         prompts = config.evaluation.prompts
         if not prompts:
             return []

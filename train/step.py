@@ -17,15 +17,17 @@ Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) ->
 class TrainState(NamedTuple):
     """All that an update changes; random numbers are a function of the seed and the step.
 
+    A state may also hold the ShapeDtypeStructs or the shardings of these arrays.
+
     Attributes:
       step: int32 scalar, the number of updates done.
-      params: tree of float32 master weights.
+      params: nested dict of float32 master weights.
       opt_state: the optimizer's state.
     """
 
-    step: jax.typing.ArrayLike
-    params: optax.Params
-    opt_state: optax.OptState
+    step: Any
+    params: Any
+    opt_state: Any
 
 
 def train_step(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ from .safetensors import WEIGHT_DTYPES, name_list, open_weights
 
 # A tree of one tensor under its name. The name matters: DARE's random bits depend on it.
 Tree: TypeAlias = dict[str, np.ndarray]
-# Merges a tensor of the base and one of the tuned model.
-MergeFn: TypeAlias = Callable[[Tree, Tree], dict[str, jax.Array]]
+# Merges a tensor of the base and one of the tuned model, into a tree like theirs.
+MergeFn: TypeAlias = Callable[[Tree, Tree], Any]
 
 
 def dare(base: Path, tuned: Path, out: Path, drop_rate: float, seed: int) -> None:
