@@ -5,7 +5,6 @@ The library, and with it jax, is imported when a mask is built: reading a config
 """
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -16,12 +15,9 @@ from .base import Count, Fraction, Section
 if TYPE_CHECKING:
     import optax
 
-    from gmt_jax.types import MaskRatio
+    from gmt_jax.types import MaskRatio, NumStackedAxes
 
     Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
-
-# The number of leading axes of a parameter, named by its path, that index separate tensors.
-NumStackedAxes: TypeAlias = Callable[[Any], int]
 
 
 def _expressions(ratios: dict[str, float]) -> dict[str, float]:
@@ -37,9 +33,10 @@ class _Kind(Section):
     """A kind of mask."""
 
     kind: str
+    _function: ClassVar[str | None] = None  # the library's function, if it is not called `kind`
 
     def build(
-        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: NumStackedAxes
+        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: "NumStackedAxes"
     ) -> "Optimizer":
         """Returns the optimizer under this mask.
 
@@ -47,19 +44,19 @@ class _Kind(Section):
           inner: the optimizer whose gradient or update is masked.
           steps: updates of the whole run, over which `final_mask_ratio` is reached.
           key: seed of the masks that are drawn at random.
-          num_stacked_axes: the number of leading axes that index tensors, from a parameter's path.
+          num_stacked_axes: as in `gmt_jax.gmt_mask`.
         """
         import gmt_jax
 
-        function = getattr(gmt_jax, self._function or self.kind)
-        optimizer: Optimizer = function(inner, **self._arguments(steps, key, num_stacked_axes))
+        arguments = self._arguments(steps, key)
+        if arguments.get("scope") != "global":
+            arguments["num_stacked_axes"] = num_stacked_axes
+        optimizer: Optimizer = getattr(gmt_jax, self._function or self.kind)(inner, **arguments)
         return optimizer
 
-    _function: ClassVar[str | None] = None  # The library's function where it is not called `kind`.
-
-    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
-        """The function's arguments: all keys of the section, unless a kind overrides this."""
-        return self.model_dump(exclude={"kind"}) | {"num_stacked_axes": num_stacked_axes}
+    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
+        """The function's arguments: the keys of the section, which a kind may add to."""
+        return self.model_dump(exclude={"kind"})
 
 
 class NoMask(_Kind):
@@ -68,25 +65,31 @@ class NoMask(_Kind):
     kind: Literal["none"]
 
     def build(
-        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: NumStackedAxes
+        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: "NumStackedAxes"
     ) -> "Optimizer":
         """Returns `inner` itself."""
         return inner
 
 
 class _Reporting(_Kind):
+    """A kind that can report what it masks."""
+
     report: bool = False
     """Record what the mask does: the share of the gradient's norm that it keeps, and its overlap
     with the previous mask."""
 
 
 class _Selective(_Reporting):
+    """A kind that can mask the gradient, the update, or both."""
+
     apply_to: Literal["both", "update", "gradient"] = "both"
     """What is masked: the gradient that AdamW sees, AdamW's update, or both. With update or both,
     an entry that is masked keeps its weight to the bit."""
 
 
 class _ByScore(_Reporting):
+    """A kind that masks a fraction of the entries, those with the smallest scores."""
+
     mask_ratio: Fraction = 0.2
     """The fraction of entries that is masked, which is to say not trained."""
     mask_ratios: Annotated[dict[str, Fraction], AfterValidator(_expressions)] = Field(
@@ -105,24 +108,23 @@ class _ByScore(_Reporting):
             raise ValueError("scope global has one mask_ratio; remove mask_ratios")
         return self
 
-    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
-        arguments = super()._arguments(steps, key, num_stacked_axes)
-        for name in ("mask_ratios", "final_mask_ratio"):
-            arguments.pop(name, None)
-        if self.scope == "global":
-            del arguments["num_stacked_axes"]
-        return arguments | {"mask_ratio": self._ratio(steps)}
+    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
+        arguments = super()._arguments(steps, key) | {"mask_ratio": self._ratio(steps)}
+        del arguments["mask_ratios"]
+        return arguments
 
     def _ratio(self, steps: int) -> "MaskRatio":
-        """The library's mask ratio: one for all paths, or by expressions for them."""
-        ratio = self._ratio_of_others(steps)
+        """The library's mask ratio: one for all paths, or one for each expression."""
+        ratio = self._default_ratio(steps)
         return {**self.mask_ratios, ".*": ratio} if self.mask_ratios else ratio
 
-    def _ratio_of_others(self, steps: int) -> "float | optax.Schedule":
+    def _default_ratio(self, steps: int) -> "float | optax.Schedule":
         return self.mask_ratio
 
 
 class _Scheduled(_ByScore):
+    """A kind by score that selects more than one mask."""
+
     final_mask_ratio: Fraction | None = None
     """Where `mask_ratio` moves to, linearly over the run; null: it stays."""
 
@@ -132,11 +134,16 @@ class _Scheduled(_ByScore):
             raise ValueError("final_mask_ratio has no effect on a mask that stays; set every too")
         return self
 
-    def _ratio_of_others(self, steps: int) -> "float | optax.Schedule":
-        import optax
+    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
+        arguments = super()._arguments(steps, key)
+        del arguments["final_mask_ratio"]
+        return arguments
 
+    def _default_ratio(self, steps: int) -> "float | optax.Schedule":
         if self.final_mask_ratio is None:
             return self.mask_ratio
+        import optax
+
         return optax.linear_schedule(self.mask_ratio, self.final_mask_ratio, max(steps - 1, 1))
 
 
@@ -145,12 +152,11 @@ class GmtMask(_Scheduled):
     AdamW sees. Momentum and weight decay move masked weights too."""
 
     kind: Literal["gmt_mask"] = "gmt_mask"
-
-    # What optax.chain(gmt_mask(…), inner) computes, with a report on demand.
+    # It computes what optax.chain(gmt_mask(…), inner) does, and can report.
     _function: ClassVar[str | None] = "gmt"
 
-    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
-        return super()._arguments(steps, key, num_stacked_axes) | {"apply_to": "gradient"}
+    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
+        return super()._arguments(steps, key) | {"apply_to": "gradient"}
 
 
 class Gmt(_Scheduled, _Selective):
@@ -166,8 +172,8 @@ class RandomMask(_Scheduled, _Selective):
     every: Count = 1
     """Updates that a mask lasts."""
 
-    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
-        return super()._arguments(steps, key, num_stacked_axes) | {"key": key}
+    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
+        return super()._arguments(steps, key) | {"key": key}
 
 
 class OneOff(_ByScore, _Selective):
@@ -179,7 +185,7 @@ class OneOff(_ByScore, _Selective):
 
 
 class EveryFew(_Scheduled, _Selective):
-    """Masks the smallest |gradient| of every `every`-th update, and the same entries until then."""
+    """Masks the smallest |gradient| of every `every`-th update until the next such update."""
 
     kind: Literal["every_few"]
     every: Count
@@ -217,11 +223,13 @@ class Fisher(_Scheduled, _Selective):
 
 
 class _ByRole(_Selective):
+    """A kind that selects whole matrices or layers, which it knows by their paths."""
+
     every: Count
     """Updates that a mask lasts."""
 
     def build(
-        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: NumStackedAxes
+        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: "NumStackedAxes"
     ) -> "Optimizer":
         """Returns the optimizer; its `init` refuses a model whose parameters have other roles."""
         import optax
@@ -236,8 +244,8 @@ class _ByRole(_Selective):
 
         return optax.GradientTransformationExtraArgs(init, optimizer.update)
 
-    def _arguments(self, steps: int, key: int, num_stacked_axes: NumStackedAxes) -> dict[str, Any]:
-        return super()._arguments(steps, key, num_stacked_axes) | {"key": key}
+    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
+        return super()._arguments(steps, key) | {"key": key}
 
 
 class Hft(_ByRole):
