@@ -1,4 +1,4 @@
-"""The count of a step's arithmetic: by hand, and beside XLA's own of a program without loops."""
+"""The count of arithmetic, against one by hand and against XLA's of a program without loops."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_a_window_lowers_the_count() -> None:
 
 
 def test_a_forward_pass_is_a_third_of_what_xla_counts() -> None:
-    """Of one layer, whose loop XLA counts once; it counts masked scores too."""
+    """The model has one layer, as XLA counts a loop once; XLA counts masked scores too."""
     wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 512}
     config = ModelConfig.from_hf(HF | wide | {"num_hidden_layers": 1})
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
