@@ -46,13 +46,13 @@ TREES: dict[str, dict[str, Leaf]] = {
     "float64": {"w": Leaf((99,), "float64"), "layers": Leaf((3, 20), num_stacked_axes=1)},
 }
 # Each case is compiled once. An explicit mesh takes no uneven sharding.
-CASES: list[tuple[str, AxisType | None]] = [
-    ("one leaf", None),
+CASES = [
     ("dtypes", AxisType.Auto),
-    ("stacks", None),
     ("stacks", AxisType.Explicit),
-    ("uneven", AxisType.Auto),
     ("float64", None),
+    pytest.param("one leaf", None, marks=pytest.mark.slow),
+    pytest.param("stacks", None, marks=pytest.mark.slow),
+    pytest.param("uneven", AxisType.Auto, marks=pytest.mark.slow),
 ]
 
 Rng = np.random.Generator

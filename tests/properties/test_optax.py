@@ -63,13 +63,14 @@ def _name(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-# The wrappers around a transformation without a mask in its state and around one with it; the
-# others differ from these in what is inside alone.
-WRAPPED = [(name, wrapper) for name in ("mask", "one-off") for wrapper in WRAPPERS]
-WRAPPED += [(name, wrapper) for name in TRANSFORMATIONS for wrapper in ("alone", "injected")]
+# All wrappers around a transformation that stores no mask, and those that touch a state around one
+# that stores a mask.
+WRAPPED = [("mask", wrapper) for wrapper in (*WRAPPERS, "injected")]
+WRAPPED += [("one-off", "multi-steps"), ("one-off", "masked")]
+WRAPPED += [(name, "alone") for name in TRANSFORMATIONS if name != "mask"]
 
 
-@pytest.fixture(params=sorted(set(WRAPPED)), ids="-".join, name="wrapped")
+@pytest.fixture(params=WRAPPED, ids="-".join, name="wrapped")
 def _wrapped(request: pytest.FixtureRequest) -> Any:
     name, wrapper = request.param
     return injected(name) if wrapper == "injected" else WRAPPERS[wrapper](make(name))
@@ -194,7 +195,12 @@ def test_extra_arguments_pass(wrapped: Any) -> None:
     assert layout(state) == layout(wrapped.init(PARAMS))
 
 
-@pytest.mark.parametrize("dtypes", [("bfloat16", "float16", "float32", "complex64"), ("float64",)])
+DTYPES = ("bfloat16", "float16", "float32", "complex64")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtypes"), [*((name, DTYPES) for name in TRANSFORMATIONS), ("mask", ("float64",))]
+)
 def test_dtypes_are_kept_and_the_state_stays_as_it_was(name: str, dtypes: tuple[str, ...]) -> None:
     with jax.enable_x64("float64" in dtypes):
         optimizer = make(name)
@@ -219,6 +225,7 @@ def test_dtypes_are_kept_and_the_state_stays_as_it_was(name: str, dtypes: tuple[
             state = new
 
 
+@pytest.mark.parametrize("name", ["mask", "one-off"])
 def test_gradients_accumulate(name: str) -> None:
     """Nothing moves until the last of the gradients, then what their mean gives."""
     optimizer = optax.MultiSteps(make(name), 4)

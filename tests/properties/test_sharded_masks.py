@@ -137,7 +137,7 @@ def test_the_reader_of_programs_sees_a_sort_and_a_gather() -> None:
     assert max(size for _, size in operations(text, COLLECTIVES)) >= 4096
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_the_mask_adds_a_hundredth_of_the_gradient_at_most(devices: int) -> None:
     """Of a device's memory, in an AdamW step with donated parameters and state."""
     mesh = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Auto,))

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from gmt_jax import gmt_mask
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("libtpu", reason="libtpu, the compiler for TPU, exists for Linux on x86-64")
 
 FEW_BYTES = 4096
