@@ -20,7 +20,7 @@ State = TypeVar("State")
 class MaskReport(NamedTuple):
     """Figures of one update, float32.
 
-    Each is a scalar over all entries, or a tree with an array of shape [*stacked axes] for each
+    Each is a scalar over all entries, or a tree with an array of shape `[*stacked axes]` for each
     leaf.
 
     Attributes:

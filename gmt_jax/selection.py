@@ -36,7 +36,7 @@ class GmtMaskState(NamedTuple):
     Attributes:
       count: int32 scalar: the number of updates done.
       threshold: the latest T, float32, or float64 for float64 and complex128: a tree with one
-        array of shape [*stacked axes] for each leaf, or one scalar with a global scope.
+        array of shape `[*stacked axes]` for each leaf, or one scalar with a global scope.
       masked_fraction: float32 scalar: the fraction of all entries that the latest update masked.
     """
 
