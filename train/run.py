@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, and what lies where in it."""
+"""The folder of a run: its files, and whether a run may write to it."""
 
 import json
 from collections.abc import Iterator
@@ -10,9 +10,11 @@ from .distributed.processes import barrier, is_main_process
 from .errors import UserError
 from .files import atomic_file
 
-# Keys in which a continued run may differ from its beginning: none of them changes a weight,
-# but for the mesh, over which sums are added in another order.
-FREE = frozenset({"run", "mesh", "evaluation", "checkpoint", "log_every", "export_dtype", "cache"})
+# Config keys that may change when a run is resumed. None of them changes a weight, except the mesh,
+# which changes the order in which sums are added.
+RESUMABLE_KEYS = frozenset(
+    {"run", "mesh", "evaluation", "checkpoint", "log_every", "export_dtype", "cache"}
+)
 
 
 class Run:
@@ -28,22 +30,26 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """A run that is there already."""
+        """Returns the run in an existing folder.
+
+        Raises:
+          UserError: if there is no run in the folder.
+        """
         run = cls(folder)
         if not run.config_file.is_file():
             raise UserError(f"{folder} is not a run: it has no config.yaml")
         return run
 
     def config(self) -> Config:
-        """The resolved config that the run was started with."""
+        """Returns the resolved config that the run was started with."""
         return load_config(self.config_file)
 
     def check(self, config: Config, resume: bool) -> None:
-        """Sees that the folder is this run's to write to, without writing.
+        """Checks that this run may write to the folder; writes nothing.
 
         Raises:
-          UserError: if it holds something else, a run that was not to be resumed, or one that
-            was started with other settings.
+          UserError: if the folder holds something else, a run and `resume` is false, or a run
+            with other settings.
         """
         if self.config_file.is_file():
             if not resume:
@@ -51,11 +57,11 @@ class Run:
                     f"{self.folder} already holds a run; continue it with --resume, "
                     "or choose another folder with run=FOLDER"
                 )
-            differ = differing_keys(self.config(), config, FREE)
-            if differ:
+            different = differing_keys(self.config(), config, RESUMABLE_KEYS)
+            if different:
                 raise UserError(
-                    f"{self.folder} was started with another {', '.join(differ)}; "
-                    "take the same settings to resume it, or choose another run=FOLDER"
+                    f"{self.folder} was started with another {', '.join(different)}; "
+                    "resume it with the same settings, or choose another folder with run=FOLDER"
                 )
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(
@@ -63,26 +69,28 @@ class Run:
             )
 
     def is_finished(self, config: Config) -> bool:
-        """Whether the last checkpoint and the export that the config asks for are there."""
-        whole = config.export_dtype is None or self.export.is_dir()
+        """Whether the last checkpoint exists, and the export if the config asks for one."""
+        exported = config.export_dtype is None or self.export.is_dir()
         return (
-            config.steps is not None and whole and (self.checkpoints / str(config.steps)).is_dir()
+            config.steps is not None
+            and exported
+            and (self.checkpoints / str(config.steps)).is_dir()
         )
 
     def start(self, config: Config) -> None:
-        """Makes the folder and saves the resolved config in it.
+        """Creates the folder, with the resolved config in it.
 
         Raises:
-          UserError: where it cannot be written, or another process does not see what is in it.
+          UserError: if it cannot be written, or if another process does not see its files.
         """
-        barrier(f"{self.folder}: to be made when all have looked at it")
+        barrier(f"before creating {self.folder}")  # All processes have checked the folder.
         if is_main_process() and not self.config_file.exists():
             try:
                 with atomic_file(self.config_file) as file:
                     file.write_text(dump_config(config), encoding="utf-8")
             except UserError as error:
                 raise UserError(f"{error}; set run to another folder") from None
-        barrier(f"{self.folder}: to be seen by all")
+        barrier(f"after creating {self.folder}")
         if not self.config_file.exists():
             raise UserError(
                 f"{self.folder} is not the folder that process 0 writes to; "
@@ -90,7 +98,7 @@ class Run:
             )
 
     def forget_after(self, step: int) -> None:
-        """Drops records of updates past a restored step: they are about to be done again."""
+        """Drops the records of updates after `step`; a resumed run repeats those updates."""
         if not is_main_process():
             return
         for file in (self.metrics_file, self.samples_file):
@@ -109,7 +117,7 @@ class Run:
 
 
 def _line(record: dict[str, Any]) -> str:
-    # In ASCII a line that a crash cut off still decodes, and no other character ends a line.
+    # ASCII: a line that a crash cut off still decodes, and no character but \n ends a line.
     return json.dumps(record) + "\n"
 
 
@@ -121,10 +129,9 @@ def _append(file: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(file: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file of ours; a last line cut off by a crash is passed over."""
+    """Yields the records of a JSONL file; skips a last line that a crash cut off."""
     if not file.exists():
         return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for line in lines:
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)

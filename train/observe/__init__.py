@@ -1,1 +1,1 @@
-"""What the user sees: live progress, and the table at the end."""
+"""Progress during a run, and its report at the end."""

@@ -1,4 +1,4 @@
-"""Live progress on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from typing import Any
 
@@ -7,26 +7,23 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-FORMATS = {
-    "loss": "{:.4f}",
-    "eval_loss": "{:.4f}",
-    "tokens_per_s": "{:,.0f}",
-    "mfu": "{:.1%}",
-    "masked_fraction": "{:.2%}",
-    "learning_rate": "{:.2e}",
-}
-LABELS = {
-    "loss": "loss",
-    "eval_loss": "eval loss",
-    "tokens_per_s": "tokens/s",
-    "mfu": "MFU",
-    "masked_fraction": "masked",
-    "learning_rate": "lr",
+_LABELS_AND_FORMATS = {
+    "loss": ("loss", "{:.4f}"),
+    "eval_loss": ("eval loss", "{:.4f}"),
+    "tokens_per_s": ("tokens/s", "{:,.0f}"),
+    "mfu": ("MFU", "{:.1%}"),
+    "masked_fraction": ("masked", "{:.2%}"),
+    "learning_rate": ("lr", "{:.2e}"),
 }
 
 
 class Display:
-    """Shows records of the run as they come; use as a context manager."""
+    """Shows the records of a run; use it as a context manager.
+
+    Args:
+      steps: updates in all.
+      done: updates done before the start.
+    """
 
     def __init__(self, steps: int, done: int, console: Console) -> None:
         self._steps = steps
@@ -55,28 +52,29 @@ class Display:
         if self._console.quiet:
             return
         left = record.get("seconds_left")
-        said = "" if left is None else f"{_minutes(left)} left"
+        time_left = "" if left is None else f"{_clock(left)} left"
         if not self._console.is_terminal:
-            line = f"step {record['step']}/{self._steps}  {describe(record)}  {said}"
+            line = f"step {record['step']}/{self._steps}  {_figures(record)}  {time_left}"
             print(line.rstrip(), flush=True)
             return
         self._shown |= record
         self._bar.update(self._task, completed=record["step"])
-        if said:
-            self._bar.update(self._task, left=said)
-        self._live.update(Group(self._bar, Text(describe(self._shown))), refresh=True)
+        if time_left:
+            self._bar.update(self._task, left=time_left)
+        self._live.update(Group(self._bar, Text(_figures(self._shown))), refresh=True)
 
 
-def describe(record: dict[str, Any]) -> str:
-    """`loss 1.2345  tokens/s 812`: the record's known figures in a fixed order."""
+def _figures(record: dict[str, Any]) -> str:
+    """Returns the record's known figures in a fixed order: `loss 1.2345  tokens/s 812`."""
     return "  ".join(
-        f"{LABELS[key]} {form.format(record[key])}"
-        for key, form in FORMATS.items()
+        f"{label} {template.format(record[key])}"
+        for key, (label, template) in _LABELS_AND_FORMATS.items()
         if key in record
     )
 
 
-def _minutes(seconds: float) -> str:
+def _clock(seconds: float) -> str:
+    """Returns minutes:seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

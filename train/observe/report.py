@@ -1,4 +1,7 @@
-"""The table at the end of a run, from what the run's folder holds."""
+"""The table and the sample completions at the end of a run, read from its folder."""
+
+import statistics
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -9,7 +12,7 @@ from ..run import Run, read_records
 
 
 def report(run: Run) -> RenderableType:
-    """Eval loss before and after, masked fraction, speed, places; then completions."""
+    """Renders the eval losses, the masked fraction, the speed and the folders; then completions."""
     records = list(read_records(run.metrics_file))
     eval_losses = [r["eval_loss"] for r in records if "eval_loss" in r]
     trained = [r for r in records if "loss" in r]
@@ -20,24 +23,29 @@ def report(run: Run) -> RenderableType:
         change = eval_losses[-1] / eval_losses[0] - 1
         table.add_row("eval loss", f"{eval_losses[0]:.4f} → {eval_losses[-1]:.4f}  ({change:+.1%})")
     if trained:
-        speeds = sorted(r["tokens_per_s"] for r in trained)
         table.add_row("updates", str(trained[-1]["step"]))
         table.add_row("masked gradient", f"{trained[-1]['masked_fraction']:.2%} of all entries")
-        table.add_row("tokens/s", f"{speeds[len(speeds) // 2]:,.0f} (median)")
-        shares = sorted(r["mfu"] for r in trained if "mfu" in r)
-        if shares:
-            table.add_row("MFU", f"{shares[len(shares) // 2]:.1%} of the devices' peak (median)")
-        waits = sorted(r["data_wait"] for r in trained if "data_wait" in r)
-        if waits:
-            table.add_row("waiting for data", f"{waits[len(waits) // 2]:.1%} of the time (median)")
+        table.add_row("tokens/s", f"{_median(trained, 'tokens_per_s'):,.0f} (median)")
+        mfu = _median(trained, "mfu")
+        if mfu is not None:
+            table.add_row("MFU", f"{mfu:.1%} of the devices' peak (median)")
+        data_wait = _median(trained, "data_wait")
+        if data_wait is not None:
+            table.add_row("waiting for data", f"{data_wait:.1%} of the time (median)")
     if run.export.exists():
         table.add_row("tuned model", f"{run.export}  (loads in transformers)")
     table.add_row("run", f"{run.folder}  (config.yaml, metrics.jsonl, checkpoints/)")
     return Group(Text(), table, *_completions(run))
 
 
+def _median(records: list[dict[str, Any]], key: str) -> float | None:
+    """Returns the (upper) median of the records that have the key, None if there are none."""
+    values = [record[key] for record in records if key in record]
+    return statistics.median_high(values) if values else None
+
+
 def _completions(run: Run) -> list[RenderableType]:
-    """Each prompt with its first and its last completion."""
+    """Renders each prompt with its first and its last completion."""
     by_prompt: dict[str, list[str]] = {}
     for sample in read_records(run.samples_file):
         by_prompt.setdefault(sample["prompt"], []).append(sample["completion"])
@@ -52,5 +60,5 @@ def _completions(run: Run) -> list[RenderableType]:
 
 
 def print_report(run: Run, console: Console) -> None:
-    """Prints the report."""
+    """Prints the report of a run."""
     console.print(report(run))

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from train.config import load_config
+from train.distributed.processes import barrier, check_equal
+from train.errors import UserError
 from train.run import Run, read_records
 from train.sft import sft
 
@@ -119,6 +122,7 @@ def test_two_processes_give_the_run_of_one(settings: Path, tmp_path: Path) -> No
     _assert_same(_alone(settings, f"run={two.folder}", resume=True), one)
 
 
+@pytest.mark.slow
 def test_both_stop_when_one_is_asked_and_end_when_one_dies(settings: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     plain = ["steps=1000", "data.eval_fraction=0", "evaluation.prompts=[]", "export_dtype=null"]
@@ -144,6 +148,7 @@ def test_both_stop_when_one_is_asked_and_end_when_one_dies(settings: Path, tmp_p
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_process_that_never_comes_is_named(settings: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
     with _processes(settings, "--join-timeout", "5", count=2, absent=2) as started:
@@ -153,3 +158,29 @@ def test_a_process_that_never_comes_is_named(settings: Path, tmp_path: Path) -> 
             assert errors.endswith("error: processes 2, 3 of 4 did not start within 5 s\n")
     assert time.monotonic() - begun < 120
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_content_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    gather = "train.distributed.processes.multihost_utils.process_allgather"
+    monkeypatch.setattr(gather, lambda digest: np.stack([digest] * 4))
+    check_equal("the config", "steps: 3")
+    monkeypatch.setattr(gather, lambda digest: np.stack([digest, digest + 1, digest, digest + 2]))
+    with pytest.raises(UserError, match=r"^the config differs between process 0 and process 1, 3$"):
+        check_equal("the config", "steps: 3")
+
+
+def test_processes_that_do_not_reach_a_barrier_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = (
+        "DEADLINE_EXCEEDED: Barrier timed out. Id: x::0. # of tasks that reached it: 1/3.\n"
+        "The first task at the barrier: task:0. Some timed out task names:\n"
+        "/job:jax_worker/replica:0/task:2\n/job:jax_worker/replica:0/task:1\n\nRPC: /tensorflow"
+    )
+
+    def sync(*, key: str, timeout_ms: int) -> None:
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr("jax.process_count", lambda: 3)
+    monkeypatch.setattr("train.distributed.processes.multihost.get_barrier_sync_fn", lambda: sync)
+    with pytest.raises(UserError, match=r"^saving: process 1, 2 did not get here within 5 s$"):
+        barrier("saving", 5)

@@ -1,0 +1,52 @@
+"""What the user sees of a run: a live line on a terminal, plain lines elsewhere."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from train.observe.progress import Display
+
+RECORD = {
+    "step": 3,
+    "loss": 1.5,
+    "tokens_per_s": 1234.5,
+    "masked_fraction": 0.2,
+    "learning_rate": 1e-5,
+    "seconds_left": 3725.0,
+}
+
+
+def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(10, 0, Console()) as display:
+        display.show(RECORD)
+        display.show({"step": 3, "eval_loss": 1.25})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 3/10  loss 1.5000  tokens/s 1,234  masked 20.00%  lr 1.00e-05  1:02:05 left",
+        "step 3/10  eval loss 1.2500",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_live_display_on_a_terminal(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=width)
+    with Display(10, 0, console) as display:
+        display.show(RECORD)
+        display.show({"step": 3, "eval_loss": 1.25})
+    last = screen.getvalue().rpartition("step")[2]
+    shown = ["3/10", "1:02:05 left", "loss 1.5000", "eval loss 1.2500", "tokens/s 1,234"]
+    for part in [*shown, "masked 20.00%", "lr 1.00e-05"]:
+        assert part in last
+
+
+def test_mfu_is_shown_if_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(10, 0, Console()) as display:
+        display.show(RECORD | {"mfu": 0.4321})
+    assert "tokens/s 1,234  MFU 43.2%" in capsys.readouterr().out
+
+
+def test_a_quiet_console_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(10, 0, Console(quiet=True)) as display:
+        display.show(RECORD)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,78 @@
+"""A run's folder: its records, and who may write to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from train.config import load_config
+from train.errors import UserError
+from train.run import Run, read_records
+
+Write = Callable[..., Path]
+
+
+def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.log({"step": 3, "loss": 1.5})
+    with run.metrics_file.open("a") as out:
+        out.write('{"step": 4, "lo')
+    run.forget_after(3)
+    assert run.metrics_file.read_text().count("\n") == 1
+    run.forget_after(2)
+    assert run.metrics_file.read_text() == ""
+
+
+def test_records_survive_any_text(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    texts = ["line\u2028separator", "naïve 東京 🙂", "next\x85line"]
+    for text in texts:
+        run.log_sample({"step": 1, "prompt": "p", "completion": text})
+    raw = run.samples_file.read_bytes()
+    run.samples_file.write_bytes(raw[:-9])  # A crash cuts the last line anywhere.
+    assert [r["completion"] for r in read_records(run.samples_file)] == texts[:2]
+
+
+def test_a_run_is_resumed_with_the_settings_that_it_was_started_with(write_config: Write) -> None:
+    file = write_config()
+    config = load_config(file)
+    run = Run(Path(config.run))
+    run.check(config, resume=False)
+    run.start(config)
+    assert Run.open(run.folder).config() == config
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
+        run.check(config, resume=False)
+    run.check(load_config(file, ["log_every=7", "mesh.fsdp=2", "evaluation.every=5"]), resume=True)
+    with pytest.raises(UserError, match=r"was started with another batch\.size; resume it with"):
+        run.check(load_config(file, ["batch.size=16"]), resume=True)
+
+
+def test_a_folder_with_other_files_is_refused(write_config: Write, tmp_path: Path) -> None:
+    config = load_config(write_config())
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match="exists and is not a run"):
+        Run(folder).check(config, resume=True)
+    with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
+        Run.open(folder)
+
+
+def test_a_folder_that_cannot_be_created_is_one_line(write_config: Write, tmp_path: Path) -> None:
+    config = load_config(write_config())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="set run to another folder"):
+        Run(tmp_path / "file" / "run").start(config)
+
+
+def test_a_run_is_finished_when_its_last_checkpoint_and_its_export_exist(
+    write_config: Write,
+) -> None:
+    config = load_config(write_config(export_dtype="float32"))
+    run = Run(Path(config.run))
+    run.start(config)
+    assert not run.is_finished(config)
+    (run.checkpoints / str(config.steps)).mkdir(parents=True)
+    assert not run.is_finished(config)
+    run.export.mkdir()
+    assert run.is_finished(config)
