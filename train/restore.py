@@ -74,13 +74,9 @@ def _load_run(run: Run, config: Config) -> tuple[Path, ModelConfig, Params]:
     """The base model's folder, the model's config and the run's newest weights."""
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
-    checkpoints = Checkpoints(run.checkpoints)
-    try:
-        params: Params = checkpoints.restore_params(
-            abstract(abstract_params(model), _shardings(model))
-        )
-    finally:
-        checkpoints.close()
+    shapes = abstract(abstract_params(model), _shardings(model))
+    with Checkpoints(run.checkpoints) as checkpoints:
+        params: Params = checkpoints.restore_params(shapes)
     return base, model, params
 
 
