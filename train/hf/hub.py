@@ -1,4 +1,4 @@
-"""Finds a model: a folder as it is, or a name on the Hugging Face hub."""
+"""Finds a model: a local folder, or a name on the Hugging Face hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +14,21 @@ from huggingface_hub.errors import (
 
 from ..errors import UserError
 
-# Config, weights, tokenizer and chat template; pickles are never fetched.
-FETCHED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+# Config, weights, tokenizer and chat template; pickle files are never downloaded.
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
 
 def resolve_model(
-    name_or_path: str, revision: str | None = None, patterns: Sequence[str] = FETCHED
+    name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS
 ) -> Path:
-    """The folder of a model that lies on this machine or is fetched from the hub.
+    """The folder of a model, which is downloaded if the name is not a local folder.
 
     Args:
       revision: the commit, tag or branch of a hub name.
-      patterns: the files that are fetched.
+      patterns: the files that are downloaded.
 
     Raises:
-      UserError: if it is neither, or cannot be fetched.
+      UserError: if it is neither a folder nor on the hub, or cannot be downloaded.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -37,7 +37,9 @@ def resolve_model(
         return folder
     wanted = f"{name_or_path} at revision {revision}" if revision else name_or_path
     try:
-        fetched = snapshot_download(name_or_path, revision=revision, allow_patterns=list(patterns))
+        downloaded = snapshot_download(
+            name_or_path, revision=revision, allow_patterns=list(patterns)
+        )
     except HFValidationError:
         raise UserError(
             f"{wanted}: no such folder, and not a hub name such as owner/model; check the path"
@@ -58,7 +60,7 @@ def resolve_model(
             f"{wanted}: no such folder, and the hub cannot be reached; "
             "go online once to fetch it, or name a folder"
         ) from None
-    except Exception as error:  # Of whichever HTTP client the installed hub library uses.
+    except Exception as error:  # The type depends on the hub library's HTTP client.
         reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise UserError(f"{wanted}: cannot be fetched ({reason}); try again") from None
-    return Path(fetched)
+    return Path(downloaded)

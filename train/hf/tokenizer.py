@@ -1,4 +1,4 @@
-"""The model's own tokenizer and chat template, through transformers."""
+"""Loads a model's tokenizer and chat template with transformers, and encodes prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,15 @@ from ..errors import UserError
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
-    """The tokenizer that lies in a model's folder.
+    """The tokenizer in a model's folder, a transformers.PreTrainedTokenizerBase.
 
     Args:
-      chat_template: a file whose Jinja template takes the place of the tokenizer's own.
+      chat_template: a file with a Jinja template that replaces the tokenizer's own.
+
+    Raises:
+      UserError: if there is no tokenizer that transformers reads, or the template is missing.
     """
-    from transformers import AutoTokenizer  # Slow to import: only where it is used.
+    from transformers import AutoTokenizer  # Imported here because it takes seconds.
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -33,18 +36,18 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Plain text, with the beginning token where the tokenizer itself adds one, never twice."""
+    """The ids of plain text, beginning with BOS once if the tokenizer itself adds it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    begin = tokenizer.bos_token_id
-    if begin is None or tokenizer("").input_ids[:1] != [begin] or ids[:1] == [begin]:
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("").input_ids[:1] != [bos] or ids[:1] == [bos]:
         return ids
-    return [begin, *ids]
+    return [bos, *ids]
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt as a user turn that the assistant is about to answer.
+    """The ids of a prompt as a user turn, followed by the beginning of the assistant's.
 
-    Without a chat template it is plain text. With one, the template alone says how text begins.
+    Without a chat template the prompt is plain text. With one, only the template adds BOS.
     """
     if not tokenizer.chat_template:
         return text_ids(tokenizer, prompt)
