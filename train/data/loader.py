@@ -122,7 +122,7 @@ def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Con
     steps = config.steps or math.ceil(batches.rows_per_epoch * config.epochs / size)
     iterator = prefetch(
         lambda step: (batches.batch(step, local), batches.num_tokens(step)),
-        lambda made: (to_devices(made[0], mesh, num_microbatches), made[1]),
+        lambda batch: (to_devices(batch[0], mesh, num_microbatches), batch[1]),
         steps,
     )
     digest = " ".join(split.digest for split in datasets.splits)

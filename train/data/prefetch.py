@@ -31,17 +31,17 @@ def row_group(mesh: Mesh, num_rows: int) -> tuple[int, int]:
     Raises:
       UserError: if two groups have some rows in common, but not all.
     """
-    held: dict[int, set[int]] = {}
+    rows_of: dict[int, set[int]] = {}
     spans: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((num_rows,)))
     for device, (span, *_) in spans.items():
-        held.setdefault(device.process_index, set()).update(range(*span.indices(num_rows)))
-    groups = sorted({tuple(sorted(rows)) for rows in held.values()})
+        rows_of.setdefault(device.process_index, set()).update(range(*span.indices(num_rows)))
+    groups = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
     if sum(map(len, groups)) != num_rows:
         raise UserError(
             "mesh: processes share some of their rows; make data and fsdp together a multiple or a "
             "divisor of the number of processes"
         )
-    return groups.index(tuple(sorted(held[jax.process_index()]))), len(groups)
+    return groups.index(tuple(sorted(rows_of[jax.process_index()]))), len(groups)
 
 
 def microbatch_rows(mesh: Mesh, num_microbatches: int, num_rows: int) -> np.ndarray:
