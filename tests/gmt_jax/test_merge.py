@@ -120,7 +120,7 @@ def test_a_leaf_by_itself_draws_what_it_draws_among_others() -> None:
     assert bits(alone["b"]) == bits(dare(base, tuned, 0.5, KEY)["b"])
 
 
-SPECS = [P(), P("x"), P(None, "x"), P("y", "x"), P(("x", "y"))]
+SPECS = [P(None, "x"), P("y", "x"), P(("x", "y"))]
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
