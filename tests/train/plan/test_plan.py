@@ -62,7 +62,7 @@ def test_the_price_of_the_mask_on_a_slice(
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "4 devices, TPU v5 lite: data 1, fsdp 4, context 1, tensor 1" in out
-    assert "mask gmt, 2 microbatches of 1 row a device" in out
+    assert "mask gmt_mask, 2 microbatches of 1 row a device" in out
     assert "the mask adds" in out
     assert "all-reduce, each pass of a search" in out
     assert "16.00 GiB" in out
