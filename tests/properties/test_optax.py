@@ -27,12 +27,12 @@ def lasting_sgd(mask_ratio: Any) -> optax.GradientTransformationExtraArgs:
 
 
 RISING = optax.linear_schedule(0.2, 0.5, 3)
-FALLING = optax.cosine_decay_schedule(1e-2, 10_000)
+FALLING = optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, 10_000))
 # A transformation on each line: its factory, its hyperparameters, and what follows it so that it
 # descends.
 TRANSFORMATIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], Any]] = {
     "mask": (gmt_mask, {"mask_ratio": 0.5}, optax.sgd(1e-3)),
-    "adamw": (masked_adamw, {"mask_ratio": RISING, "learning_rate": FALLING}, optax.identity()),
+    "adamw": (masked_adamw, {"mask_ratio": RISING, "learning_rate": 1e-2}, FALLING),
     "gmt": (selective_adam, {"mask_ratio": 0.5}, optax.identity()),
     "one-off": (lasting_sgd, {"mask_ratio": 0.0}, optax.identity()),
 }
