@@ -2,14 +2,21 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8"
+flags = {
+    "xla_force_host_platform_device_count": 8,
     # Devices wait for each other in collectives, on a busy machine for more than the usual 40 s.
-    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
-)
+    "xla_cpu_collective_call_terminate_timeout_seconds": 300,
+    # Most of a test's time is compiling; without optimisation that takes a fourth of the time.
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+if version("jaxlib").startswith("0.10."):  # Later versions have no such flag, and refuse it.
+    flags["xla_cpu_use_fusion_emitters"] = "false"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in flags.items())
 # Two programs in flight on eight devices need more threads than a small machine is given: with
 # too few, the devices of one wait for threads that the other's hold.
 os.environ["NPROC"] = "32"
