@@ -102,7 +102,11 @@ def test_stacked_axes_are_an_integer_a_tree_prefix_or_a_function(given: Any) -> 
     assert axes(None) == 0
 
 
-@pytest.mark.parametrize("given", [3, -1, {"b": 1}, lambda path: 1.0], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [3, -1, {"b": 1}, lambda path: 1.0],
+    ids=["too many", "negative", "no prefix", "no integer"],
+)
 def test_stacked_axes_that_do_not_fit_are_refused_by_path(given: Any) -> None:
     with pytest.raises(ValueError, match=r"is .* for a/w, which has shape \(3, 4\)"):
         axes(given)
