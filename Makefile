@@ -47,10 +47,10 @@ quickstart: $(VENV)/train $(MODEL)/config.json  ## Fine-tune a real language mod
 
 .PHONY: test test-all check docs wheel clean
 test: $(VENV)/dev  ## Run the tests, except those marked slow
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: $(VENV)/dev  ## Run all tests
-	$(BIN)/python -m pytest -q -n 2
+test-all: $(VENV)/dev  ## Run all tests, with programs compiled as users compile them
+	GMT_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: $(VENV)/dev  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -5,16 +5,17 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-flags = {
+flags: dict[str, object] = {
     "xla_force_host_platform_device_count": 8,
     # Devices wait for each other in collectives, on a busy machine for more than the usual 40 s.
     "xla_cpu_collective_call_terminate_timeout_seconds": 300,
-    # Most of a test's time is compiling; without optimisation that takes a fourth of the time.
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_parallel_codegen_split_count": 1,
 }
-if version("jaxlib").startswith("0.10."):  # Later versions have no such flag, and refuse it.
-    flags["xla_cpu_use_fusion_emitters"] = "false"
+# Most of a test's time is compiling; without optimisation that takes a fourth of the time. CI
+# compiles as users do.
+if "GMT_JAX_TEST_OPTIMISED" not in os.environ:
+    flags |= {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+    if version("jaxlib").startswith("0.10."):  # Later versions have no such flag, and refuse it.
+        flags |= {"xla_cpu_use_fusion_emitters": "false"}
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in flags.items())
 # Two programs in flight on eight devices need more threads than a small machine is given: with

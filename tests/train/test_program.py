@@ -32,8 +32,8 @@ def test_the_planned_step_is_the_one_that_sft_runs(
     texts = []
 
     def loop(state: Any, parts: Any, *_: Any) -> Any:
-        with parts.batches(0, 1) as batches:
-            texts.append(parts.train_step.lower(state, next(batches)[0]).as_text())
+        batch, _ = next(parts.loader)
+        texts.append(parts.train_step.lower(state, batch).as_text())
         raise StopHereError
 
     monkeypatch.setattr("train.sft.train", loop)
