@@ -21,6 +21,9 @@ os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in flags.
 # Two programs in flight on eight devices need more threads than a small machine is given: with
 # too few, the devices of one wait for threads that the other's hold.
 os.environ["NPROC"] = "32"
+# What is not meant is an error: a dtype or a rank that jax would silently raise.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 # Programs compiled by one test, or by one of its processes, serve the next.

@@ -32,6 +32,13 @@ EXPRESSIONS = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _promotion() -> Iterator[None]:
+    """A reader's jax promotes dtypes and ranks, as optax's own code needs it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def _commands() -> list[str]:
     """Every call of the program in a block of commands, on one line, without what follows it."""
     blocks = re.findall(r"```(?:console|bash)\n(.*?)```", ALL, re.DOTALL)

@@ -24,13 +24,6 @@ def mask_by_sorting(magnitude: np.ndarray, mask_ratio: Fraction) -> np.ndarray:
     return (magnitude >= threshold) | np.isnan(magnitude)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _promotion() -> Iterator[None]:
-    """The library's own code promotes neither dtypes nor ranks."""
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 @pytest.fixture(scope="session", name="mask_by_sorting")
 def _mask_by_sorting() -> Callable[[np.ndarray, Fraction], np.ndarray]:
     return mask_by_sorting
