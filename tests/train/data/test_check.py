@@ -101,7 +101,7 @@ def test_what_makes_training_wrong(
     assert said in err[0]
 
 
-def test_held_out_data_that_is_trained_on(check: Check, tmp_path: Path) -> None:
+def test_eval_data_that_is_trained_on(check: Check, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text("".join(json.dumps(_row(n)) + "\n" for n in ("x", "22", "222")))
     status, _, err = check(*(_row("2" * n) for n in range(1, 40)), eval=str(held))

@@ -28,9 +28,9 @@ def _code(record: dict[str, Any]) -> str:
 
 
 def test_there_is_enough_on_both_sides(stdlib: Sides) -> None:
-    learned, held_out = stdlib
-    assert len(learned) > 2000
-    assert 50 < len(held_out) < 0.15 * len(learned)
+    train_records, eval_records = stdlib
+    assert len(train_records) > 2000
+    assert 50 < len(eval_records) < 0.15 * len(train_records)
 
 
 def test_no_module_and_no_function_is_on_both_sides(stdlib: Sides) -> None:
@@ -93,9 +93,9 @@ async def fetch(self):
 
 def test_tasks_by_hand(library: Path) -> None:
     (library / "m.py").write_text(GOOD)
-    learned, held_out = load_stdlib(0)
-    assert held_out == []
-    assert learned[0] == {
+    train_records, eval_records = load_stdlib(0)
+    assert eval_records == []
+    assert train_records[0] == {
         "where": "python-stdlib m.py:6",
         "messages": [
             {
@@ -110,9 +110,9 @@ def test_tasks_by_hand(library: Path) -> None:
             },
         ],
     }
-    assert [record["where"] for record in learned[1:]] == ["python-stdlib m.py:20"]
-    assert load_stdlib(0) == (learned, [])
-    assert load_stdlib(1) == ([], learned)
+    assert [record["where"] for record in train_records[1:]] == ["python-stdlib m.py:20"]
+    assert load_stdlib(0) == (train_records, [])
+    assert load_stdlib(1) == ([], train_records)
 
 
 def test_a_method_is_dedented_whatever_its_docstring_looks_like(library: Path) -> None:
@@ -159,8 +159,8 @@ def test_files_that_are_no_code_are_left_out(library: Path) -> None:
 def test_a_function_in_two_places_is_used_once(library: Path) -> None:
     (library / "a.py").write_text(GOOD)
     (library / "b.py").write_text(GOOD.replace("# Of the last part.", "# Another comment."))
-    learned, _ = load_stdlib(0)
-    assert {_module(record) for record in learned} == {"a"}
+    train_records, _ = load_stdlib(0)
+    assert {_module(record) for record in train_records} == {"a"}
 
 
 def test_python_without_its_source(library: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tokenised examples on disk: what is kept, found again, and told as a fault."""
+"""Tokenised examples on disk: what is stored, found again, and reported as a fault."""
 
 import json
 from collections.abc import Callable
