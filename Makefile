@@ -49,8 +49,9 @@ quickstart: $(VENV)/train $(MODEL)/config.json  ## Fine-tune a real language mod
 test: $(VENV)/dev  ## Run the tests, except those marked slow
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: $(VENV)/dev  ## Run all tests, with programs compiled as users compile them
-	GMT_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+test-all: $(VENV)/dev  ## Run all tests, and those of the library again as users compile it
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	GMT_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/gmt_jax
 
 check: $(VENV)/dev  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ flags: dict[str, object] = {
     # Devices wait for each other in collectives, on a busy machine for more than the usual 40 s.
     "xla_cpu_collective_call_terminate_timeout_seconds": 300,
 }
-# Most of a test's time is compiling; without optimisation that takes a fourth of the time. CI
-# compiles as users do.
+# Most of a test's time is compiling; without optimisation that takes a fourth of the time.
+# `make test-all` runs the library's tests a second time as users compile it.
 if "GMT_JAX_TEST_OPTIMISED" not in os.environ:
     flags |= {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     if version("jaxlib").startswith("0.10."):  # Later versions have no such flag, and refuse it.
