@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import math
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -31,6 +32,24 @@ LEAVES = [
     ("complex64", (100,)),
     ("float8_e4m3fn", (100,)),
 ]
+SHAPES = [(), (1,), (7,), (100,), (3, 5), (64, 65), (4, 3, 2, 1), (0,), (2, 0)]
+# Without optimisation, two programs of XLA's CPU may differ in the last bit of a modulus.
+OPTIMISED = pytest.mark.skipif(
+    "GMT_JAX_TEST_OPTIMISED" not in os.environ, reason="a modulus differs between programs"
+)
+ALL_LEAVES = [
+    pytest.param([(dtype, shape) for shape in SHAPES], marks=marks, id=f"all {dtype}")
+    for dtype, *marks in [
+        ("float32", pytest.mark.slow),
+        ("bfloat16", pytest.mark.slow),
+        ("float16", pytest.mark.slow),
+        ("complex64", pytest.mark.slow, OPTIMISED),
+        ("float8_e4m3fn", pytest.mark.slow),
+    ]
+]
+EAGER_AND_JIT = pytest.mark.parametrize(
+    "how", ["eager", pytest.param("jit", marks=pytest.mark.slow)]
+)
 
 
 def bits_of(array: Any) -> np.ndarray:
@@ -76,8 +95,11 @@ _traced = jax.jit(masked)
 
 
 @pytest.mark.parametrize("how", ["a number", "traced"])
-def test_it_equals_sorting(how: str, reference: Any) -> None:
-    tree = {f"{dtype} {shape}": sample(shape, dtype) for dtype, shape in LEAVES}
+@pytest.mark.parametrize("leaves", [LEAVES, *ALL_LEAVES], ids=lambda leaves: leaves[0][0])
+def test_it_equals_sorting(how: str, leaves: list[Any], reference: Any) -> None:
+    tree = {
+        f"{dtype} {shape}": sample(shape, dtype, seed) for seed, (dtype, shape) in enumerate(leaves)
+    }
     arrays = jax.tree.map(jnp.asarray, tree)
     for ratio in RATIOS:
         out = masked(arrays, ratio) if how == "a number" else _traced(arrays, jnp.float32(ratio))
@@ -94,13 +116,15 @@ def test_it_equals_sorting_on_millions(reference: Any) -> None:
         np.testing.assert_array_equal(bits_of(out), bits_of(reference(g, ratio)))
 
 
-def test_it_equals_sorting_in_float64(reference: Any) -> None:
+@EAGER_AND_JIT
+def test_it_equals_sorting_in_float64(how: str, reference: Any) -> None:
     with jax.enable_x64(True):
         g = np.random.default_rng(0).standard_normal(999) * 1e-310
         tree = {"double": jnp.asarray(g), "single": jnp.asarray(g * 1e308, jnp.float32)}
         transformation = gmt_mask(0.29)
         state = transformation.init(tree)
-        out, new = transformation.update(tree, state)
+        update = jax.jit(transformation.update) if how == "jit" else transformation.update
+        out, new = update(tree, state)
         assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
         assert new.threshold["double"] == np.sort(np.abs(g))[int(0.29 * 999)]
         for name, array in tree.items():
@@ -112,12 +136,15 @@ def test_it_equals_sorting_in_float64(reference: Any) -> None:
 DTYPES = ["float16", "bfloat16", "float32", "float8_e5m2"]
 
 
+@pytest.mark.parametrize(
+    "shape", [(3, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in [(), (5,)])], ids=str
+)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), thousandths=st.integers(0, 1000))
 def test_it_equals_sorting_on_any_bits(
-    reference: Any, data: st.DataObject, thousandths: int
+    shape: tuple[int, ...], reference: Any, data: st.DataObject, thousandths: int
 ) -> None:
-    shape, tree = (3, 4), {}
+    tree = {}
     for dtype in DTYPES:
         size = math.prod(shape) * jnp.dtype(dtype).itemsize
         words = data.draw(st.binary(min_size=size, max_size=size))
@@ -126,6 +153,18 @@ def test_it_equals_sorting_on_any_bits(
     for dtype, g in tree.items():
         expected = reference(g, thousandths / 1000)
         np.testing.assert_array_equal(bits_of(out[dtype]), bits_of(expected), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [100, 1000, 1003])
+def test_any_kind_of_ratio_is_read_as_the_decimal_it_was_written_as(n: int) -> None:
+    g = jnp.arange(1.0, n + 1)
+    for thousandths in range(0, 1001, 29):
+        ratio = thousandths / 1000
+        expected = int(Fraction(thousandths, 1000) * n)
+        kinds = [ratio, np.float32(ratio), np.float64(ratio)]
+        outs = [_traced(g, jnp.float32(ratio))] + [masked(g, kind) for kind in kinds]
+        assert [n - int(jnp.count_nonzero(out)) for out in outs] == [expected] * 4
 
 
 def test_the_reference_is_the_code_in_the_guide(mask_by_sorting: Any) -> None:
@@ -148,8 +187,15 @@ def test_each_stacked_tensor_has_its_own_threshold(reference: Any) -> None:
     np.testing.assert_array_equal(bits_of(together), bits_of(reference(g, 0.29)))
 
 
-def test_the_global_scope_masks_the_smallest_of_all_leaves_in_any_dtypes(reference: Any) -> None:
-    tree = {"a": sample((4000,), "bfloat16"), "b": sample((500,), "float16", 1)}
+@pytest.mark.parametrize(
+    "dtypes",
+    [("bfloat16", "float16"), pytest.param(("float32", "float32"), marks=pytest.mark.slow)],
+    ids=" and ".join,
+)
+def test_the_global_scope_masks_the_smallest_of_all_leaves(
+    dtypes: tuple[str, str], reference: Any
+) -> None:
+    tree = {"a": sample((4000,), dtypes[0]), "b": sample((500,), dtypes[1], 1)}
     together = np.concatenate([g.astype(np.float32) for g in tree.values()])
     transformation = gmt_mask(0.29, scope="global")
     state = transformation.init(tree)
@@ -172,9 +218,11 @@ def test_within_a_tolerance_no_more_is_masked_and_little_less(scope: str) -> Non
         assert float(state.masked_fraction) == pytest.approx(count / 300_000)
 
 
-def test_a_traced_tolerance_of_zero_is_exact(reference: Any) -> None:
+@EAGER_AND_JIT
+def test_a_traced_tolerance_of_zero_is_exact(how: str, reference: Any) -> None:
     g = sample((300, 1000), "float32")
-    out = masked(jnp.asarray(g), 0.3, tolerance=jnp.float32(0))
+    masked_within = lambda t: masked(jnp.asarray(g), 0.3, tolerance=t)  # noqa: E731
+    out = (jax.jit(masked_within) if how == "jit" else masked_within)(jnp.float32(0))
     np.testing.assert_array_equal(bits_of(out), bits_of(reference(g, 0.3)))
 
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmt_jax._threshold import search
+from gmt_jax._threshold import reductions, search
 from gmt_jax._threshold.float_bits import magnitude
 from gmt_jax._threshold.layout import TensorLayout
-from gmt_jax._threshold.reductions import _spread
 from gmt_jax._threshold.uint64 import uint64
 
 
@@ -58,7 +57,7 @@ def adversaries() -> dict[str, np.ndarray]:
     """Entries that no sample shows, crowded where interpolation does not look."""
     rng = np.random.default_rng(0)
     seen = np.zeros(N, bool)
-    seen[_spread((N,), 2**12)[0]] = True
+    seen[reductions._spread((N,), 2**12)[0]] = True
     one = np.float32(1).view(np.uint32)
     crowd = (one + 2.0 ** rng.uniform(0, 24, N)).astype(np.uint32).view(np.float32)
     powers = np.exp2(-np.minimum(rng.geometric(0.3, N), 149)).astype(np.float32)
@@ -119,3 +118,37 @@ def test_one_threshold_for_all_leaves_is_that_of_their_entries_together() -> Non
         found = search.select([jnp.asarray(g) for g in tree], uint64([m]), layout)
         assert [float(magnitude(bits, jnp.float32)) for bits in found.bits] == [together[m]] * 4
         assert float(found.num_below) == np.sum(together < together[m])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later", [(0,), (1,), (0, 1, 2)])
+def test_the_threshold_of_a_leaf_counted_in_parts_is_exact(
+    monkeypatch: pytest.MonkeyPatch, later: tuple[int, ...]
+) -> None:
+    g = np.random.default_rng(0).standard_normal((6, 50, 40)).astype(np.float32)
+    whole = reductions._counted_at_once
+
+    def in_parts(shape: tuple[int, ...], num_stacked_axes: int) -> Any:
+        if shape != g.shape:  # a sample
+            return whole(shape, num_stacked_axes)
+        return tuple(axis for axis in range(3) if axis not in later), later
+
+    monkeypatch.setattr(reductions, "_counted_at_once", in_parts)
+    # Not the jitted function, whose cache does not see the patch.
+    layout = TensorLayout((g.shape,), (0,))
+    found = search.select.__wrapped__([jnp.asarray(g)], uint64([3000]), layout)
+    assert float(magnitude(found.bits[0], g.dtype)) == np.sort(np.abs(g), None)[3000]
+    assert float(found.num_below) == 3000
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_stacked_axes"),
+    [((80, 28672, 8192), 1), ((80, 28672, 8192), 0), ((2**33,), 0), ((), 0), ((3, 0), 0)],
+)
+def test_tensors_of_any_size_have_a_threshold_each(
+    shape: tuple[int, ...], num_stacked_axes: int
+) -> None:
+    leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    ranks, layout = uint64([2**33]), TensorLayout((shape,), (num_stacked_axes,))
+    found = jax.eval_shape(lambda g: search.select([g], ranks, layout), leaf)
+    assert found.bits[0].shape == shape[:num_stacked_axes]
