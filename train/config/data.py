@@ -96,7 +96,7 @@ class DataSection(Section):
     """Read the training data in order without tokenising it first: for data that does not fit on
     the disk."""
     shuffle_buffer: Count = 10_000
-    """The number of a stream's rows that are shuffled together."""
+    """The number of a stream's records that are shuffled together."""
     limit: Count | None = None
     """Use at most this many training examples."""
     eval_limit: Count | None = None
