@@ -48,6 +48,18 @@ def test_every_module_is_on_the_page(package: str) -> None:
     assert set(_listed(package)) == set(_imports(package))
 
 
+def test_every_file_of_the_programs_folders_is_on_the_page() -> None:
+    files = {
+        str(file.relative_to(ROOT / "train"))
+        for file in (ROOT / "train").glob("*/*.py")
+        if file.name != "__init__.py"
+    }
+    section = PAGE.split("### The program's folders")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+/\w+\.py)`", row)}
+    assert listed == files
+
+
 @pytest.mark.parametrize("package", MOST)
 def test_imports_point_downwards(package: str) -> None:
     order, imports = _listed(package), _imports(package)
