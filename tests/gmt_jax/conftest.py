@@ -94,15 +94,18 @@ class Run:
         }
 
     @classmethod
-    def train(cls, optimizer: Any, steps: int, mesh: Mesh | None = None) -> Iterator[Step]:
-        """Eagerly, so that all runs share the compiled search."""
+    def train(
+        cls, optimizer: Any, steps: int, mesh: Mesh | None = None, compiled: bool = False
+    ) -> Iterator[Step]:
+        """Eagerly, so that all runs share the compiled search; or as one compiled program."""
         params = cls.to_devices(cls.weights(), mesh)
-        state = optimizer.init(params)
+        init, update = optimizer.init, optimizer.update
+        if compiled:
+            init, update = jax.jit(init), jax.jit(update)
+        state = init(params)
         for step in range(steps):
             before = params
-            updates, state = optimizer.update(
-                cls.to_devices(cls.gradient(step), mesh), state, params
-            )
+            updates, state = update(cls.to_devices(cls.gradient(step), mesh), state, params)
             params = optax.apply_updates(params, updates)
             moved = jax.tree.map(
                 lambda a, b: np.asarray(a).view("u4") != np.asarray(b).view("u4"), before, params

@@ -64,10 +64,13 @@ CASES: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("steps", "compiled"), [(3, False), pytest.param(7, True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", CASES)
-def test_the_method_trains_these_entries(name: str, run: Any) -> None:
+def test_the_method_trains_these_entries(name: str, run: Any, steps: int, compiled: bool) -> None:
     make, rule = CASES[name]
-    for step, (_, moved, _) in enumerate(run.train(make(run), 3)):
+    for step, (_, moved, _) in enumerate(run.train(make(run), steps, compiled=compiled)):
         jax.tree.map(np.testing.assert_array_equal, moved, rule(run, step))
 
 
@@ -96,13 +99,17 @@ SCHEDULED: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("steps", "compiled"), [(4, False), pytest.param(6, True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", SCHEDULED)
-def test_only_scheduled_weights_move(name: str, run: Any) -> None:
+def test_only_scheduled_weights_move(name: str, run: Any, steps: int, compiled: bool) -> None:
     make, schedule = SCHEDULED[name]
     params, optimizer = llama(0), make(run)
     state = optimizer.init(params)
-    for step in range(4):
-        updates, state = optimizer.update(llama(1 + step), state, params)
+    update = jax.jit(optimizer.update) if compiled else optimizer.update
+    for step in range(steps):
+        updates, state = update(llama(1 + step), state, params)
         after = optax.apply_updates(params, updates)
         moved = jax.tree.map(lambda a, b: np.asarray(a != b), params, after)
         expected = jax.tree.map(

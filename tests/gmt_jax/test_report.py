@@ -55,12 +55,19 @@ METHODS: dict[str, Any] = {
 }
 
 
-CASES = [(method, None) for method in METHODS]
-CASES += [("gmt", AxisType.Auto), ("gmt", AxisType.Explicit)]
+# Eagerly, each method on one device and one method on every mesh; the others are slow.
+CASES = [
+    (method, axis_type, how)
+    if how == "eager" and (method == "gmt" or axis_type is None)
+    else pytest.param(method, axis_type, how, marks=pytest.mark.slow)
+    for method in METHODS
+    for axis_type in (None, AxisType.Auto, AxisType.Explicit)
+    for how in ("eager", "jit")
+]
 
 
-@pytest.mark.parametrize(("method", "axis_type"), CASES, ids=str)
-def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any) -> None:
+@pytest.mark.parametrize(("method", "axis_type", "how"), CASES, ids=str)
+def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any, how: str) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type or AxisType.Auto,))
 
     def to_devices(tree: Any) -> Any:
@@ -72,12 +79,13 @@ def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any) -> None:
         }
 
     optimizer = METHODS[method]()
+    update = jax.jit(optimizer.update) if how == "jit" else optimizer.update
     with jax.set_mesh(mesh) if axis_type else contextlib.nullcontext():
         state = optimizer.init(to_devices(gradient(0)))
         before = ever = jax.tree.map(lambda g: np.zeros(g.shape, bool), gradient(0))
         for step in range(3):
             grads = gradient(step)
-            _, new = optimizer.update(to_devices(grads), state)
+            _, new = update(to_devices(grads), state)
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
             state = new
             kept = jax.tree.map(
@@ -114,11 +122,13 @@ def test_of_no_gradient_no_share_is_kept() -> None:
     assert_close(optax.tree.get(state, "overall"), MaskReport(0, 0, 0, 0, 1))
 
 
-def test_more_entries_than_a_float_counts() -> None:
+@pytest.mark.parametrize("how", ["eager", pytest.param("jit", marks=pytest.mark.slow)])
+def test_more_entries_than_a_float_counts(how: str) -> None:
     """A float32 that counts one by one stops at 2**24."""
     optimizer = gmt(optax.sgd(1.0), 0.0, report=True)
     ones = jnp.ones(2**25, "bfloat16")
-    _, state = optimizer.update(ones, optimizer.init(ones))
+    update = jax.jit(optimizer.update) if how == "jit" else optimizer.update
+    _, state = update(ones, optimizer.init(ones))
     assert float(optax.tree.get(state, "overall").ever_kept) == 1.0
 
 

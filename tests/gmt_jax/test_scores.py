@@ -84,6 +84,14 @@ def test_every_sharding_trains_the_same(run: Any, mesh: Mesh | None) -> None:
         jax.tree.map(np.testing.assert_array_equal, moved, CASES[case][1](run, step, before))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_every_sharding_trains_the_same(case: str, run: Any, mesh: Mesh | None) -> None:
+    trained = run.train(optimizer_of(run, case), 7, mesh, compiled=True)
+    for step, (before, moved, _) in enumerate(trained):
+        jax.tree.map(np.testing.assert_array_equal, moved, CASES[case][1](run, step, before))
+
+
 def test_a_compiled_update_selects_what_an_eager_one_does(run: Any) -> None:
     """Compiled, the choice between a new mask and the old one is a branch of the program."""
     optimizer = optimizer_of(run, "fisher, for three updates after a warm-up")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Leaf(NamedTuple):
 
 
 TREES: dict[str, dict[str, Leaf]] = {
-    "one leaf": {"w": Leaf((100_000,))},
+    "one leaf": {"w": Leaf((100_000,), spec=P("x"))},
     "dtypes": {
         "single": Leaf((8, 7), "float32", P("x")),
         "brain": Leaf((16, 8), "bfloat16", P("y", "x")),
@@ -39,6 +40,7 @@ TREES: dict[str, dict[str, Leaf]] = {
         "layers": Leaf((3, 8, 10), "float32", P(None, "x"), 1),
         "split layers": Leaf((8, 9), "float32", P("x"), 1),
         "experts": Leaf((2, 2, 8), "float16", P(None, "y", "x"), 2),
+        "embed": Leaf((24, 4), "float32", P(None, "x")),
     },
     "uneven": {
         "w": Leaf((13, 7), spec=P("x")),
@@ -46,14 +48,18 @@ TREES: dict[str, dict[str, Leaf]] = {
     },
     "float64": {"w": Leaf((99,), "float64"), "layers": Leaf((3, 20), num_stacked_axes=1)},
 }
-# Each case is compiled once. An explicit mesh takes no uneven sharding.
+# Each case is compiled once.
+QUICK = [("dtypes", AxisType.Auto), ("stacks", AxisType.Explicit), ("float64", None)]
+# An explicit mesh takes no uneven sharding; float64 is searched on one device.
+LEFT_OUT = [
+    ("uneven", AxisType.Explicit),
+    ("float64", AxisType.Auto),
+    ("float64", AxisType.Explicit),
+]
 CASES = [
-    ("dtypes", AxisType.Auto),
-    ("stacks", AxisType.Explicit),
-    ("float64", None),
-    pytest.param("one leaf", None, marks=pytest.mark.slow),
-    pytest.param("stacks", None, marks=pytest.mark.slow),
-    pytest.param("uneven", AxisType.Auto, marks=pytest.mark.slow),
+    case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow)
+    for case in product(TREES, (None, AxisType.Auto, AxisType.Explicit))
+    if case not in LEFT_OUT
 ]
 
 Rng = np.random.Generator
@@ -137,7 +143,7 @@ def bits(array: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("tree", "axis_type"), CASES, ids=str)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_gradient_is_masked_otherwise_than_by_sorting(
     tree: str, axis_type: AxisType | None, mask_by_sorting: Any, data: st.DataObject

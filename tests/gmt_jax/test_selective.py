@@ -21,16 +21,28 @@ def word(array: Any) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}")
 
 
-def test_under_gmt_the_selected_weights_move_and_no_others(run: Any, mesh: Mesh | None) -> None:
+@pytest.mark.parametrize(
+    ("steps", "compiled"), [(8, False), pytest.param(20, True, marks=pytest.mark.slow)]
+)
+def test_under_gmt_the_selected_weights_move_and_no_others(
+    run: Any, mesh: Mesh | None, steps: int, compiled: bool
+) -> None:
     """With momentum from earlier updates, and weight decay."""
     optimizer = gmt(run.adamw(), run.ratio, **OPTIONS)
-    for step, (_, moved, _) in enumerate(run.train(optimizer, 8, mesh)):
+    for step, (_, moved, _) in enumerate(run.train(optimizer, steps, mesh, compiled)):
         jax.tree.map(np.testing.assert_array_equal, moved, run.largest(run.gradient(step)))
 
 
 def test_a_chain_moves_all_weights(run: Any) -> None:
     optimizer = optax.chain(gmt_mask(run.ratio, **OPTIONS), run.adamw())
     for _, moved, _ in run.train(optimizer, 2):
+        assert all(np.all(part) for part in moved.values())
+
+
+@pytest.mark.slow
+def test_a_compiled_chain_moves_all_weights_on_every_mesh(run: Any, mesh: Mesh | None) -> None:
+    optimizer = optax.chain(gmt_mask(run.ratio, **OPTIONS), run.adamw())
+    for _, moved, _ in run.train(optimizer, 20, mesh, compiled=True):
         assert all(np.all(part) for part in moved.values())
 
 
@@ -50,7 +62,7 @@ INNER: dict[str, Any] = {
 @pytest.mark.parametrize("name", INNER)
 def test_under_any_optimizer_masked_weights_do_not_move(name: str, run: Any) -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax's code
-        for step, (_, moved, _) in enumerate(run.train(gmt(INNER[name](), 0.5, **OPTIONS), 3)):
+        for step, (_, moved, _) in enumerate(run.train(gmt(INNER[name](), 0.5, **OPTIONS), 4)):
             selected = run.largest(run.gradient(step))
             assert not any(np.any(moved[key] & ~selected[key]) for key in selected)
             assert all(np.mean(moved[key][selected[key]]) > 0.9 for key in selected)

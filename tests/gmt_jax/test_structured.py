@@ -198,6 +198,20 @@ def test_the_gradient_is_kept_where_trained_and_zero_elsewhere(kind: str) -> Non
         np.testing.assert_array_equal(value, np.where(masks[name], flat(g)[name], 0))
 
 
+@pytest.mark.slow
+@BOTH
+def test_a_resumed_run_draws_what_it_would_have_drawn(kind: str) -> None:
+    g, transformation = gradient(), make(kind, every=3)
+    update = jax.jit(transformation.update)
+    state, kept = transformation.init(g), []
+    for _ in range(8):
+        out, state = update(g, state)
+        kept.append(flat(out))
+    resumed, _ = make(kind, every=3).update(g, after(7))
+    for name, value in flat(resumed).items():
+        np.testing.assert_array_equal(value, kept[7][name])
+
+
 @BOTH
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_eight_devices_draw_and_keep_what_one_does(kind: str, axis_type: AxisType) -> None:
@@ -255,6 +269,20 @@ def test_nan_where_nothing_is_trained_becomes_zero_of_the_same_dtype(kind: str) 
         trained = np.broadcast_to(mask, kept[name].shape)
         assert np.isnan(kept[name][trained]).all()
         assert (kept[name][~trained] == 0).all()
+
+
+@pytest.mark.slow
+@BOTH
+def test_it_chains_with_optax(kind: str) -> None:
+    g = gradient()
+    optimizer = optax.MultiSteps(optax.chain(make(kind), optax.sgd(1.0)), 2)
+    state = optimizer.init(g)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax's code
+        for _ in range(2):
+            updates, state = optimizer.update(g, state, g)
+    masks = flat(SCHEDULES[kind](g)(0))
+    for name, value in flat(updates).items():
+        np.testing.assert_array_equal(value, np.where(masks[name], -flat(g)[name], 0))
 
 
 @BOTH

@@ -1,6 +1,7 @@
 """What optax asks of its own transformations, asked of ours."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
@@ -63,14 +64,26 @@ def _name(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-# All wrappers around a transformation that stores no mask, and those that touch a state around one
-# that stores a mask.
-WRAPPED = [("mask", wrapper) for wrapper in (*WRAPPERS, "injected")]
-WRAPPED += [("one-off", "multi-steps"), ("one-off", "masked")]
-WRAPPED += [(name, "alone") for name in TRANSFORMATIONS if name != "mask"]
+# Quick: all wrappers around a transformation that stores no mask, and those that touch a state
+# around one that stores a mask.
+ALONE = [(name, "alone") for name in TRANSFORMATIONS]
+QUICK = [("mask", wrapper) for wrapper in (*WRAPPERS, "injected")]
+QUICK += [("one-off", "multi-steps"), ("one-off", "masked"), *ALONE]
 
 
-@pytest.fixture(params=WRAPPED, ids="-".join, name="wrapped")
+def cases(firsts: Iterable[Any], seconds: Iterable[Any], quick: Collection[Any]) -> list[Any]:
+    """All pairs; those that are not quick are slow."""
+    return [
+        pytest.param(pair, marks=() if pair in quick else pytest.mark.slow, id="-".join(pair))
+        for pair in itertools.product(firsts, seconds)
+    ]
+
+
+def wrapped_cases(quick: Collection[Any]) -> list[Any]:
+    return cases(TRANSFORMATIONS, [*WRAPPERS, "injected"], quick)
+
+
+@pytest.fixture(params=wrapped_cases(QUICK), name="wrapped")
 def _wrapped(request: pytest.FixtureRequest) -> Any:
     name, wrapper = request.param
     return injected(name) if wrapper == "injected" else WRAPPERS[wrapper](make(name))
@@ -100,29 +113,25 @@ def layout(tree: Any) -> Any:
 # What optax's sharding_test, alias_test and _common_test check.
 
 
-def test_it_converges(name: str) -> None:
-    """On four problems at once: no tensor's update depends on another's."""
-    zeros, corner = jnp.zeros((2, 2)), jnp.array([[3.0, -2.0], [1.0, 4.0]])
-    start = {
-        "parabola": jnp.array([-1.0, 10.0, 1.0]),
-        "rosenbrock": jnp.zeros(2),
-        "matrix": zeros,
-        "tensors": [jnp.zeros(3), jnp.ones((2, 2))],
-    }
-    target = {
-        "parabola": jnp.array([1.0, -1.0, 1.0]),
-        "rosenbrock": jnp.ones(2),
-        "matrix": corner,
-        "tensors": [jnp.ones(3), jnp.eye(2)],
-    }
-    optimizer = optax.chain(make(name), TRANSFORMATIONS[name][2])
+PROBLEMS: dict[str, tuple[Any, Any]] = {
+    "parabola": (jnp.array([-1.0, 10.0, 1.0]), jnp.array([1.0, -1.0, 1.0])),
+    "rosenbrock": (jnp.zeros(2), jnp.ones(2)),
+    "matrix": (jnp.zeros((2, 2)), jnp.array([[3.0, -2.0], [1.0, 4.0]])),
+    "tensors": ([jnp.zeros(3), jnp.ones((2, 2))], [jnp.ones(3), jnp.eye(2)]),
+}
+
+
+def check_that_it_converges(optimizer: Any, problems: Iterable[str]) -> None:
+    start, target = ({name: PROBLEMS[name][part] for name in problems} for part in (0, 1))
 
     def loss(params: Any) -> jax.Array:
-        x, y = params["rosenbrock"]
-        others = {key: params[key] - target[key] for key in ("parabola", "matrix")}
-        tensors = jax.tree.map(jnp.subtract, params["tensors"], target["tensors"])
-        squares = optax.tree.norm([others, tensors], squared=True)
-        return squares + (1 - x) ** 2 + 100 * (y - x**2) ** 2
+        others = {key: part for key, part in params.items() if key != "rosenbrock"}
+        others_target = {key: target[key] for key in others}
+        squares = optax.tree.norm(optax.tree.sub(others, others_target), squared=True)
+        if "rosenbrock" in params:
+            x, y = params["rosenbrock"]
+            squares += (1 - x) ** 2 + 100 * (y - x**2) ** 2
+        return squares
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         params, state = carry
@@ -134,6 +143,18 @@ def test_it_converges(name: str) -> None:
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-2, atol=3e-2), params, target
     )
+
+
+def test_it_converges(name: str) -> None:
+    """On four problems at once: no tensor's update depends on another's."""
+    check_that_it_converges(optax.chain(make(name), TRANSFORMATIONS[name][2]), PROBLEMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_it_converges_at_a_constant_rate(name: str, problem: str) -> None:
+    after = optax.identity() if name == "adamw" else TRANSFORMATIONS[name][2]
+    check_that_it_converges(optax.chain(make(name), after), [problem])
 
 
 def test_a_compiled_update_equals_an_eager_one_and_is_compiled_once(wrapped: Any) -> None:
@@ -150,29 +171,32 @@ def test_a_compiled_update_equals_an_eager_one_and_is_compiled_once(wrapped: Any
     assert len(traces) == 1
 
 
-def test_injected_hyperparameters_change_nothing(name: str) -> None:
+@pytest.mark.parametrize("how", ["eager", pytest.param("jit", marks=pytest.mark.slow)])
+def test_injected_hyperparameters_change_nothing(name: str, how: str) -> None:
     plain, other = make(name), injected(name)
-    updates, state = plain.update(grads(), plain.init(PARAMS), PARAMS)
-    updates_other, state_other = other.update(grads(), other.init(PARAMS), PARAMS)
+    update, update_other = plain.update, other.update
+    if how == "jit":
+        update, update_other = jax.jit(update), jax.jit(update_other)
+    updates, state = update(grads(), plain.init(PARAMS), PARAMS)
+    updates_other, state_other = update_other(grads(), other.init(PARAMS), PARAMS)
     assert_close(updates_other, updates)
     assert_close(state_other.inner_state, state)
 
 
-def test_it_runs_in_scan_and_cond(name: str) -> None:
-    transformation = make(name)
-
+@pytest.mark.parametrize("wrapped", wrapped_cases(ALONE), indirect=True)
+def test_it_runs_in_scan_and_cond(wrapped: Any) -> None:
     def body(carry: Any, step: jax.Array) -> tuple[Any, None]:
         params, state = carry
 
         def take() -> Any:
-            updates, new = transformation.update(grads(step), state, params)
+            updates, new = wrapped.update(grads(step), state, params)
             return optax.apply_updates(params, updates), new
 
         return jax.lax.cond(step >= 0, take, lambda: (params, state)), None
 
-    start = (PARAMS, transformation.init(PARAMS))
+    start = (PARAMS, wrapped.init(PARAMS))
     scanned, _ = jax.jit(lambda c: jax.lax.scan(body, c, jnp.arange(4.0)))(start)
-    assert_close(scanned, steps(transformation, 4))
+    assert_close(scanned, steps(wrapped, 4))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -195,13 +219,20 @@ def test_extra_arguments_pass(wrapped: Any) -> None:
     assert layout(state) == layout(wrapped.init(PARAMS))
 
 
+# One that stores no mask, and one that does.
+SOME_QUICK = [
+    name if name in ("mask", "one-off") else pytest.param(name, marks=pytest.mark.slow)
+    for name in TRANSFORMATIONS
+]
 DTYPES = ("bfloat16", "float16", "float32", "complex64")
+WITH_OTHERS = [(name, "others") for name in TRANSFORMATIONS]
 
 
 @pytest.mark.parametrize(
-    ("name", "dtypes"), [*((name, DTYPES) for name in TRANSFORMATIONS), ("mask", ("float64",))]
+    "case", cases(TRANSFORMATIONS, ["others", "float64"], [*WITH_OTHERS, ("mask", "float64")])
 )
-def test_dtypes_are_kept_and_the_state_stays_as_it_was(name: str, dtypes: tuple[str, ...]) -> None:
+def test_dtypes_are_kept_and_the_state_stays_as_it_was(case: tuple[str, str]) -> None:
+    name, dtypes = case[0], ("float64",) if case[1] == "float64" else DTYPES
     with jax.enable_x64("float64" in dtypes):
         optimizer = make(name)
         params = {dtype: jnp.array([-1.0, 10.0, 1.0], dtype) for dtype in dtypes}
@@ -225,7 +256,7 @@ def test_dtypes_are_kept_and_the_state_stays_as_it_was(name: str, dtypes: tuple[
             state = new
 
 
-@pytest.mark.parametrize("name", ["mask", "one-off"])
+@pytest.mark.parametrize("name", SOME_QUICK)
 def test_gradients_accumulate(name: str) -> None:
     """Nothing moves until the last of the gradients, then what their mean gives."""
     optimizer = optax.MultiSteps(make(name), 4)
@@ -243,8 +274,12 @@ def test_gradients_accumulate(name: str) -> None:
         np.testing.assert_allclose(*wide, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("name", "how"), [("mask", "eager"), ("mask", "jit"), ("one-off", "jit")])
-def test_types_with_shardings_stay_as_they_were(name: str, how: str) -> None:
+SHARDED_QUICK = [("mask", "eager"), ("mask", "jit"), ("one-off", "jit")]
+
+
+@pytest.mark.parametrize("case", cases(TRANSFORMATIONS, ["eager", "jit"], SHARDED_QUICK))
+def test_types_with_shardings_stay_as_they_were(case: tuple[str, str]) -> None:
+    name, how = case
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         params = jnp.zeros((2, 8, 4), "float16", out_sharding=NamedSharding(mesh, P(None, "x")))
@@ -267,6 +302,12 @@ def test_a_tree_may_have_more_entries_than_32_bits_count() -> None:
     state = jax.eval_shape(transformation.init, shapes)
     updates, new = jax.eval_shape(transformation.update, shapes, state)
     assert layout((updates, new)) == layout((shapes, state))
+
+
+def test_the_fields_can_be_read() -> None:
+    _, state = steps(masked_adamw(0.2, 1e-1), 2)
+    assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(6 / 33)
+    assert set(optax.tree.get(state, "threshold")) == {"w", "b"}
 
 
 def test_an_injected_ratio_can_be_changed() -> None:
@@ -295,3 +336,14 @@ def test_only_the_wrapped_leaves_are_masked(wrapper: str, untouched: bool) -> No
     assert int(jnp.sum(out["w"] == 0)) == 12
     expected = grads()["b"] if untouched else -0.1 * grads()["b"]
     np.testing.assert_allclose(out["b"], expected, rtol=1e-6)
+
+
+def test_masked_weights_move_under_adamw_and_not_under_sgd() -> None:
+    """What the documentation says of the two."""
+    weights = jnp.ones(10)
+    gradient = jnp.arange(1.0, 11.0)
+    for inner, moves in ((optax.adamw(0.1, weight_decay=0.1), True), (optax.sgd(0.1), False)):
+        optimizer = optax.chain(gmt_mask(0.2), inner)
+        updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
+        assert bool(jnp.any(updates[:2] != 0)) is moves
+        assert bool(jnp.all(updates[2:] != 0))

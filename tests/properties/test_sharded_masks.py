@@ -15,11 +15,18 @@ from jax.sharding import PartitionSpec as P
 from gmt_jax import gmt_mask
 
 # Each with the number of stacked axes: a whole leaf, split tensors, split stacks.
-CASES = [
+QUICK = [
     (P(), 0),
     (P("y", None, "x"), 0),
     (P(None, ("x", "y")), 0),
     (P("x", "y"), 1),
+]
+OTHERS = [
+    (P("x"), 0),
+    (P(None, "x"), 0),
+    (P("x", "y"), 0),
+    (P(("x", "y")), 0),
+    (P(None, "x", "y"), 1),
 ]
 AXIS_TYPES = [(AxisType.Auto,) * 2, (AxisType.Explicit,) * 2]
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter")
@@ -45,13 +52,14 @@ def gradient() -> np.ndarray:
 
 
 @pytest.mark.parametrize("axis_types", AXIS_TYPES, ids=str)
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)])
 def test_every_sharding_gives_the_bits_of_one_device(
-    gradient: np.ndarray, axis_types: tuple[AxisType, ...]
+    gradient: np.ndarray, axis_types: tuple[AxisType, ...], cases: list[tuple[P, int]]
 ) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=axis_types)
-    spread = [jax.device_put(gradient, NamedSharding(mesh, spec)) for spec, _ in CASES]
+    spread = [jax.device_put(gradient, NamedSharding(mesh, spec)) for spec, _ in cases]
     transformation = gmt_mask(
-        0.29, num_stacked_axes=[num_stacked_axes for _, num_stacked_axes in CASES]
+        0.29, num_stacked_axes=[num_stacked_axes for _, num_stacked_axes in cases]
     )
     with jax.set_mesh(mesh):
         state = jax.jit(transformation.init)(spread)
@@ -61,7 +69,7 @@ def test_every_sharding_gives_the_bits_of_one_device(
     alone = {
         num_stacked_axes: on_one_device(gradient, num_stacked_axes) for num_stacked_axes in (0, 1)
     }
-    for index, (_, num_stacked_axes) in enumerate(CASES):
+    for index, (_, num_stacked_axes) in enumerate(cases):
         for out in (compiled[index], eager[index]):
             assert out.sharding.is_equivalent_to(spread[index].sharding, 3)
             np.testing.assert_array_equal(
@@ -77,7 +85,10 @@ def on_one_device(gradient: np.ndarray, num_stacked_axes: int) -> np.ndarray:
 def test_one_threshold_for_a_spread_tree_is_that_of_one_device(gradient: np.ndarray) -> None:
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
-        tree = [jax.device_put(gradient * n, NamedSharding(mesh, CASES[n][0])) for n in (1, 2, 3)]
+        tree = [
+            jax.device_put(gradient * n, NamedSharding(mesh, spec))
+            for n, (spec, _) in enumerate(OTHERS[:3], 1)
+        ]
         transformation = gmt_mask(0.29, scope="global")
         with jax.set_mesh(mesh):
             out, state = jax.jit(transformation.update)(tree, transformation.init(tree))

@@ -40,27 +40,27 @@ def mesh() -> Iterator[Mesh]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", cached_from)
 
 
-def gradients(mesh: Mesh) -> Any:
+def gradients(mesh: Mesh, leaves: int) -> Any:
     """Stacked leaves of 134 MB a device, split along one axis or the other, and a small one."""
     specs = [P(None, "x"), P(None, None, "x")]
     tree = {
         f"layers {n}": jax.ShapeDtypeStruct(
             (8, 4096, 4096), "float32", sharding=NamedSharding(mesh, specs[n % 2])
         )
-        for n in range(2)
+        for n in range(leaves - 1)
     }
     small = jax.ShapeDtypeStruct((4096,), "bfloat16", sharding=NamedSharding(mesh, P("x")))
     return {"norm": small, **tree}
 
 
 @cache
-def compiled_update(mesh: Mesh, masked: bool) -> Any:
+def compiled_update(mesh: Mesh, leaves: int, masked: bool) -> Any:
     """An AdamW update as in training: parameters and moments are donated."""
     mask = (
         [gmt_mask(0.2, num_stacked_axes=lambda path: int(path[-1].key != "norm"))] if masked else []
     )
     optimizer = optax.chain(*mask, optax.adamw(1e-3))
-    tree = gradients(mesh)
+    tree = gradients(mesh, leaves)
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
@@ -93,21 +93,22 @@ def operations(text: str, *kinds: str) -> list[tuple[str, int]]:
 
 
 def part_of_a_device(mesh: Mesh) -> float:
-    tree = gradients(mesh).values()
+    tree = gradients(mesh, 6).values()
     return sum(leaf.size * leaf.dtype.itemsize for leaf in tree) / mesh.size
 
 
 def test_only_a_small_sample_is_exchanged_and_nothing_is_sorted(mesh: Mesh) -> None:
-    text = compiled_update(mesh, True).as_text()
+    text = compiled_update(mesh, 6, True).as_text()
     exchanged = operations(text, *COLLECTIVES)
     assert exchanged, "counts must be exchanged"
     assert max(size for _, size in exchanged) <= 0.005 * part_of_a_device(mesh)
     assert not operations(text, "sort")
 
 
-def test_a_count_is_one_collective_for_the_whole_tree(mesh: Mesh) -> None:
+@pytest.mark.parametrize("leaves", [2, 6])
+def test_a_count_is_one_collective_for_the_whole_tree(mesh: Mesh, leaves: int) -> None:
     """And reading thresholds off the data takes two: a sum and minima."""
-    parts = computations(compiled_update(mesh, True).as_text())
+    parts = computations(compiled_update(mesh, leaves, True).as_text())
     branches = [text for name, text in parts.items() if "main" not in name]
     found = sorted(filter(None, (operations(text, *COLLECTIVES) for text in branches)), key=len)
     assert [[kind for kind, _ in branch] for branch in found] == [
@@ -120,7 +121,7 @@ def test_a_count_is_one_collective_for_the_whole_tree(mesh: Mesh) -> None:
 
 def test_the_mask_adds_no_copy_of_the_gradients(mesh: Mesh) -> None:
     plain, masked = (
-        compiled_update(mesh, masked).memory_analysis().peak_memory_in_bytes
+        compiled_update(mesh, 6, masked).memory_analysis().peak_memory_in_bytes
         for masked in (False, True)
     )
     assert masked - plain <= 0.01 * part_of_a_device(mesh)
