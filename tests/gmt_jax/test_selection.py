@@ -134,7 +134,8 @@ def canonical(array: Any) -> np.ndarray:
     array = np.asarray(array)
     if "GMT_JAX_TEST_OPTIMISED" in os.environ:
         return array
-    return np.where(np.isnan(array), np.full_like(array, np.nan), array)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return np.where(np.isnan(array), np.full_like(array, np.nan), array)
 
 
 def bits(array: Any) -> np.ndarray:
