@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train.config.masks import NoMask
+from train.config.masks import GmtMask, NoMask
 from train.config.optimizer import OptimizerSection
 from train.optimizer import make_optimizer, make_schedule
 from train.sharding import make_mesh
@@ -51,9 +51,10 @@ def _params() -> Any:
     }
 
 
-def test_weight_decay_is_on_matrices_alone(params: Any) -> None:
+@pytest.mark.parametrize("mask", [NO_MASK, GmtMask()], ids=["unmasked", "masked"])
+def test_weight_decay_is_on_matrices_alone(params: Any, mask: Any) -> None:
     config = OptimizerSection(
-        weight_decay=0.5, lr_schedule="constant", learning_rate=1.0, mask=NO_MASK
+        weight_decay=0.5, lr_schedule="constant", learning_rate=1.0, mask=mask
     )
     optimizer = make_optimizer(config, 10)
     nothing = jax.tree.map(jnp.zeros_like, params)
@@ -85,9 +86,10 @@ def test_the_norm_is_clipped_before_the_mask(params: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen, expected)
 
 
-def test_the_first_moment_can_be_bfloat16(params: Any) -> None:
+@pytest.mark.parametrize("mask", [NO_MASK, GmtMask()], ids=["unmasked", "masked"])
+def test_the_first_moment_can_be_bfloat16(params: Any, mask: Any) -> None:
     plain, half = (
-        make_optimizer(OptimizerSection(mu_dtype=dtype, mask=NO_MASK), 10) for dtype in DTYPES
+        make_optimizer(OptimizerSection(mu_dtype=dtype, mask=mask), 10) for dtype in DTYPES
     )
     updates, state = half.update(params, half.init(params), params)
     kinds = {
@@ -103,6 +105,60 @@ def test_without_a_mask_nothing_is_masked(params: Any) -> None:
     optimizer = make_optimizer(OptimizerSection(mask=NO_MASK), 10)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves(updates))
+
+
+# What each kind of mask needs, and the share of the entries of the tree below that it masks.
+KINDS: dict[str, tuple[dict[str, Any], float]] = {
+    "gmt": ({}, 0.25),
+    "random_mask": ({"every": 2}, 0.25),
+    "one_off": ({}, 0.25),
+    "every_few": ({"every": 2}, 0.25),
+    "gradient_to_weight": ({"every": 1}, 0.25),
+    "magnitude": ({"scope": "global"}, 0.25),
+    "fisher": ({"warmup": 0}, 0.25),
+    "hft": ({"every": 2}, 0.4),
+    "lisa": ({"every": 2, "num_layers": 1}, 0.4),
+}
+
+
+def _decoder(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    attention = {name: rng.standard_normal((2, 4, 4)).astype("f4") for name in ("q", "k", "v", "o")}
+    return {"embed": rng.standard_normal((4, 8)).astype("f4"), "layers": {"attn": attention}}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind == "gmt" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
+def test_every_kind_of_mask_leaves_other_weights_as_they_are_to_the_bit(kind: str) -> None:
+    keys, share = KINDS[kind]
+    ratio = {} if kind in ("hft", "lisa") else {"mask_ratio": 0.25}
+    section = OptimizerSection(
+        learning_rate=1e-2, weight_decay=0.1, mask={"kind": kind, **ratio, **keys}
+    )
+    optimizer = make_optimizer(section, 10, seed=1)
+    params = jax.tree.map(jnp.asarray, _decoder(0))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step in range(3):
+        before = params
+        updates, state = update(_decoder(1 + step), state, params)
+        params = optax.apply_updates(params, updates)
+        same = jax.tree.map(lambda a, b: a.view("u4") == b.view("u4"), before, params)
+        assert np.mean(np.concatenate([np.ravel(s) for s in jax.tree.leaves(same)])) == share
+    assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(share)
+
+
+@pytest.mark.slow
+def test_ratios_differ_by_path_and_move_over_the_run(params: Any) -> None:
+    mask = {"kind": "gmt", "mask_ratio": 0.0, "final_mask_ratio": 0.5}
+    mask |= {"mask_ratios": {"head": 0.25}}
+    optimizer = make_optimizer(OptimizerSection(mask=mask), 3)
+    state = optimizer.init(params)
+    for share in (0.0, 0.25, 0.5):
+        updates, state = optimizer.update(params, state, params)
+        assert float(jnp.mean(updates["head"] == 0)) == 0.25
+        assert float(jnp.mean(updates["layers"]["w"] == 0)) == share
 
 
 def test_a_mask_that_lasts_is_sharded_as_the_parameters_are(params: Any) -> None:

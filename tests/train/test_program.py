@@ -70,23 +70,24 @@ def test_compiled_programs_are_kept_in_the_cache_unless_jax_has_a_folder(
         jax.config.update(name, before)
 
 
-def _program(file: Path, mesh: dict[str, int]) -> Program:
-    overrides = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
-    # The mask is left out: most of the time to compile is its search, which gathers no weights.
-    config = load_config(file, [*overrides, "optimizer.mask.kind=none"])
+def _program(file: Path, mesh: dict[str, int], *overrides: str) -> Program:
+    axes = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+    config = load_config(file, [*axes, *overrides])
     model = load_model_config(Path(config.model.path))
     # Enough layers that one of them is far smaller than their stack.
     model = dataclasses.replace(model, num_hidden_layers=16, windows=(None,) * 16)
     return Program(config, model, make_mesh(**mesh), config.steps or 1)
 
 
+# Most of the time to compile is the search of the mask.
+@pytest.mark.parametrize("mask", ["none", pytest.param("gmt_mask", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 4}], ids=str
 )
 def test_weights_are_gathered_layer_by_layer(
-    write_config: Callable[..., Path], mesh: dict[str, int]
+    write_config: Callable[..., Path], mesh: dict[str, int], mask: str
 ) -> None:
-    program = _program(write_config(), mesh)
+    program = _program(write_config(), mesh, f"optimizer.mask.kind={mask}")
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
     collectives = program_cost(lowered.compile().as_text()).step.collectives

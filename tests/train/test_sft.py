@@ -62,16 +62,18 @@ def _assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(a[name].view(np.uint32), b[name].view(np.uint32), name)
 
 
-def test_it_learns_and_records(write_config: Write) -> None:
-    run = _train(write_config(evaluation={"every": 3, "prompts": ["3+9="]}))
+@pytest.mark.parametrize("steps", [6, pytest.param(12, marks=pytest.mark.slow)])
+def test_it_learns_and_records(write_config: Write, steps: int) -> None:
+    evaluation = {"every": steps // 2, "prompts": ["3+9="]}
+    run = _train(write_config(steps=steps, evaluation=evaluation))
     eval_losses = _losses(run, "eval_loss")
     assert len(eval_losses) == 3
     assert eval_losses[-1] < 0.9 * eval_losses[0]
-    assert _losses(run, "masked_fraction") == pytest.approx([0.2] * 6, abs=0.01)
+    assert _losses(run, "masked_fraction") == pytest.approx([0.2] * steps, abs=0.01)
     assert all(0 <= share < 1 for share in _losses(run, "data_wait"))
-    assert len(_losses(run, "data_wait")) == 6
-    assert run.config().steps == 6
-    assert [r["step"] for r in read_records(run.samples_file)] == [0, 6]
+    assert len(_losses(run, "data_wait")) == steps
+    assert run.config().steps == steps
+    assert [r["step"] for r in read_records(run.samples_file)] == [0, steps]
 
 
 def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
@@ -79,20 +81,29 @@ def test_plain_fine_tuning_masks_nothing(write_config: Write) -> None:
     assert _losses(run, "masked_fraction") == [0.0, 0.0]
 
 
+FISHER = "{kind: fisher, mask_ratio: 0.5, warmup: 1, report: true}"
+
+
+def test_it_trains_under_a_mask_that_lasts(write_config: Write) -> None:
+    run = _train(write_config(steps=2), f"optimizer.mask={FISHER}")
+    assert _losses(run, "masked_fraction") == pytest.approx([1.0, 0.5], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_devices")
 @pytest.mark.parametrize(
     ("mask", "masked"),
     [
-        pytest.param(
-            "{kind: random_mask, mask_ratio: 0.5, every: 2}", [0.5, 0.5], marks=pytest.mark.slow
-        ),
-        ("{kind: fisher, mask_ratio: 0.5, warmup: 1, report: true}", [1.0, 0.5]),
-        pytest.param("{kind: lisa, every: 1, num_layers: 1}", [0.33, 0.33], marks=pytest.mark.slow),
+        ("{kind: random_mask, mask_ratio: 0.5, every: 2}", [0.5, 0.5]),
+        (FISHER, [1.0, 0.5]),
+        ("{kind: lisa, every: 1, num_layers: 1}", [0.33, 0.33]),
     ],
+    ids=["random_mask", "fisher", "lisa"],
 )
-def test_it_trains_under_every_kind_of_mask(
+def test_it_trains_under_every_kind_of_mask_on_a_mesh(
     write_config: Write, mask: str, masked: list[float]
 ) -> None:
-    run = _train(write_config(steps=2), f"optimizer.mask={mask}")
+    run = _train(write_config(steps=2), f"optimizer.mask={mask}", "mesh={fsdp: 4, tensor: 2}")
     assert _losses(run, "masked_fraction") == pytest.approx(masked, abs=0.02)
 
 
@@ -121,8 +132,8 @@ def test_every_mesh_gives_the_same_losses(
         f"mesh={{data: {data}, fsdp: {fsdp}, context: {context}, tensor: {tensor}}}",
     )
     again = write_config(steps=3, run=str(spread.folder) + "-alone")
-    with pytest.MonkeyPatch.context() as patch:  # The two devices of the other tests.
-        patch.setattr(jax, "devices", lambda: all_devices[:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: all_devices[:1])
         alone = _train(again, dtype)
     tolerance = 2e-4 if compute_dtype == "float32" else 2e-2
     np.testing.assert_allclose(_losses(spread), _losses(alone), rtol=tolerance)
@@ -161,6 +172,7 @@ def test_a_stopped_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_devices")  # Its process has all of them.
 def test_a_killed_run_ends_with_the_same_bits(write_config: Write, tmp_path: Path) -> None:
     file = write_config(steps=60, evaluation={"every": 60}, checkpoint={"every": 5, "keep": 2})
     whole = _train(file)
@@ -178,16 +190,27 @@ def test_a_killed_run_ends_with_the_same_bits(write_config: Write, tmp_path: Pat
     _assert_same_bits(_weights(killed, tmp_path), _weights(whole, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("num_devices", "mesh"),
+    [
+        (2, "{data: 1, fsdp: 2, context: 2, tensor: 2}"),
+        pytest.param(8, "{data: 2, fsdp: 2, tensor: 2}", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_on_another_mesh(
-    write_config: Write, all_devices: list[jax.Device], monkeypatch: pytest.MonkeyPatch
+    write_config: Write,
+    all_devices: list[jax.Device],
+    monkeypatch: pytest.MonkeyPatch,
+    num_devices: int,
+    mesh: str,
 ) -> None:
     file = write_config()
     with monkeypatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: all_devices[:2])
-        first = _train(file)
+        patch.setattr(jax, "devices", lambda: all_devices[:num_devices])
+        first = _train(file, f"mesh.fsdp={num_devices}")
     before = _losses(first)
     (first.checkpoints / "6").rename(first.folder / "set-aside")
-    _train(file, "mesh={data: 1, fsdp: 2, context: 2, tensor: 2}", resume=True)
+    _train(file, f"mesh={mesh}", resume=True)
     np.testing.assert_allclose(_losses(first), before, rtol=2e-4)
 
 
@@ -271,16 +294,20 @@ def test_the_saved_config_is_whole(write_config: Write) -> None:
     assert load_config(run.config_file) == run.config()
 
 
-def _stream(write_config: Write, tiny_data: Path, **data: object) -> Path:
-    stream = {"streaming": True, "eval_fraction": 0, "shuffle_buffer": 7}
-    return write_config(data={"train": [str(tiny_data)], **stream, **data})
-
-
 @pytest.mark.parametrize("packing", ["none", "packed"])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"size": 8},
+        pytest.param({"size": 16, "num_microbatches": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["whole", "microbatches"],
+)
 def test_a_stopped_stream_ends_with_the_same_bits(
-    write_config: Write, tiny_data: Path, tmp_path: Path, packing: str
+    write_config: Write, tiny_data: Path, tmp_path: Path, packing: str, batch: dict[str, int]
 ) -> None:
-    file = _stream(write_config, tiny_data, packing=packing)
+    stream = {"streaming": True, "eval_fraction": 0, "shuffle_buffer": 7, "packing": packing}
+    file = write_config(data={"train": [str(tiny_data)], **stream}, batch=batch)
     whole = _train(file)
     override = f"run={whole.folder}-stopped"
 

@@ -1,6 +1,6 @@
 """The update: microbatches, meshes, and the shardings of its state."""
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import jax
@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from gmt_jax import gmt_mask
+from train.config.masks import GmtMask
+from train.config.optimizer import OptimizerSection
+from train.optimizer import make_optimizer
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
 from train.step import TrainState, jit_train_step, state_shardings
 
@@ -37,10 +39,25 @@ def _batch() -> dict[str, np.ndarray]:
     return {"tokens": tokens, "targets": targets, "weights": weights}
 
 
+PLAIN = optax.sgd(0.1, momentum=0.9)
+MASKED = make_optimizer(
+    OptimizerSection(
+        learning_rate=1e-2,
+        lr_schedule="constant",
+        clip_norm=None,
+        weight_decay=1e-4,
+        mask=GmtMask(mask_ratio=0.3),
+    ),
+    steps=5,
+)
+
+
 def _train(
-    num_microbatches: int, mesh: jax.sharding.Mesh, steps: int = 5
+    num_microbatches: int,
+    mesh: jax.sharding.Mesh,
+    steps: int = 5,
+    optimizer: optax.GradientTransformation = PLAIN,
 ) -> tuple[list[float], TrainState]:
-    optimizer = optax.sgd(0.1, momentum=0.9)
     params = _params()
     shapes = jax.eval_shape(lambda: params)
     shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
@@ -60,10 +77,15 @@ def _one_device() -> jax.sharding.Mesh:
     return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
-@lru_cache
-def _alone() -> tuple[list[float], TrainState]:
+def _name(value: object) -> str:
+    """The name of a test's parameter."""
+    return {id(PLAIN): "plain", id(MASKED): "masked"}.get(id(value), str(value))
+
+
+@cache
+def _alone(optimizer: optax.GradientTransformation = PLAIN) -> tuple[list[float], TrainState]:
     """Five updates on one device, without microbatches."""
-    return _train(1, _one_device())
+    return _train(1, _one_device(), optimizer=optimizer)
 
 
 def test_the_loss_is_the_mean_over_all_target_tokens() -> None:
@@ -72,10 +94,22 @@ def test_the_loss_is_the_mean_over_all_target_tokens() -> None:
     assert losses[0] == pytest.approx(float(total / weight), rel=1e-6)
 
 
-@pytest.mark.parametrize("num_microbatches", [2, 8])
-def test_microbatches_do_not_change_the_training(num_microbatches: int) -> None:
-    whole, state = _alone()
-    pieces, other = _train(num_microbatches, _one_device())
+@pytest.mark.parametrize(
+    ("num_microbatches", "optimizer"),
+    [
+        (2, PLAIN),
+        (8, PLAIN),
+        (4, MASKED),
+        pytest.param(2, MASKED, marks=pytest.mark.slow),
+        pytest.param(8, MASKED, marks=pytest.mark.slow),
+    ],
+    ids=_name,
+)
+def test_microbatches_do_not_change_the_training(
+    num_microbatches: int, optimizer: optax.GradientTransformation
+) -> None:
+    whole, state = _alone(optimizer)
+    pieces, other = _train(num_microbatches, _one_device(), optimizer=optimizer)
     np.testing.assert_allclose(pieces, whole, rtol=2e-5)
     assert whole[-1] < whole[0]
     jax.tree.map(
@@ -83,16 +117,29 @@ def test_microbatches_do_not_change_the_training(num_microbatches: int) -> None:
     )
 
 
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)]
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8)],
-    ids=str,
+    ("shape", "optimizer"),
+    [
+        *((shape, PLAIN) for shape in MESHES),
+        ((2, 2, 2), MASKED),
+        *(
+            pytest.param(shape, MASKED, marks=pytest.mark.slow)
+            for shape in MESHES
+            if shape != (2, 2, 2)
+        ),
+    ],
+    ids=_name,
 )
-def test_every_mesh_gives_the_losses_of_one_device(shape: tuple[int, ...]) -> None:
-    alone, _ = _alone()
-    spread, state = _train(1, make_mesh(*shape))
+def test_every_mesh_gives_the_losses_of_one_device(
+    shape: tuple[int, ...], optimizer: optax.GradientTransformation
+) -> None:
+    alone, _ = _alone(optimizer)
+    spread, state = _train(1, make_mesh(*shape), optimizer=optimizer)
     np.testing.assert_allclose(spread, alone, rtol=2e-5)
-    momentum = optax.tree.get(state.opt_state, "trace")
+    momentum = optax.tree.get(state.opt_state, "trace" if optimizer is PLAIN else "mu")
     for moment, weight in zip(
         jax.tree.leaves(momentum), jax.tree.leaves(state.params), strict=True
     ):
@@ -101,12 +148,11 @@ def test_every_mesh_gives_the_losses_of_one_device(shape: tuple[int, ...]) -> No
 
 def test_the_second_update_compiles_nothing() -> None:
     mesh = make_mesh(2, 2, 2)
-    optimizer = optax.chain(gmt_mask(0.3), optax.sgd(0.1, momentum=0.9))
     params = _params()
     shapes = jax.eval_shape(lambda: params)
-    shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
-    state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)), shardings)
-    step = jit_train_step(_loss, optimizer, mesh, shardings)
+    shardings = state_shardings(mesh, MASKED, shapes, param_shardings(mesh, shapes, AXES))
+    state = jax.device_put(TrainState(jnp.int32(0), params, MASKED.init(params)), shardings)
+    step = jit_train_step(_loss, MASKED, mesh, shardings)
     batch = jax.device_put({k: v[None] for k, v in _batch().items()}, microbatch_sharding(mesh))
     for _ in range(2):
         state, metrics = step(state, batch)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,11 +105,25 @@ def test_bad_model(
     assert message in _fails(capsys, write_config(model={"path": str(model)}))
 
 
-def test_piped_output_has_no_control_characters(write_config: Write, capsys: Capture) -> None:
-    settings = ["steps=2", "data.eval_fraction=0", "optimizer.mask.kind=none"]
+@pytest.mark.slow
+def test_a_pipe_gets_plain_lines(write_config: Write) -> None:
+    command = [sys.executable, "-m", "train", "sft", "--config", str(write_config(steps=2))]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "step 2/2  loss " in process.stdout
+    assert "eval loss" in process.stdout
+    assert "\x1b" not in process.stdout
+
+
+@pytest.mark.parametrize("eval_fraction", [0, pytest.param(0.2, marks=pytest.mark.slow)])
+def test_piped_output_has_no_control_characters(
+    write_config: Write, capsys: Capture, eval_fraction: float
+) -> None:
+    settings = ["steps=2", f"data.eval_fraction={eval_fraction}", "optimizer.mask.kind=none"]
     assert main(["sft", "--config", str(write_config()), *settings]) == 0
     out = capsys.readouterr().out
     assert "step 2/2  loss " in out
+    assert ("eval loss" in out) == (eval_fraction > 0)
     assert "\x1b" not in out
 
 

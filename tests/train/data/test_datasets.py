@@ -224,10 +224,11 @@ def test_a_hub_data_set_with_two_splits(
         build("some/set", eval="some/set")
 
 
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_standard_library(
-    build: Any, tokenizer: Any, stdlib: Any, monkeypatch: pytest.MonkeyPatch
+    build: Any, tokenizer: Any, stdlib: Any, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    some = (stdlib[0][::20], stdlib[1][::5])
+    some = (stdlib[0][::every], stdlib[1][:: min(every, 5)])
     monkeypatch.setattr("train.data.datasets.load_stdlib", lambda fraction: some)
     made = build("python-stdlib", max_length=512, limit=20, eval_limit=10)
     assert (len(made.train.lengths), len(made.eval.lengths)) == (20, 10)

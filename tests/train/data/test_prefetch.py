@@ -1,5 +1,9 @@
 """Batches on the devices ahead of time; each process brings its own rows."""
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from types import SimpleNamespace
@@ -122,3 +126,60 @@ def test_a_process_has_the_rows_of_its_devices(
     assert local_rows(mesh, 8).tolist() == rows
     assert microbatch_rows(mesh, 2, 8).tolist() == [*rows, *(8 + row for row in rows)]
     assert row_group(mesh, 8) == group
+
+
+SCRIPT = """
+import sys
+from contextlib import closing
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from train.data.batches import Batches
+from train.data.packing import best_fit
+from train.data.prefetch import microbatch_rows, prefetch, row_group, to_devices
+from train.data.tokenize import Example
+from train.sharding import make_mesh
+
+lengths = np.random.default_rng(0).integers(1, 17, 45)
+examples = [Example(np.arange(n, dtype=np.int32) + 100, np.arange(n) > 0) for n in lengths]
+batches = Batches(
+    examples, best_fit(lengths, 16), lengths, batch_size=8, max_length=16, seed=0, packing="packed"
+)
+process = jax.process_index()
+for shape, num_rows, group in (
+    ((4, 1, 1), 4, (process, 2)), ((2, 1, 2), 4, (process, 2)), ((1, 1, 4), 8, (0, 1))
+):
+    mesh = make_mesh(*shape)
+    assert row_group(mesh, 4) == group, (shape, row_group(mesh, 4))
+    rows = microbatch_rows(mesh, 2, 4)
+    assert len(rows) == num_rows, (shape, rows)
+    local = prefetch(lambda s: batches.batch(s, rows), lambda a: to_devices(a, mesh, 2), 5)
+    with closing(local) as iterator:
+        iterator.set_state({"next_index": 3})
+        for step, batch in zip((3, 4), iterator, strict=True):
+            for name, whole in batches.batch(step).items():
+                assert batch[name].shape == (2, 4, 16)
+                gathered = process_allgather(batch[name], tiled=True)
+                np.testing.assert_array_equal(gathered, whole.reshape(2, 4, 16))
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_brings_its_rows() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, port, str(index)],
+            env={"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs

@@ -17,7 +17,15 @@ from train.sharding import make_mesh
 
 T = 300  # Several blocks, of which the last is not full.
 CASES = pytest.mark.parametrize(
-    ("window", "packed"), [(None, False), (None, True), (1, False), (70, True)]
+    ("window", "packed"),
+    [
+        (None, False),
+        (None, True),
+        (1, False),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(70, False, marks=pytest.mark.slow),
+        (70, True),
+    ],
 )
 
 
@@ -107,14 +115,30 @@ def test_what_cudnn_is_asked_for_is_plain_attention(
     _assert_equal("cudnn", packed, window)
 
 
+@pytest.mark.parametrize(
+    ("packed", "length"),
+    [
+        (True, T),
+        pytest.param(True, 200, marks=pytest.mark.slow),
+        pytest.param(False, 200, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("interpreted")
-def test_on_a_mesh_each_device_has_its_rows_and_heads() -> None:
+def test_on_a_mesh_each_device_has_its_rows_and_heads(packed: bool, length: int) -> None:
     with jax.set_mesh(make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])):
-        _assert_equal("splash", True, 70)
+        _assert_equal("splash", packed, 70, length)
 
 
 @pytest.mark.parametrize(
-    ("packed", "window", "length"), [(False, 70, 512), (True, None, 300)], ids=str
+    ("packed", "window", "length"),
+    [
+        (False, 70, 512),
+        (True, None, 300),
+        pytest.param(False, None, 512, marks=pytest.mark.slow),
+        pytest.param(True, None, 512, marks=pytest.mark.slow),
+        pytest.param(True, 70, 512, marks=pytest.mark.slow),
+        pytest.param(False, None, 300, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("interpreted")
 def test_where_rows_are_split_each_device_has_its_queries(

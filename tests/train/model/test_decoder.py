@@ -1,7 +1,7 @@
 """Every family of decoders: transformers' logits, and packed rows.
 
-The models are computed without jit: their operations have the same few shapes for all families, so
-they are compiled once, where jit would compile each family's program.
+Without jit the operations have the same few shapes for all families, so they are compiled once,
+where jit compiles each family's program: those cases are slow.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from train.data.batches import Batches
+from train.data.packing import best_fit
+from train.data.tokenize import Example
 from train.hf.load import load_params
 from train.hf.save import save_params
 from train.model import ComputeOptions, Documents, ModelConfig, forward, load_model_config
@@ -21,6 +25,11 @@ from train.objective.sft import sft_loss
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24)).astype(np.int32)
 LENGTHS = (7, 3, 11, 2, 5, 9, 2, 16)  # Some above and some below every window.
 ROWS = ((0, 5), (2, 4), (3, 1, 6), (7,))  # The documents of each packed row of 16 tokens.
+JITTED = pytest.mark.parametrize(
+    "jitted", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "jitted"]
+)
+FORWARD = jax.jit(forward, static_argnums=0)
+LOSS = jax.jit(sft_loss, static_argnums=(0, 3))
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +56,13 @@ def _torch_logits(model: Any) -> np.ndarray:
     return logits
 
 
-def test_logits_equal_those_of_transformers(reference: tuple[Path, Any]) -> None:
+@JITTED
+def test_logits_equal_those_of_transformers(reference: tuple[Path, Any], jitted: bool) -> None:
     folder, model = reference
     config = load_model_config(folder)
     params = load_params(folder, config)
-    with jax.disable_jit():
-        logits = forward(config, params, jnp.asarray(TOKENS))
+    with jax.disable_jit(not jitted):
+        logits = FORWARD(config, params, jnp.asarray(TOKENS))
     np.testing.assert_allclose(logits, _torch_logits(model), atol=1e-4)
 
 
@@ -89,26 +99,62 @@ def _batch(rows: Sequence[Sequence[int]]) -> dict[str, jax.Array]:
     return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
-def test_each_document_of_a_packed_row_has_the_logits_that_it_has_alone(
-    hf: dict[str, Any], random_params: Any
+def _losses(logits: jax.Array, batch: dict[str, jax.Array]) -> np.ndarray:
+    """The weighted loss of each token, [B, T]."""
+    scores = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return np.asarray(scores * batch["weights"])
+
+
+@JITTED
+def test_each_document_of_a_packed_row_has_the_logits_and_losses_that_it_has_alone(
+    hf: dict[str, Any], random_params: Any, jitted: bool
 ) -> None:
     config = ModelConfig.from_hf(hf)
     params = random_params(config)
     packed, alone = _batch(ROWS), _batch([[document] for document in range(len(LENGTHS))])
     documents = Documents(packed["segment_ids"], packed["positions"])
     del alone["segment_ids"], alone["positions"]
-    with jax.disable_jit():
-        together = forward(config, params, packed["tokens"], documents=documents)
-        apart = forward(config, params, alone["tokens"])
-        losses = [sft_loss(config, params, batch, ComputeOptions()) for batch in (packed, alone)]
+    with jax.disable_jit(not jitted):
+        together = FORWARD(config, params, packed["tokens"], documents=documents)
+        apart = FORWARD(config, params, alone["tokens"])
+        sums = [LOSS(config, params, batch, ComputeOptions()) for batch in (packed, alone)]
+    losses, expected_losses = _losses(together, packed), _losses(apart, alone)
     for row, members in enumerate(ROWS):
         end = 0
         for document in members:
-            begin, end = end, end + LENGTHS[document]
-            expected = apart[document, : LENGTHS[document]]
-            np.testing.assert_allclose(together[row, begin:end], expected, atol=1e-5)
-    assert float(losses[0][1]) == float(losses[1][1]) > 0
-    assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-6)
+            length = LENGTHS[document]
+            begin, end = end, end + length
+            for packed_values, values in ((together, apart), (losses, expected_losses)):
+                expected = values[document, :length]
+                np.testing.assert_allclose(packed_values[row, begin:end], expected, atol=1e-5)
+    assert float(sums[0][1]) == float(sums[1][1]) > 0
+    assert float(sums[0][0]) == pytest.approx(float(sums[1][0]), rel=1e-6)
+
+
+def test_rows_of_the_program_are_the_packed_rows_of_these_tests() -> None:
+    """Batches packs these documents as `_batch` does, in some order of rows."""
+    examples = []
+    for document, length in enumerate(LENGTHS):
+        draw = np.random.default_rng(document)
+        tokens = draw.integers(0, 96, length).astype(np.int32)
+        # The loss mask is of a token itself, and its weight stands where it is the target.
+        loss_mask = np.concatenate([[False], draw.random(length - 1) < 0.7])
+        examples.append(Example(tokens, loss_mask))
+    lengths = np.array(LENGTHS)
+    batches = Batches(
+        examples,
+        best_fit(lengths, 16),
+        lengths,
+        batch_size=4,
+        max_length=16,
+        seed=0,
+        packing="packed",
+    )
+    assert batches.num_eval_batches == 1
+    packed, expected = batches.eval_batch(0), _batch(ROWS)
+    assert packed.keys() == expected.keys()
+    for name, array in expected.items():
+        assert sorted(map(tuple, packed[name].tolist())) == sorted(map(tuple, array.tolist()))
 
 
 def test_without_segments_documents_would_see_each_other(family: Any, random_params: Any) -> None:

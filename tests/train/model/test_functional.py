@@ -38,6 +38,8 @@ def params(config: ModelConfig, random_params: Any) -> Any:
 
 
 FORWARD = jax.jit(forward, static_argnums=(0, 3))
+HIDDEN_STATES = jax.jit(hidden_states, static_argnums=0)
+DECODE = jax.jit(decode, static_argnums=0)
 
 
 def loss(params: Any, config: ModelConfig, tokens: Any, options: ComputeOptions) -> jax.Array:
@@ -91,8 +93,7 @@ def test_a_token_changes_nothing_before_it(config: ModelConfig, params: Any) -> 
 
 
 def test_logits_of_pieces_are_the_pieces_of_logits(config: ModelConfig, params: Any) -> None:
-    with jax.disable_jit():
-        hidden = hidden_states(config, params, ROWS)
+    hidden = HIDDEN_STATES(config, params, ROWS)
     whole = FORWARD(config, params, ROWS)
     assert whole.dtype == jnp.float32
     for piece in (np.s_[:, 3:5], np.s_[:, -1]):
@@ -121,7 +122,17 @@ def test_bfloat16_is_near_and_its_gradient_is_float32(config: ModelConfig, param
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 2, 2), (2, 1, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 2, 2),
+        (1, 2, 2, 2),
+        (2, 1, 1, 4),
+        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        pytest.param((1, 1, 1, 8), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_mesh_changes_no_gradient(
     shape: tuple[int, ...],
     config: ModelConfig,
@@ -140,44 +151,49 @@ def test_a_mesh_changes_no_gradient(
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
-def test_token_by_token_is_the_whole_text_at_once(family: Any, random_params: Any) -> None:
+@pytest.mark.parametrize(
+    ("jitted", "length"), [(False, 8), pytest.param(True, 12, marks=pytest.mark.slow)]
+)
+def test_token_by_token_is_the_whole_text_at_once(
+    family: Any, random_params: Any, jitted: bool, length: int
+) -> None:
     config = ModelConfig.from_hf(family("qwen2-window"))
     params = random_params(config)
-    tokens = np.random.default_rng(0).integers(0, 96, (2, 8)).astype(np.int32)
-    with jax.disable_jit():
-        hidden, cache = decode(config, params, tokens[:, :5], init_cache(config, 2, 12))
+    tokens = np.random.default_rng(0).integers(0, 96, (2, length)).astype(np.int32)
+    with jax.disable_jit(not jitted):
+        hidden, cache = DECODE(config, params, tokens[:, :5], init_cache(config, 2, length + 4))
         pieces = [hidden]
-        for position in range(5, 8):
+        for position in range(5, length):
             token = tokens[:, position : position + 1]
-            hidden, cache = decode(config, params, token, cache)
+            hidden, cache = DECODE(config, params, token, cache)
             pieces.append(hidden)
-        whole = hidden_states(config, params, tokens)
+        whole = HIDDEN_STATES(config, params, tokens)
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=1e-5)
-    assert int(cache.length) == 8
+    assert int(cache.length) == length
 
 
-def test_padding_on_the_left_changes_no_row(family: Any, random_params: Any) -> None:
+@pytest.mark.parametrize("jitted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_padding_on_the_left_changes_no_row(family: Any, random_params: Any, jitted: bool) -> None:
     config = ModelConfig.from_hf(family("mistral"))
     params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, 96, (3, 10)).astype(np.int32)
     start = jnp.array([0, 3, 7])
-    with jax.disable_jit():
-        first, cache = decode(config, params, tokens[:, :8], init_cache(config, 3, 16), start=start)
-        last, _ = decode(config, params, tokens[:, 8:], cache, start=start)
+    with jax.disable_jit(not jitted):
+        first, cache = DECODE(config, params, tokens[:, :8], init_cache(config, 3, 16), start=start)
+        last, _ = DECODE(config, params, tokens[:, 8:], cache, start=start)
         together = jnp.concatenate([first, last], 1)
         assert jnp.all(jnp.isfinite(together))
         for row, begin in enumerate([0, 3, 7]):
-            alone = hidden_states(config, params, tokens[row : row + 1, begin:])
+            alone = HIDDEN_STATES(config, params, tokens[row : row + 1, begin:])
             np.testing.assert_allclose(together[row, begin:], alone[0], atol=1e-5)
 
 
 def _greedy(config: ModelConfig, params: Any, tokens: Any, start: Any, n: int) -> np.ndarray:
     """n new tokens of each row."""
-    step = jax.jit(decode, static_argnums=0)
     cache = init_cache(config, len(tokens), tokens.shape[1] + n)
     new: list[np.ndarray] = []
     for _ in range(n):
-        hidden, cache = step(config, params, tokens, cache, start=start)
+        hidden, cache = DECODE(config, params, tokens, cache, start=start)
         new.append(np.argmax(logits(config, params, hidden[:, -1]), -1).astype(np.int32))
         tokens = new[-1][:, None]
     return np.stack(new, axis=1)
