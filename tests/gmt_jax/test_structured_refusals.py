@@ -1,0 +1,48 @@
+"""Models and numbers that HFT and LISA refuse, and their examples."""
+
+import doctest
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+import gmt_jax.structured
+from gmt_jax import hft, lisa
+from gmt_jax.structured import hft_schedule, lisa_schedule
+
+LAYERS = {"layers": {"attention_norm": jnp.ones((8, 2))}}  # eight of them
+OPTIMIZERS = {
+    "hft": hft(optax.identity(), key=0, every=7),
+    "lisa": lisa(optax.identity(), num_layers=3, key=0, every=7),
+}
+
+
+def test_the_docstrings_run() -> None:
+    result = doctest.testmod(gmt_jax.structured)
+    assert result.attempted > 6
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_unknown_model_is_refused_before_it_is_trained(name: str) -> None:
+    tree = {"transformer": {"h": jnp.ones((4, 2, 2))}}
+    optimizer = OPTIMIZERS[name]
+    with pytest.raises(ValueError, match="no known role: transformer/h;"):
+        optimizer.init(tree)
+    with pytest.raises(ValueError, match="no known role: transformer/h;"):
+        optimizer.update(tree, optimizer.init({}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda: hft_schedule(LAYERS, 0, every=0), "every must be at least 1, got 0"),
+        (lambda: lisa_schedule(LAYERS, 1, 0, every=-1), "every must be at least 1, got -1"),
+        (lambda: lisa_schedule(LAYERS, 0, 0, every=1), "num_layers must be at least 1, got 0"),
+        (lambda: lisa_schedule(LAYERS, 9, 0, every=1), "cannot train 9 of 8 layers"),
+    ],
+)
+def test_impossible_numbers_are_refused(bad: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bad()
