@@ -7,7 +7,7 @@ from train.data.splits import choose_eval, sample_used
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.2, 0.5, 1.0])
-def test_a_share_is_choose_eval(fraction: float) -> None:
+def test_a_share_of_the_examples_is_for_evaluation(fraction: float) -> None:
     digests = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
     held = choose_eval(digests, fraction, 0)
     assert held.sum() == max(1, round(1000 * fraction))
@@ -20,12 +20,12 @@ def test_equal_examples_are_in_one_split() -> None:
         assert (held == held[0]).all()
 
 
-def test_the_seed_decides_what_is_choose_eval() -> None:
+def test_the_seed_decides_which_examples_those_are() -> None:
     digests = np.arange(40, dtype=np.uint64)
     assert len({choose_eval(digests, 0.2, seed).tobytes() for seed in range(5)}) == 5
 
 
-def test_nothing_is_choose_eval() -> None:
+def test_a_fraction_of_zero_chooses_nothing() -> None:
     assert not choose_eval(np.arange(5, dtype=np.uint64), 0, 0).any()
 
 
