@@ -27,15 +27,15 @@ def lasting_sgd(mask_ratio: Any) -> optax.GradientTransformationExtraArgs:
     return one_off(optax.sgd(1e-3), mask_ratio)
 
 
-RISING = optax.linear_schedule(0.2, 0.5, 3)
-FALLING = optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, 10_000))
-# A transformation on each line: its factory, its hyperparameters, and what follows it so that it
-# descends.
-TRANSFORMATIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], Any]] = {
-    "mask": (gmt_mask, {"mask_ratio": 0.5}, optax.sgd(1e-3)),
-    "adamw": (masked_adamw, {"mask_ratio": RISING, "learning_rate": 1e-2}, FALLING),
-    "gmt": (selective_adam, {"mask_ratio": 0.5}, optax.identity()),
-    "one-off": (lasting_sgd, {"mask_ratio": 0.0}, optax.identity()),
+# A transformation on each line: its factory and its hyperparameters.
+TRANSFORMATIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "mask": (gmt_mask, {"mask_ratio": 0.5}),
+    "adamw": (
+        masked_adamw,
+        {"mask_ratio": optax.linear_schedule(0.2, 0.5, 3), "learning_rate": 1e-2},
+    ),
+    "gmt": (selective_adam, {"mask_ratio": 0.5}),
+    "one-off": (lasting_sgd, {"mask_ratio": 0.0}),
 }
 # What may wrap it.
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
@@ -50,12 +50,12 @@ PARAMS = {"w": jnp.linspace(-1.0, 1.0, 30).reshape(5, 6), "b": jnp.array([0.5, -
 
 
 def make(name: str) -> Any:
-    factory, hyperparams, _ = TRANSFORMATIONS[name]
+    factory, hyperparams = TRANSFORMATIONS[name]
     return factory(**hyperparams)
 
 
 def injected(name: str) -> Any:
-    factory, hyperparams, _ = TRANSFORMATIONS[name]
+    factory, hyperparams = TRANSFORMATIONS[name]
     return optax.inject_hyperparams(factory)(**hyperparams)
 
 
@@ -111,50 +111,6 @@ def layout(tree: Any) -> Any:
 
 
 # What optax's sharding_test, alias_test and _common_test check.
-
-
-PROBLEMS: dict[str, tuple[Any, Any]] = {
-    "parabola": (jnp.array([-1.0, 10.0, 1.0]), jnp.array([1.0, -1.0, 1.0])),
-    "rosenbrock": (jnp.zeros(2), jnp.ones(2)),
-    "matrix": (jnp.zeros((2, 2)), jnp.array([[3.0, -2.0], [1.0, 4.0]])),
-    "tensors": ([jnp.zeros(3), jnp.ones((2, 2))], [jnp.ones(3), jnp.eye(2)]),
-}
-
-
-def check_that_it_converges(optimizer: Any, problems: Iterable[str]) -> None:
-    start, target = ({name: PROBLEMS[name][part] for name in problems} for part in (0, 1))
-
-    def loss(params: Any) -> jax.Array:
-        others = {key: part for key, part in params.items() if key != "rosenbrock"}
-        others_target = {key: target[key] for key in others}
-        squares = optax.tree.norm(optax.tree.sub(others, others_target), squared=True)
-        if "rosenbrock" in params:
-            x, y = params["rosenbrock"]
-            squares += (1 - x) ** 2 + 100 * (y - x**2) ** 2
-        return squares
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=10_000)[0])
-    params, _ = run((start, optimizer.init(start)))
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-2, atol=3e-2), params, target
-    )
-
-
-def test_it_converges(name: str) -> None:
-    """On four problems at once: no tensor's update depends on another's."""
-    check_that_it_converges(optax.chain(make(name), TRANSFORMATIONS[name][2]), PROBLEMS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_it_converges_at_a_constant_rate(name: str, problem: str) -> None:
-    after = optax.identity() if name == "adamw" else TRANSFORMATIONS[name][2]
-    check_that_it_converges(optax.chain(make(name), after), [problem])
 
 
 def test_a_compiled_update_equals_an_eager_one_and_is_compiled_once(wrapped: Any) -> None:
@@ -291,59 +247,3 @@ def test_types_with_shardings_stay_as_they_were(case: tuple[str, str]) -> None:
         assert layout(state) == layout(make(name).init(params))
         assert layout(new) == layout(state)
         assert layout(updates) == layout(params)
-
-
-# What concerns gmt_mask alone.
-
-
-def test_a_tree_may_have_more_entries_than_32_bits_count() -> None:
-    shapes = {"w": jax.ShapeDtypeStruct((3, 2**16, 2**16), "bfloat16")}
-    transformation = gmt_mask(0.2, num_stacked_axes=1)
-    state = jax.eval_shape(transformation.init, shapes)
-    updates, new = jax.eval_shape(transformation.update, shapes, state)
-    assert layout((updates, new)) == layout((shapes, state))
-
-
-def test_the_fields_can_be_read() -> None:
-    _, state = steps(masked_adamw(0.2, 1e-1), 2)
-    assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(6 / 33)
-    assert set(optax.tree.get(state, "threshold")) == {"w", "b"}
-
-
-def test_an_injected_ratio_can_be_changed() -> None:
-    injected = optax.inject_hyperparams(gmt_mask)(mask_ratio=0.2)
-    state = injected.init(PARAMS)
-    for ratio in (0.2, 0.29, 0.5):
-        state.hyperparams["mask_ratio"] = jnp.asarray(ratio)
-        out, state = injected.update(grads(), state)
-        expected, _ = gmt_mask(ratio).update(grads(), gmt_mask(ratio).init(PARAMS))
-        assert_close(out, expected)
-
-
-def test_multi_steps_masks_the_mean_gradient() -> None:
-    optimizer = optax.MultiSteps(optax.chain(gmt_mask(0.5), optax.sgd(1.0)), 2)
-    params = jnp.zeros(4)
-    state = optimizer.init(params)
-    _, state = optimizer.update(jnp.array([1.0, 2.0, 3.0, 4.0]), state, params)
-    out, _ = optimizer.update(jnp.array([9.0, 0.0, 0.0, 0.0]), state, params)
-    np.testing.assert_array_equal(out, [-5.0, 0.0, 0.0, -2.0])
-
-
-@pytest.mark.parametrize(("wrapper", "untouched"), [("masked", True), ("partition", False)])
-def test_only_the_wrapped_leaves_are_masked(wrapper: str, untouched: bool) -> None:
-    optimizer = WRAPPERS[wrapper](gmt_mask(0.4))
-    out, _ = optimizer.update(grads(), optimizer.init(PARAMS), PARAMS)
-    assert int(jnp.sum(out["w"] == 0)) == 12
-    expected = grads()["b"] if untouched else -0.1 * grads()["b"]
-    np.testing.assert_allclose(out["b"], expected, rtol=1e-6)
-
-
-def test_masked_weights_move_under_adamw_and_not_under_sgd() -> None:
-    """What the documentation says of the two."""
-    weights = jnp.ones(10)
-    gradient = jnp.arange(1.0, 11.0)
-    for inner, moves in ((optax.adamw(0.1, weight_decay=0.1), True), (optax.sgd(0.1), False)):
-        optimizer = optax.chain(gmt_mask(0.2), inner)
-        updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
-        assert bool(jnp.any(updates[:2] != 0)) is moves
-        assert bool(jnp.all(updates[2:] != 0))

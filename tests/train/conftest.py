@@ -204,3 +204,17 @@ def saved(family: Any, random_params: Any, tmp_path: Path) -> tuple[Path, ModelC
     folder.mkdir()
     save_params(params, config, folder, "float32")
     return folder, config, params
+
+
+@pytest.fixture
+def all_devices() -> list[jax.Device]:
+    """The eight devices, for tests of meshes; other tests have two."""
+    return jax.devices()
+
+
+@pytest.fixture
+def two_devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, unless the test asks for all: whole runs then share their programs."""
+    if "all_devices" not in request.fixturenames:
+        two = jax.devices()[:2]
+        monkeypatch.setattr(jax, "devices", lambda: two)
