@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 SPECIALS = ["<pad>", "<s>", "<e>"]
@@ -118,3 +119,69 @@ def write_parquet() -> Callable[[Path, list[dict[str, Any]]], Path]:
         return path
 
     return write_parquet
+
+
+@pytest.fixture(scope="session")
+def turns() -> Callable[..., list[dict[str, str]]]:
+    """Turns from s:…, u:…, a:… and t:…"""
+
+    def turns(*contents: str) -> list[dict[str, str]]:
+        roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+        return [{"role": roles[c[0]], "content": c[2:]} for c in contents]
+
+    return turns
+
+
+@pytest.fixture(scope="session")
+def encode_record() -> Callable[..., Any]:
+    """The example of a row that is not a preference pair."""
+    from train.data.chat import render
+    from train.data.records import read_record
+    from train.data.tokenize import encode
+
+    def encode_record(tokenizer: Any, fields: dict[str, Any], loss_on: Any = "assistant") -> Any:
+        return encode(render(read_record(fields), tokenizer, loss_on), tokenizer)[0]
+
+    return encode_record
+
+
+@pytest.fixture(scope="session")
+def encode_error(encode_record: Callable[..., Any]) -> Callable[..., str]:
+    """The error of a row that cannot be encoded."""
+    from train.errors import UserError
+
+    def encode_error(*args: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            encode_record(*args)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return encode_error
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[[Any, Any], tuple[str, str]]:
+    """An example's text with a special token as one letter, and the mask below it."""
+
+    def draw(tokenizer: Any, example: Any) -> tuple[str, str]:
+        assert example.tokens.dtype == np.int32
+        assert example.loss_mask.dtype == np.bool_
+        assert example.tokens.shape == example.loss_mask.shape
+        letters = {"<pad>": "P", "<s>": "S", "<e>": "E", "Ġ": " ", "Ċ": "/"}
+        tokens = tokenizer.convert_ids_to_tokens(example.tokens.tolist())
+        text = "".join(letters.get(token, token) for token in tokens)
+        return text, "".join("^" if t else " " for t in example.loss_mask).rstrip()
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def draw_record(
+    draw: Callable[..., Any], encode_record: Callable[..., Any]
+) -> Callable[..., tuple[str, str]]:
+    """What draw gives of the example of a row that is not a preference pair."""
+
+    def draw_record(tokenizer: Any, *args: Any) -> tuple[str, str]:
+        return draw(tokenizer, encode_record(tokenizer, *args))
+
+    return draw_record

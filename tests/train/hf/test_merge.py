@@ -5,23 +5,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import gmt_jax
 from train.__main__ import main
 
 Capture = pytest.CaptureFixture[str]
 Tensors = dict[str, np.ndarray]
+Change = Callable[[Tensors], None]
+Rewrite = Callable[[Path, Change], None]
+Copy = Callable[[Path, Path], Path]
 WEIGHTS = "model.safetensors"
-
-
-def rewrite(folder: Path, change: Callable[[Tensors], None]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def noisy(tensors: Tensors) -> None:
@@ -31,26 +27,12 @@ def noisy(tensors: Tensors) -> None:
 
 
 @pytest.fixture
-def base(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model in bfloat16."""
-    (tmp_path / "base").mkdir()
-    for file in tiny_model.iterdir():
-        (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
-    rewrite(
-        tmp_path / "base",
-        lambda t: t.update({k: v.astype(ml_dtypes.bfloat16) for k, v in t.items()}),
-    )
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def tuned(base: Path, tmp_path: Path) -> Path:
-    (tmp_path / "tuned").mkdir()
-    for file in base.iterdir():
-        (tmp_path / "tuned" / file.name).write_bytes(file.read_bytes())
-    rewrite(tmp_path / "tuned", noisy)
-    (tmp_path / "tuned" / "chat_template.jinja").write_text("{{ messages }}")
-    return tmp_path / "tuned"
+def tuned(base: Path, tmp_path: Path, rewrite: Rewrite, copy_folder: Copy) -> Path:
+    """The base with noise and a small file of its own."""
+    folder = copy_folder(base, tmp_path / "tuned")
+    rewrite(folder, noisy)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
 
 
 def merge(kind: str, base: Path, tuned: Path, out: Path, *argv: str) -> int:
@@ -132,12 +114,13 @@ def test_numbers_out_of_range_are_refused(
     ],
 )
 def test_models_that_do_not_match_are_refused_by_name(
-    change: Callable[[Tensors], None],
+    change: Change,
     said: str,
     base: Path,
     tuned: Path,
     tmp_path: Path,
     capsys: Capture,
+    rewrite: Rewrite,
 ) -> None:
     rewrite(tuned, change)
     assert merge("interpolate", base, tuned, tmp_path / "merged", "--weight", "0.5") == 2
@@ -148,7 +131,7 @@ def test_models_that_do_not_match_are_refused_by_name(
 
 
 def test_integers_are_refused_by_name(
-    base: Path, tuned: Path, tmp_path: Path, capsys: Capture
+    base: Path, tuned: Path, tmp_path: Path, capsys: Capture, rewrite: Rewrite
 ) -> None:
     for folder in (base, tuned):
         rewrite(folder, lambda t: t.update(steps=np.arange(3)))
