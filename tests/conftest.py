@@ -11,7 +11,7 @@ flags: dict[str, object] = {
     "xla_cpu_collective_call_terminate_timeout_seconds": 300,
 }
 # Most of a test's time is compiling; without optimisation that takes a fourth of the time.
-# `make test-all` runs the library's tests a second time as users compile it.
+# `make test-all` runs the tests that compare bits a second time as users compile them.
 if "GMT_JAX_TEST_OPTIMISED" not in os.environ:
     flags |= {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     if version("jaxlib").startswith("0.10."):  # Later versions have no such flag, and refuse it.
