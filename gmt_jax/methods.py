@@ -205,6 +205,7 @@ def hft(
     every: int,
     *,
     roles: Mapping[str, str] = ROLES,
+    layer_axis: int = 0,
     **options: Unpack[ScheduleOptions],
 ) -> Optimizer:
     """Half Fine-Tuning: half of the matrices of each layer, drawn again every `every` updates.
@@ -231,9 +232,11 @@ def hft(
       Hui et al., `HFT: Half Fine-Tuning for Large Language Models
       <https://arxiv.org/abs/2404.18466>`_, 2024.
     """
-    return train_only(
-        inner, lambda params: hft_schedule(params, key, every, roles=roles), **options
-    )
+
+    def schedule(params: optax.Params) -> MaskSchedule:
+        return hft_schedule(params, key, every, roles=roles, layer_axis=layer_axis)
+
+    return train_only(inner, schedule, **options)
 
 
 def lisa(
@@ -243,6 +246,7 @@ def lisa(
     every: int,
     *,
     roles: Mapping[str, str] = ROLES,
+    layer_axis: int = 0,
     **options: Unpack[ScheduleOptions],
 ) -> Optimizer:
     """LISA: `num_layers` random layers, drawn again every `every` updates, and what is in no layer.
@@ -266,6 +270,6 @@ def lisa(
     """
 
     def schedule(params: optax.Params) -> MaskSchedule:
-        return lisa_schedule(params, num_layers, key, every, roles=roles)
+        return lisa_schedule(params, num_layers, key, every, roles=roles, layer_axis=layer_axis)
 
     return train_only(inner, schedule, **options)

@@ -18,13 +18,19 @@ from gmt_jax.types import Key, Mask, MaskSchedule
 
 
 def hft_schedule(
-    params: optax.Params, key: Key, every: int, *, roles: Mapping[str, str] = ROLES
+    params: optax.Params,
+    key: Key,
+    every: int,
+    *,
+    roles: Mapping[str, str] = ROLES,
+    layer_axis: int = 0,
 ) -> MaskSchedule:
     """The masks of Half Fine-Tuning.
 
     In each transformer layer, 2 of the 4 attention matrices and half of the norms are trained; of
     the 3 feed-forward matrices, 2 in a random half of the layers and 1 in the others. Embeddings
-    and head are always trained. A new half is drawn every `every` updates.
+    and head are always trained. A new half is drawn every `every` updates. A feed-forward layer
+    without a gate has 2 matrices, of which 1 is trained.
 
     The paper leaves these open: halves are rounded up, so that of an odd number L of layers
     (L + 1) / 2 train 2 feed-forward matrices. Norms are halved in each layer, query and key norms
@@ -37,6 +43,7 @@ def hft_schedule(
       key: a key as from ``jax.random.key``, or an integer n for ``jax.random.key(n)``.
       every: the number of updates in a round.
       roles: patterns of the paths of each role, as in `ROLES`.
+      layer_axis: the axis along which layers are stacked, if they are: 1 in MaxText by default.
 
     Returns:
       A pure function of the number of updates done, which may be traced. It returns a tree of
@@ -63,7 +70,7 @@ def hft_schedule(
       <https://arxiv.org/abs/2404.18466>`_, 2024.
     """
     _check_positive(every=every)
-    model = read_model(params, roles)
+    model = read_model(params, roles, layer_axis)
 
     def schedule(count: jax.Array | int) -> Mask:
         sizes = tuple(len(members) for members in model.groups.values())
@@ -83,6 +90,7 @@ def lisa_schedule(
     every: int,
     *,
     roles: Mapping[str, str] = ROLES,
+    layer_axis: int = 0,
 ) -> MaskSchedule:
     """The masks of LISA: a few random layers.
 
@@ -96,6 +104,7 @@ def lisa_schedule(
       key: a key as from ``jax.random.key``, or an integer n for ``jax.random.key(n)``.
       every: the number of updates in a round.
       roles: patterns of the paths of each role, as in `ROLES`.
+      layer_axis: the axis along which layers are stacked, if they are: 1 in MaxText by default.
 
     Returns:
       As `hft_schedule`.
@@ -116,7 +125,7 @@ def lisa_schedule(
       Fine-Tuning <https://arxiv.org/abs/2403.17919>`_, 2024.
     """
     _check_positive(every=every, num_layers=num_layers)
-    model = read_model(params, roles)
+    model = read_model(params, roles, layer_axis)
     if isinstance(num_layers, int) and num_layers > model.num_layers:
         raise ValueError(f"cannot train {num_layers} of {model.num_layers} layers")
 

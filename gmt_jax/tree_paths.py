@@ -4,20 +4,34 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import KeyPath
+from jax.tree_util import DictKey, GetAttrKey, KeyPath
 
 from gmt_jax.types import Key
 
 
 def path_name(path: KeyPath) -> str:
     """The keys of a path, joined by "/"; "the array" for a tree that is a single leaf."""
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
+    return _name(path) or "the array"
 
 
 def path_key(path: KeyPath, key: jax.Array) -> jax.Array:
     """A random key for one leaf, which does not depend on the other leaves of the tree."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, zlib.crc32(_name(path).encode()))
+
+
+def without_box(path: KeyPath) -> KeyPath:
+    """The path of a parameter, which is the same whether its array is in a Flax box or not.
+
+    Flax holds each array in a box (`nnx.Param`, `nn.Partitioned`) whose attribute `value` it is.
+    `nnx.Optimizer` gives an optimizer the boxes at `init`, and the arrays alone at `update`. Boxes
+    are in nested dicts, so that the last key is dropped if it is the attribute `value` and all
+    before it are keys of dicts. A dict's own key "value" stays, and so does an attribute of that
+    name in a list or in another class.
+    """
+    if len(path) < 2 or not all(isinstance(key, DictKey) for key in path[:-1]):
+        return path
+    last = path[-1]
+    return path[:-1] if isinstance(last, GetAttrKey) and last.name == "value" else path
 
 
 def as_key(key: Key) -> jax.Array:
@@ -25,3 +39,7 @@ def as_key(key: Key) -> jax.Array:
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.key(key)
+
+
+def _name(path: KeyPath) -> str:
+    return jax.tree_util.keystr(without_box(path), simple=True, separator="/")
