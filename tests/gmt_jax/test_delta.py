@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmt_jax import delta
-from gmt_jax.delta import TensorDelta, decode_positions, encode_positions
+from gmt_jax.delta import decode_positions, encode_positions
 
 WORDS = {2: "u2", 4: "u4", 8: "u8"}
 
@@ -163,11 +163,48 @@ def test_a_damaged_code_is_refused_or_gives_other_positions_inside() -> None:
 )
 def test_positions_that_cannot_be_are_refused_by_name(code: np.ndarray) -> None:
     base = {"w": np.zeros(1000)}
+    whole = delta.extract(base, base)["w"]
     with pytest.raises(ValueError, match=r"w: the positions of its delta are damaged"):
-        delta.apply(base, {"w": TensorDelta(code, np.ones(2))})
+        delta.apply(base, {"w": whole._replace(positions=code, values=np.ones(2))})
 
 
-def test_values_of_another_type_are_refused_by_name() -> None:
-    changes = delta.extract({"w": np.zeros(3, np.float32)}, {"w": np.ones(3, np.float32)})
-    with pytest.raises(ValueError, match="w: the delta is float32, but the base float64"):
-        delta.apply({"w": np.zeros(3)}, changes)
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [
+        (np.zeros((6, 12), np.float32), r"float32\[6, 12\]"),
+        (np.zeros((10, 6), np.float32), r"float32\[10, 6\]"),
+        (np.zeros(60, np.float32), r"float32\[60\]"),
+        (np.zeros((6, 10), np.int32), r"int32\[6, 10\]"),
+    ],
+    ids=str,
+)
+def test_a_base_of_another_shape_or_type_is_refused_by_name(base: np.ndarray, found: str) -> None:
+    zeros, ones = (np.full((6, 10), value, np.float32) for value in (0, 1))
+    changes = delta.extract({"w": zeros}, {"w": ones})
+    with pytest.raises(
+        ValueError, match=rf"w: the delta is float32\[6, 10\], but the base {found}"
+    ):
+        delta.apply({"w": base}, changes)
+
+
+@pytest.mark.parametrize("other", [np.array([1.0, 2.0, -0.0]), np.array([1.0, 2.5, 0.0])], ids=str)
+def test_a_base_with_other_bits_is_refused_by_name(other: np.ndarray) -> None:
+    base, kept = np.array([1.0, 2.0, 0.0]), np.arange(3.0)
+    changes = delta.extract({"v": kept, "w": base}, {"v": kept, "w": np.array([3.0, 2.0, 0.0])})
+    with pytest.raises(
+        ValueError, match="w: the delta was extracted from a base with other values"
+    ):
+        delta.apply({"v": kept, "w": other}, changes)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float16", "float8_e4m3fn", "complex64", "complex128"]
+)
+def test_a_delta_is_a_tree_of_small_arrays(dtype: str) -> None:
+    base = {"w": np.zeros((4, 3), jnp.dtype(dtype))}
+    tuned = {"w": base["w"].copy()}
+    tuned["w"][1, 2] = 1
+    changes = delta.extract(base, tuned)
+    arrays = jax.tree.map(np.array, changes)  # As a checkpoint of it would hold them.
+    assert [array.nbytes for array in arrays["w"][2:]] == [16, 16]
+    assert_same_bits(delta.apply(base, arrays)["w"], tuned["w"])

@@ -20,7 +20,6 @@ import pydantic
 import safetensors
 
 import gmt_jax.delta
-from gmt_jax.delta import TensorDelta
 
 from ..errors import UserError
 from ..files import atomic_file, atomic_folder
@@ -118,7 +117,7 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
         contents = Contents(tensors={}, files={})
         for name, spec in specs.items():
             before, after = old.tensor(name), new.tensor(name)
-            positions, values = gmt_jax.delta.extract(before, after)
+            positions, values = gmt_jax.delta.changes(before, after)
             contents.tensors[name] = _Tensor(
                 dtype=spec.dtype,
                 shape=spec.shape,
@@ -177,9 +176,9 @@ class Delta(NamedTuple):
             raise self._wrong_base(base, name)
         after = before
         if expected.changed:
-            changes = TensorDelta(self._part(f"positions/{name}"), self._part(f"values/{name}"))
+            positions, values = self._part(f"positions/{name}"), self._part(f"values/{name}")
             try:
-                after = gmt_jax.delta.apply(before, changes)
+                after = gmt_jax.delta.put(before, positions, values)
             except ValueError:
                 raise self._damaged(name) from None
         if _digest(as_bytes(after)) != expected.tuned:
