@@ -39,3 +39,8 @@ def show(error: UserError) -> None:
     """Prints an error's lines to stderr."""
     for line in error.lines:
         print(f"gmt-train: error: {line}", file=sys.stderr)
+
+
+def warn(line: str) -> None:
+    """Prints a line to stderr about what is not as it should be and is gone on with."""
+    print(f"gmt-train: warning: {line}", file=sys.stderr)

@@ -51,16 +51,20 @@ def complete(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
+    stop_ids: Sequence[int],
     dtype: str = "float32",
 ) -> list[str]:
-    """The text that follows each prompt, up to the tokenizer's end token.
+    """The text that follows each prompt, up to the first stop token.
 
     Args:
       tokenizer: as from `load_tokenizer`.
       prompts: token ids.
+      stop_ids: as from `find_ends`.
       dtype: of activations and the cache.
+
+    Raises:
+      UserError: as `generate` does.
     """
-    stop_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     completions = generate(config, params, prompts, sampling, stop_ids, dtype)
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
 
@@ -76,10 +80,9 @@ def generate(
     """The new tokens of each prompt, up to and without the first stop token.
 
     Raises:
-      UserError: if a prompt is empty.
+      UserError: if a prompt is empty, has a token that the model does not have, or is too long.
     """
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise UserError("a prompt has no tokens; give at least one word")
+    check_prompts(config, prompts, sampling)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     width = -(-lengths.max() // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     tokens = np.zeros((len(prompts), width), np.int32)
@@ -88,6 +91,32 @@ def generate(
     stops = np.asarray(stop_ids, np.int32)
     new_tokens = _generate(config, params, tokens, lengths, stops, sampling, dtype)
     return [_until_stop(row, stop_ids) for row in np.asarray(new_tokens).tolist()]
+
+
+def check_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> None:
+    """Checks that the model can complete every prompt.
+
+    Raises:
+      UserError: if one is empty, has a token without a row in the embeddings, or is too long for
+        the model's positions.
+    """
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) == 0:
+            raise UserError(f"a prompt has no tokens (number {number}); give at least one word")
+        if max(prompt) >= config.vocab_size:
+            raise UserError(
+                f"prompt {number} has token {max(prompt)}, and the model's vocabulary ends at "
+                f"{config.vocab_size - 1}; use the tokenizer that belongs to the model"
+            )
+        length = len(prompt) + sampling.max_new_tokens
+        if length > config.max_position_embeddings:
+            raise UserError(
+                f"prompt {number} has {len(prompt):,} tokens, with {sampling.max_new_tokens:,} new "
+                f"ones more than the model's {config.max_position_embeddings:,} positions; "
+                "shorten it, or lower max_new_tokens (--max-new-tokens)"
+            )
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "dtype"))

@@ -1,6 +1,6 @@
 """Exports a run's newest weights, and completes prompts with them or a model folder's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from .checkpoint import Checkpoints
 from .config import Config
 from .files import check_destination
 from .generate import Sampling, complete
+from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
@@ -39,14 +40,19 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         base,
         out or run.export,
         dtype,
-        chat_template=config.model.chat_template,
+        tokenizer=load_tokenizer(base, config.model.chat_template),
         replace=out is None,
     )
     return out or run.export
 
 
 def complete_prompts(
-    source: str, prompts: Sequence[str], sampling: Sampling, *, raw: bool = False
+    source: str,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    raw: bool = False,
+    warn: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Completions of prompts.
 
@@ -54,6 +60,7 @@ def complete_prompts(
       source: the folder of a run, an export or another model, or a hub name.
       prompts: each is a user turn of the chat template.
       raw: whether prompts are plain text instead.
+      warn: is called with a line if the model's ends do not agree.
     """
     run, chat_template = Run(Path(source)), None
     if run.config_file.is_file():
@@ -67,7 +74,10 @@ def complete_prompts(
     tokenizer = load_tokenizer(base, chat_template)
     to_ids = text_ids if raw else prompt_ids
     ids = [to_ids(tokenizer, prompt) for prompt in prompts]
-    return complete(model, params, tokenizer, ids, sampling)
+    ends = find_ends(base, tokenizer)
+    if ends.conflict and warn:
+        warn(ends.conflict)
+    return complete(model, params, tokenizer, ids, sampling, ends.ids)
 
 
 def _load_run(run: Run, config: Config) -> tuple[Path, ModelConfig, Params]:

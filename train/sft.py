@@ -1,6 +1,6 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from .config import Config
 from .data.loader import RunData, open_data
 from .distributed.processes import check_equal, main_process_first
 from .flops import peak_tokens_per_s
-from .generate import Sampling, complete
+from .generate import Sampling, check_prompts, complete
+from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, prompt_ids
 from .loop import Cadence, Parts, train
-from .model import Params, load_model_config
+from .model import ModelConfig, Params, load_model_config
 from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule
@@ -54,6 +55,10 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, config.model.chat_template)
+    ends = find_ends(base, tokenizer)
+    if ends.conflict:
+        console.print(ends.conflict, highlight=False, markup=False, soft_wrap=True)
+    completer = _Completer(config, model, tokenizer, ends.ids)
     with main_process_first("tokenised data", DATA_TIMEOUT):
         data = open_data(config, tokenizer, model.vocab_size, mesh, console)
     settings = config.model_dump(exclude={"cache"})
@@ -63,7 +68,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     )
     program = Program(config, model, mesh, data.steps)
     with jax.set_mesh(mesh), closing(data.loader):
-        state = _train(program, base, tokenizer, data, run, console)
+        state = _train(program, base, completer, data, run, console)
         if data.stream is not None:
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
         if int(state.step) < data.steps:
@@ -76,7 +81,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
                 base,
                 run.export,
                 config.export_dtype,
-                chat_template=config.model.chat_template,
+                tokenizer=tokenizer,
                 replace=True,
             )
     print_report(run, console)
@@ -85,7 +90,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
 def _train(
     program: Program,
     base: Path,
-    tokenizer: PreTrainedTokenizerBase,
+    completer: "_Completer",
     data: RunData,
     run: Run,
     console: Console,
@@ -105,7 +110,7 @@ def _train(
         cadence = Cadence(
             data.steps, config.log_every, config.evaluation.every, config.checkpoint.every
         )
-        parts = _make_parts(program, tokenizer, data)
+        parts = _make_parts(program, completer, data)
         with Display(data.steps, done, console) as display:
             return train(state, parts, checkpoints, cadence, run, display)
 
@@ -118,23 +123,49 @@ def _initial_state(program: Program, base: Path) -> TrainState:
     return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
 
 
-def _make_parts(program: Program, tokenizer: PreTrainedTokenizerBase, data: RunData) -> Parts:
+class _Completer:
+    """Completes the config's prompts, which are checked before anything is trained.
+
+    Raises:
+      UserError: if the model cannot complete one of them.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+    ) -> None:
+        self._prompts = config.evaluation.prompts
+        self._ids = [prompt_ids(tokenizer, prompt) for prompt in self._prompts]
+        self._sampling = Sampling(config.evaluation.max_new_tokens)
+        self._dtype = config.model.compute_dtype
+        self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
+        check_prompts(model, self._ids, self._sampling)
+
+    def __call__(self, params: Params) -> list[tuple[str, str]]:
+        """The prompts with their completions."""
+        if not self._ids:
+            return []
+        with jax.transfer_guard("allow"):  # Tokens go to the devices and come back.
+            completions = complete(
+                self._model,
+                params,
+                self._tokenizer,
+                self._ids,
+                self._sampling,
+                self._stop_ids,
+                self._dtype,
+            )
+        return list(zip(self._prompts, completions, strict=True))
+
+
+def _make_parts(program: Program, completer: _Completer, data: RunData) -> Parts:
     """The loop's parts, bound to this run."""
     config, model = program.config, program.model
     devices = program.mesh.devices.flatten()
     schedule = make_schedule(config.optimizer, data.steps)
-
-    def sample(params: Params) -> list[tuple[str, str]]:
-        prompts = config.evaluation.prompts
-        if not prompts:
-            return []
-        ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-        sampling = Sampling(config.evaluation.max_new_tokens)
-        with jax.transfer_guard("allow"):  # Tokens go to the devices and come back.
-            completions = complete(
-                model, params, tokenizer, ids, sampling, config.model.compute_dtype
-            )
-        return list(zip(prompts, completions, strict=True))
 
     def learning_rate(done: int) -> float:
         with jax.transfer_guard("allow"):  # The schedule is computed from a number of the host's.
@@ -144,7 +175,7 @@ def _make_parts(program: Program, tokenizer: PreTrainedTokenizerBase, data: RunD
         loader=data.loader,
         train_step=program.train_step(),
         evaluate=_make_evaluate(program, data),
-        sample=sample,
+        sample=completer,
         learning_rate=learning_rate,
         peak_tokens_per_s=peak_tokens_per_s(
             model, config.data.max_length, devices[0], len(devices)

@@ -49,13 +49,11 @@ def test_a_completion_ends_before_its_first_stop_token(
 
 def test_a_completion_is_the_tokens_decoded(model: Model, greedy: list[list[int]]) -> None:
     class Tokenizer:
-        eos_token_id = -1
-
         def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
             assert skip_special_tokens
             return " ".join(map(str, ids))
 
-    texts = complete(*model, Tokenizer(), PROMPTS, Sampling(6))
+    texts = complete(*model, Tokenizer(), PROMPTS, Sampling(6), NEVER)
     assert texts == [" ".join(map(str, row)) for row in greedy]
 
 
@@ -66,9 +64,19 @@ def test_a_seed_gives_the_same_tokens_again(model: Model, greedy: list[list[int]
     assert sampled != greedy
 
 
-def test_an_empty_prompt_is_refused(model: Model) -> None:
-    with pytest.raises(UserError, match="a prompt has no tokens"):
-        generate(*model, [[1], []], Sampling(), stop_ids=NEVER)
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "a prompt has no tokens"),
+        ([5, 96], "prompt 2 has token 96, and the model's vocabulary ends at 95"),
+        ([5] * 123, "prompt 2 has 123 tokens, with 6 new ones more than the model's 128 positions"),
+    ],
+)
+def test_a_prompt_that_the_model_cannot_complete_is_refused(
+    model: Model, prompt: list[int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(*model, [[1], prompt], Sampling(6), stop_ids=NEVER)
 
 
 @pytest.mark.parametrize(

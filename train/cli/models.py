@@ -58,11 +58,12 @@ def _add_generate(commands: Commands) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from ..errors import warn
     from ..generate import Sampling
     from ..restore import complete_prompts
 
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
-    for completion in complete_prompts(args.model, args.prompts, sampling, raw=args.raw):
+    for completion in complete_prompts(args.model, args.prompts, sampling, raw=args.raw, warn=warn):
         print(completion)
 
 

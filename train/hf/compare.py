@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .export import COMPANIONS
 from .safetensors import (
     DTYPES,
     INDEX,
@@ -16,8 +15,7 @@ from .safetensors import (
     name_list,
     write_safetensors,
 )
-
-SMALL_FILES = ("config.json", *COMPANIONS)
+from .tokenizer_files import companions, is_companion
 
 
 def tensor_specs(reader: SafetensorsReader) -> dict[str, TensorSpec]:
@@ -68,9 +66,20 @@ def check_alike(
 
 
 def small_files(folder: Path) -> dict[str, bytes]:
-    """The content of a model's config, tokenizer and template files that exist, by name."""
-    paths = [folder / name for name in SMALL_FILES]
-    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+    """The content of the files beside a model's weights, by name: config, tokenizer, templates."""
+    names = ["config.json"] if (folder / "config.json").is_file() else []
+    return {name: (folder / name).read_bytes() for name in [*names, *companions(folder)]}
+
+
+def is_small_file(name: str) -> bool:
+    """Whether `small_files` can return a file of this name."""
+    return name == "config.json" or is_companion(name)
+
+
+def write_small_file(folder: Path, name: str, content: bytes) -> None:
+    """Writes one of a model's `small_files` into another folder."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
 
 
 def write_like(base: SafetensorsReader, folder: Path, read: Callable[[str], np.ndarray]) -> None:

@@ -23,7 +23,14 @@ import gmt_jax.delta
 
 from ..errors import UserError
 from ..files import atomic_file, atomic_folder
-from .compare import SMALL_FILES, check_alike, small_files, tensor_specs, write_like
+from .compare import (
+    check_alike,
+    is_small_file,
+    small_files,
+    tensor_specs,
+    write_like,
+    write_small_file,
+)
 from .safetensors import (
     DTYPES,
     TensorSpec,
@@ -159,7 +166,7 @@ def apply(base: Path, delta: Path, out: Path) -> None:
             write_like(reader, folder, lambda name: opened.tensor(name, reader.tensor(name), base))
             base_files = small_files(base)
             for name in opened.contents.files:
-                (folder / name).write_bytes(opened.file(name, base_files, base))
+                write_small_file(folder, name, opened.file(name, base_files, base))
 
 
 class Delta(NamedTuple):
@@ -240,7 +247,7 @@ def _parse(metadata: dict[str, str]) -> Contents | None:
     except (KeyError, ValueError):  # a ValidationError is a ValueError
         return None
     # Names from a file become paths, so only known ones are accepted.
-    known = contents.files.keys() <= set(SMALL_FILES)
+    known = all(map(is_small_file, contents.files))
     known = known and all(tensor.dtype in DTYPES for tensor in contents.tensors.values())
     return contents if consistent and known else None
 

@@ -1,25 +1,19 @@
-"""Writes a tuned model as a Hugging Face folder that transformers loads."""
+"""Writes a tuned model as a Hugging Face folder, for transformers 4 and 5 and for others."""
 
-import shutil
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ..distributed.processes import is_main_process
 from ..files import atomic_folder
 from ..model import ModelConfig, Params
+from .ends import end_ids, find_ends
 from .save import save_params
-
-# The files of a model folder beside config.json and the weights.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
+from .tokenizer_files import (
+    as_eos,
+    copy_companions,
+    write_generation_config,
+    write_tokenizer_files,
 )
 
 
@@ -30,29 +24,43 @@ def export(
     out: Path,
     dtype: str,
     *,
-    chat_template: str | None = None,
+    tokenizer: Any = None,
+    card: str | None = None,
     replace: bool = False,
 ) -> None:
-    """Writes weights, config, tokenizer and chat template to `out`: all of them, or nothing.
+    """Writes weights, config, tokenizer and chat templates to `out`: all of them, or nothing.
 
-    Where there are several processes, all call this together and the first one writes.
+    The files name every token at which the model stops (`find_ends`). Where there are several
+    processes, all call this together and the first one writes.
 
     Args:
       base: the folder of the model that was tuned; its tokenizer is copied.
       dtype: of the stored weights, float32 or bfloat16.
-      chat_template: the file with the template of the training, if it is not the base's.
+      tokenizer: the base's, with the chat template of the training; None: without a tokenizer.
+      card: the model card, README.md.
       replace: whether a folder at `out` may be replaced, such as a run's own earlier export.
 
     Raises:
       UserError: if `out` is not empty and may not be replaced, or cannot be written.
     """
+    ends = end_ids(dict(config.original))
+    if tokenizer is not None:
+        ends = find_ends(base, tokenizer).ids
+        config = _ending_with(config, ends)
     if not is_main_process():
-        save_params(params, config, None, dtype)
+        save_params(params, config, None, dtype, base=base)
         return
     with atomic_folder(out, replace=replace) as folder:
-        save_params(params, config, folder, dtype)
-        for name in COMPANIONS:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, folder / name)
-        if chat_template is not None:
-            shutil.copyfile(chat_template, folder / "chat_template.jinja")
+        save_params(params, config, folder, dtype, base=base)
+        copy_companions(base, folder)
+        if tokenizer is not None:
+            write_tokenizer_files(folder, tokenizer, ends)
+        write_generation_config(folder, config.original, ends)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _ending_with(config: ModelConfig, ends: tuple[int, ...]) -> ModelConfig:
+    if not ends:
+        return config
+    return dataclasses.replace(config, original={**config.original, "eos_token_id": as_eos(ends)})

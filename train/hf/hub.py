@@ -13,9 +13,12 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import UserError
+from .tokenizer_files import TERMS
 
-# Config, weights, tokenizer and chat template; pickle files are never downloaded.
-PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+# Config, weights, tokenizer, chat templates and terms; pickle files are never downloaded.
+PATTERNS = (
+    "*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", *TERMS
+)  # fmt: skip
 
 
 def resolve_model(

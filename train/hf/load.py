@@ -1,6 +1,6 @@
 """Reads a decoder's weights from safetensors files, slice by slice into each device's shard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +113,7 @@ class StoredTensor(NamedTuple):
     name: str
     param: Any  # the parameter, a jax.Array or ShapeDtypeStruct
     layer: int | None  # its index in a stacked parameter
+    dtype: str | None = None  # the type in which it stays stored, whatever the weights' type
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,6 +137,27 @@ def stored_tensors(config: ModelConfig, params: Params) -> list[StoredTensor]:
         if spec.stacked
     ]
     return whole + layers
+
+
+def further_tensors(folder: Path, tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
+    """The tensors that a model's files hold beside its weights, and that follow from them.
+
+    They are the head of tied embeddings, which is the embeddings' parameter again, and the buffers
+    of old exports.
+
+    Args:
+      tensors: the model's `stored_tensors`.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    further = []
+    with open_weights(folder) as reader:
+        for name in reader.names:
+            if name == HEAD and name not in by_name:
+                further.append(by_name[EMBED]._replace(name=name))
+            elif name.endswith(IGNORED_SUFFIX):
+                buffer = reader.tensor(name)
+                further.append(StoredTensor(name, buffer, None, buffer.dtype.name))
+    return further
 
 
 def _check(reader: SafetensorsReader, config: ModelConfig, shapes: Params) -> None:

@@ -11,7 +11,7 @@ import gmt_jax
 
 from ..errors import UserError
 from ..files import atomic_folder
-from .compare import check_alike, small_files, tensor_specs, write_like
+from .compare import check_alike, small_files, tensor_specs, write_like, write_small_file
 from .safetensors import WEIGHT_DTYPES, name_list, open_weights
 
 # A tree of one tensor under its name. The name matters: DARE's random bits depend on it.
@@ -64,4 +64,5 @@ def _merge(base: Path, tuned: Path, out: Path, merge_fn: MergeFn) -> None:
         with atomic_folder(out, replace=False) as folder:
             write_like(old, folder, merged)
             for name, content in small_files(tuned).items():
-                (folder / name).write_bytes(content)
+                if name != "README.md":  # The tuned model's card does not describe the merged one.
+                    write_small_file(folder, name, content)

@@ -14,7 +14,8 @@ from ..errors import UserError
 from ..files import write_json
 from ..model.config import ModelConfig
 from ..model.functional import Params
-from .load import StoredTensor, stored_tensors
+from .load import StoredTensor, further_tensors, stored_tensors
+from .model_config import config_json
 from .safetensors import INDEX, LABELS, TensorSpec, write_safetensors
 
 
@@ -24,6 +25,7 @@ def save_params(
     folder: Path | None,
     dtype: str = "bfloat16",
     *,
+    base: Path | None = None,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes the weights and config.json into a folder, one tensor in memory at a time.
@@ -34,23 +36,26 @@ def save_params(
       folder: exists and holds no weights yet, such as one from `atomic_folder`; None in the
         processes that do not write.
       dtype: of the stored weights, float32 or bfloat16.
+      base: the folder of the model that was tuned. What its files hold beside the weights, such as
+        the head of tied embeddings, is written too, so that the two have the same tensors.
       max_file_bytes: larger weights are split into several files with an index.
     """
-    files = _split(stored_tensors(config, params), dtype, max_file_bytes)
+    tensors = stored_tensors(config, params)
+    if base is not None:
+        tensors += further_tensors(base, tensors)
+    files = _split(tensors, dtype, max_file_bytes)
     if folder is None:
-        for tensors in files.values():
-            for tensor in tensors:
+        for group in files.values():
+            for tensor in group:
                 _fetch(tensor, dtype)
         return
     if any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: holds weights already; choose another folder")
-    for name, tensors in files.items():
-        _write_file(folder / name, tensors, dtype)
+    for name, group in files.items():
+        _write_file(folder / name, group, dtype)
     if len(files) > 1:
         write_json(folder / INDEX, _index(files, dtype))
-    # The dtype has the key that the original config.json has for it.
-    dtype_key = "torch_dtype" if "torch_dtype" in config.original else "dtype"
-    write_json(folder / "config.json", {**config.original, dtype_key: dtype})
+    write_json(folder / "config.json", config_json(config, dtype))
 
 
 def _split(
@@ -86,11 +91,13 @@ def _write_file(path: Path, tensors: Sequence[StoredTensor], dtype: str) -> None
 
 
 def _spec(tensor: StoredTensor, dtype: str) -> TensorSpec:
-    return TensorSpec(LABELS[dtype], tensor.shape)
+    return TensorSpec(LABELS[tensor.dtype or dtype], tensor.shape)
 
 
 def _fetch(tensor: StoredTensor, dtype: str) -> np.ndarray:
     """The whole tensor in this process's memory; a collective call where there are several."""
+    if tensor.dtype is not None:
+        return np.ascontiguousarray(tensor.param)
     array = _slice_and_cast(tensor.param, tensor.layer, dtype)
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)

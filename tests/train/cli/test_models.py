@@ -23,15 +23,18 @@ def test_export_names_the_folder_it_wrote(monkeypatch: pytest.MonkeyPatch, capsy
 def test_generate_prints_every_completion(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     calls: list[Any] = []
 
-    def complete(*given: Any, raw: bool) -> list[str]:
+    def complete(*given: Any, raw: bool, warn: Callable[[str], None]) -> list[str]:
         calls.append((*given, raw))
+        warn("ends differ")
         return ["one", "two"]
 
     monkeypatch.setattr("train.restore.complete_prompts", complete)
     options = "--raw --max-new-tokens 5 --temperature 0.7 --top-p 0.9 --seed 3"
     assert main(["generate", "m", "first", "second", *options.split()]) == 0
     assert calls == [("m", ["first", "second"], Sampling(5, 0.7, 0.9, 3), True)]
-    assert capsys.readouterr().out == "one\ntwo\n"
+    printed = capsys.readouterr()
+    assert printed.out == "one\ntwo\n"
+    assert printed.err == "gmt-train: warning: ends differ\n"
 
 
 @pytest.mark.parametrize("gguf", ["mine.gguf", None])

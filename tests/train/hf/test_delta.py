@@ -23,7 +23,8 @@ WEIGHTS = "model.safetensors"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def run(*argv: object) -> None:
@@ -91,6 +92,9 @@ def test_small_files_are_the_tuned_models(base: Path, tuned: Path, tmp_path: Pat
     (base / "generation_config.json").write_text("{}")
     (tuned / "chat_template.jinja").write_text("{{ messages }}")
     (tuned / "vocab.json").write_text("{}")
+    (tuned / "README.md").write_text("a card")
+    (tuned / "additional_chat_templates").mkdir()
+    (tuned / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     run("extract", "--base", base, "--tuned", tuned, "--out", tmp_path / "some.delta")
     run("apply", "--base", base, "--delta", tmp_path / "some.delta", "--out", tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tuned)

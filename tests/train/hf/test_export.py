@@ -1,5 +1,6 @@
 """Exports: a whole model folder, or none."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 
 from train.errors import UserError
 from train.hf import save
-from train.hf.export import COMPANIONS, export
+from train.hf.export import export
 from train.hf.load import load_params
+from train.hf.tokenizer_files import COMPANIONS
 from train.model import ModelConfig, load_model_config
 
 Saved = tuple[Path, ModelConfig, Any]
@@ -16,16 +18,19 @@ Saved = tuple[Path, ModelConfig, Any]
 
 def test_an_export_has_the_weights_and_the_bases_companions(saved: Saved, tmp_path: Path) -> None:
     base, config, params = saved
-    for name in (*COMPANIONS, "notes.txt"):
+    others = ("LICENSE", "NOTICE.txt", "additional_chat_templates/tool_use.jinja")
+    (base / "additional_chat_templates").mkdir()
+    for name in (*COMPANIONS, *others, "README.md", "notes.txt"):
         (base / name).write_text(name)
-    template = tmp_path / "mine.jinja"
-    template.write_text("mine")
+    (base / "generation_config.json").write_text('{"eos_token_id": 3}')
     out = tmp_path / "parent" / "out"
-    export(config, params, base, out, "float32", chat_template=str(template))
-    names = {"config.json", "model.safetensors", *COMPANIONS}
-    assert {path.name for path in out.iterdir()} == names
-    for name in COMPANIONS:
-        assert (out / name).read_text() == ("mine" if name == "chat_template.jinja" else name)
+    export(config, params, base, out, "float32", card="of the tuned model")
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert names == {"config.json", "model.safetensors", "README.md", *COMPANIONS, *others}
+    for name in {*COMPANIONS, *others} - {"generation_config.json"}:
+        assert (out / name).read_text() == name
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": 3}
+    assert (out / "README.md").read_text() == "of the tuned model"
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert load_model_config(out) == config
 

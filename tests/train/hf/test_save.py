@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import load_file, save_file
 
 from train.errors import UserError
 from train.hf.load import load_params
@@ -34,19 +35,11 @@ def test_bfloat16_rounds_and_the_config_says_so(saved: Saved, tmp_path: Path) ->
     rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path, config), rounded)
     hf = json.loads((tmp_path / "config.json").read_text())
-    assert hf == {**config.original, "dtype": "bfloat16"}
+    assert hf["dtype"] == hf["torch_dtype"] == "bfloat16"
     assert load_model_config(tmp_path) == config
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
         assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
-
-
-def test_the_type_keeps_the_key_it_had(family: Any, random_params: Any, tmp_path: Path) -> None:
-    config = ModelConfig.from_hf(family("llama-tied", torch_dtype="float16"))
-    save_params(random_params(config), config, tmp_path, "float32")
-    hf = json.loads((tmp_path / "config.json").read_text())
-    assert hf["torch_dtype"] == "float32"
-    assert "dtype" not in hf
 
 
 def test_a_mesh_saves_the_same_bytes(saved: Saved, tmp_path: Path) -> None:
@@ -61,3 +54,28 @@ def test_weights_that_lie_there_are_not_replaced(saved: Saved) -> None:
     folder, config, params = saved
     with pytest.raises(UserError, match="holds weights already"):
         save_params(params, config, folder)
+
+
+def test_what_the_base_holds_beside_its_weights_is_kept(
+    family: Any, random_params: Any, tmp_path: Path
+) -> None:
+    """The head of tied embeddings, and a buffer of old exports."""
+    config = ModelConfig.from_hf(family("llama-tied"))
+    params = random_params(config)
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
+    save_params(params, config, base, "bfloat16")
+    tensors = load_file(base / "model.safetensors")
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors[buffer] = np.arange(4, dtype=np.float32)
+    save_file(tensors, base / "model.safetensors")
+    tuned = jax.tree.map(lambda x: 2 * x, params)
+    save_params(tuned, config, out, "bfloat16", base=base)
+    written = load_file(out / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert written[buffer].tobytes() == tensors[buffer].tobytes()
+    doubled = 2 * tensors["lm_head.weight"].astype(np.float32)
+    np.testing.assert_array_equal(written["lm_head.weight"].astype(np.float32), doubled)
+    assert load_params(out, config).keys() == params.keys()

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, get_args
 
 from ...errors import UserError
 from ...files import atomic_folder, write_json
+from ...model import ModelConfig
+from ..model_config import config_json
 from .config import (
     ARCHITECTURES,
     KNOWN_KEYS,
@@ -93,8 +95,9 @@ def _read_model(source: Path, dtype: DType) -> _Model:
     rope = read_rope(metadata, architecture, sizes.head, stored.pop(ROPE_FACTORS, None))
     tensors = map_tensors(source, architecture, sizes, stored)
     config = hf_config(metadata, architecture, sizes, rope, tokenizer)
-    config |= {"tie_word_embeddings": "output.weight" not in stored, "dtype": dtype}
-    return _Model(config, tokenizer, tensors)
+    config["tie_word_embeddings"] = "output.weight" not in stored
+    content = config_json(ModelConfig.from_hf(config, str(source)), dtype)
+    return _Model(content, tokenizer, tensors)
 
 
 def _read_architecture(metadata: Metadata) -> str:
