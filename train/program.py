@@ -40,7 +40,8 @@ class Program:
     """Loss, optimizer, shardings and train step of a config on a mesh; nothing is allocated.
 
     Raises:
-      UserError: where the config's attention cannot be computed there.
+      UserError: where the model has too few positions, or the config's attention cannot be
+        computed there.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Program:
     steps: int  # updates of the whole run, which the schedules depend on
 
     def __post_init__(self) -> None:
+        self.model.check_length(self.config.data.max_length, "data.max_length")
         _ = self.attention  # Raises before anything is written.
 
     @cached_property

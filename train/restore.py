@@ -8,6 +8,7 @@ from .checkpoint import Checkpoints
 from .config import Config
 from .files import check_destination
 from .generate import Sampling, complete
+from .hf.card import model_card
 from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
@@ -41,6 +42,7 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         out or run.export,
         dtype,
         tokenizer=load_tokenizer(base, config.model.chat_template),
+        card=model_card(run, config),
         replace=out is None,
     )
     return out or run.export

@@ -16,6 +16,7 @@ from .data.loader import RunData, open_data
 from .distributed.processes import check_equal, main_process_first
 from .flops import peak_tokens_per_s
 from .generate import Sampling, check_prompts, complete
+from .hf.card import model_card
 from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
@@ -54,6 +55,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     check_rows(mesh, num_rows, config.data.max_length)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
+    model.check_length(config.data.max_length, "data.max_length")
     tokenizer = load_tokenizer(base, config.model.chat_template)
     ends = find_ends(base, tokenizer)
     if ends.conflict:
@@ -82,6 +84,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
                 run.export,
                 config.export_dtype,
                 tokenizer=tokenizer,
+                card=model_card(run, config),
                 replace=True,
             )
     print_report(run, console)

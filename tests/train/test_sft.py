@@ -9,7 +9,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from train.__main__ import main
 from train.config import load_config
+from train.errors import UserError
 from train.generate import Sampling
 from train.restore import complete_prompts, export_run
 from train.run import Run, read_records
@@ -158,3 +160,24 @@ def test_the_saved_config_is_whole(write_config: Write) -> None:
     saved = yaml.safe_load(run.config_file.read_text())
     assert saved["optimizer"]["b2"] == 0.999
     assert load_config(run.config_file) == run.config()
+
+
+@pytest.mark.parametrize("command", ["sft", "plan", "data check"])
+def test_rows_beyond_the_models_positions_are_one_line(
+    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    argv = [*command.split(), "--config", str(write_config()), "data.max_length=1024"]
+    assert main(argv) == 2
+    assert capsys.readouterr().err == (
+        "gmt-train: error: data.max_length is 1,024, and the model has 256 positions; "
+        "set data.max_length to that or less\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_the_model_cannot_complete_end_the_run_before_it_begins(
+    write_config: Write, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"prompt 1 has .* more than the model's 256 positions"):
+        _train(write_config(evaluation={"prompts": ["x" * 300]}))
+    assert not (tmp_path / "run").exists()

@@ -33,7 +33,9 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
       DataError: with everything that would make training on this data wrong.
     """
     base = resolve_model(config.model.path, config.model.revision)
-    vocab_size = load_model_config(base).vocab_size
+    model = load_model_config(base)
+    model.check_length(config.data.max_length, "data.max_length")
+    vocab_size = model.vocab_size
     tokenizer = load_tokenizer(base, config.model.chat_template)
     if config.data.streaming:
         raise UserError(

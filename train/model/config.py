@@ -116,6 +116,18 @@ class ModelConfig:
             original=copy.deepcopy(dict(hf)),
         )
 
+    def check_length(self, length: int, setting: str) -> None:
+        """Checks that rows of this many tokens have positions.
+
+        Raises:
+          UserError: naming the setting that asks for more.
+        """
+        if length > self.max_position_embeddings:
+            raise UserError(
+                f"{setting} is {length:,}, and the model has {self.max_position_embeddings:,} "
+                f"positions; set {setting} to that or less"
+            )
+
 
 def load_model_config(folder: Path) -> ModelConfig:
     """Reads the config.json in a model's folder.

@@ -109,3 +109,10 @@ def test_a_broken_config_file_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         load_model_config(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_beyond_the_models_positions_are_refused(family: Any) -> None:
+    config = ModelConfig.from_hf(family("llama"))
+    config.check_length(128, "data.max_length")
+    with pytest.raises(UserError, match=r"data\.max_length is 1,024, and the model has 128 pos"):
+        config.check_length(1024, "data.max_length")

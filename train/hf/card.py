@@ -1,0 +1,136 @@
+"""The model card of an export: what was tuned, on which data, how, and with which result."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import gmt_jax
+
+from ..config import Config
+from ..run import Run, read_records
+
+# Sections of the config that say how the weights came about; no paths of the machine are in them.
+SETTINGS = ("seed", "batch", "optimizer")
+# Endings of data files: no name on the hub.
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".zip")
+
+
+def model_card(run: Run, config: Config) -> str:
+    """README.md for the weights that a run has now, as the hub shows it.
+
+    Data and models on this machine are named by their last name alone: a card is published.
+    """
+    records = list(read_records(run.metrics_file))
+    parts = [_header(config), _title(run, config), _data(config), _method(config, records)]
+    parts += [_results(records), _use(run)]
+    return "\n".join(filter(None, parts))
+
+
+def _header(config: Config) -> str:
+    """The metadata that the hub reads."""
+    sources = [source.path for source in (*config.data.train, *config.data.eval)]
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gmt-jax", "sft"],
+    }
+    if _is_hub_name(config.model.path):
+        metadata["base_model"] = config.model.path
+    if hub_names := list(dict.fromkeys(filter(_is_hub_name, sources))):
+        metadata["datasets"] = hub_names
+    if config.optimizer.mask.kind != "none":
+        metadata["tags"].append("gradient-mask-tuning")
+    return f"---\n{_yaml(metadata)}---\n"
+
+
+def _title(run: Run, config: Config) -> str:
+    revision = f" (revision {config.model.revision})" if config.model.revision else ""
+    template = ", with another chat template" if config.model.chat_template else ""
+    return (
+        f"# {run.folder.resolve().name}\n\n{_public(config.model.path)}{revision}, fine-tuned with "
+        f"[gmt-jax](https://github.com/gmt-jax/gmt-jax) {gmt_jax.__version__}{template}.\n"
+    )
+
+
+def _data(config: Config) -> str:
+    data = config.data
+    lines = ["## Data", "", "| source | used for | split | weight |", "|---|---|---|---|"]
+    for use, sources in (("training", data.train_sources()), ("evaluation", data.eval_sources())):
+        for source in sources:
+            name = _public(source.path)
+            at = f" at {source.revision}" if source.revision else ""
+            lines.append(f"| {name}{at} | {use} | {source.split} | {source.weight:g} |")
+    if not data.eval_sources() and data.eval_fraction:
+        lines += ["", f"{data.eval_fraction:.1%} of the training data is held out for evaluation."]
+    trained_on = {
+        "assistant": "all turns of the assistant and completions",
+        "last": "the assistant's last turn and completions",
+        "everything": "every token",
+    }
+    lines += [
+        "",
+        f"The loss is on {trained_on[data.loss_on]}; rows have at most {data.max_length:,} tokens "
+        f"(longer examples: {data.overlong}; packing: {data.packing}).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _method(config: Config, records: list[dict[str, Any]]) -> str:
+    done = max((record["step"] for record in records), default=0)
+    settings = config.model_dump(mode="json", include=set(SETTINGS))
+    kind = config.optimizer.mask.kind
+    masked = [record["masked_fraction"] for record in records if "masked_fraction" in record]
+    share = f", which masked {masked[-1]:.2%} of all entries in the last update" if masked else ""
+    mask = (
+        "without a mask"
+        if kind == "none"
+        else f"under the mask `{kind}`{share} "
+        "([Gradient-Mask Tuning](https://arxiv.org/abs/2406.15330))"
+    )
+    return (
+        f"## Training\n\nSupervised fine-tuning: {done:,} updates of {config.batch.size} rows by "
+        f"AdamW, {mask}; matrix products in {config.model.compute_dtype}, weights in float32.\n\n"
+        f"```yaml\n{_yaml(settings)}```\n"
+    )
+
+
+def _results(records: list[dict[str, Any]]) -> str:
+    losses = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
+    if not losses:
+        return ""
+    rows = "\n".join(f"| {step:,} | {loss:.4f} |" for step, loss in _ends(losses))
+    return f"## Results\n\n| updates | eval loss |\n|---|---|\n{rows}\n"
+
+
+def _ends(losses: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    yield losses[0]
+    if len(losses) > 1:
+        yield losses[-1]
+
+
+def _use(run: Run) -> str:
+    return (
+        "## Use\n\n```python\nfrom transformers import pipeline\n\n"
+        f'chat = pipeline("text-generation", "{run.folder.resolve().name}")\n'
+        'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=128))\n```\n'
+    )
+
+
+def _yaml(tree: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _is_hub_name(path: str) -> bool:
+    """Whether it is owner/name and no file or folder here."""
+    owner, slash, name = path.partition("/")
+    here = path.startswith((".", "~", "/")) or path.endswith(FILES) or Path(path).exists()
+    here = here or "*" in path
+    return bool(owner and slash and name) and "/" not in name and not here
+
+
+def _public(path: str) -> str:
+    return path if _is_hub_name(path) else Path(path).name
