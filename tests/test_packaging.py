@@ -19,7 +19,21 @@ def test_every_package_is_in_the_wheel() -> None:
     ]
     installed_as = {"gmt_jax": "gmt_jax", "train": "gmt_train"}
     packages = {".".join([installed_as[top], *rest]) for top, *rest in folders}
+    packages |= {f"gmt_train.configs{folder}" for folder in ("", ".models", ".templates")}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_every_config_is_in_the_wheel() -> None:
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    shipped = {
+        file
+        for package, patterns in data.items()
+        if package.startswith("gmt_train.configs")
+        for pattern in patterns
+        for file in (ROOT / package.removeprefix("gmt_train.").replace(".", "/")).glob(pattern)
+    }
+    files = {file for file in (ROOT / "configs").rglob("*") if file.is_file()}
+    assert files == {file for file in shipped if file.is_file()}
 
 
 def test_the_version_is_written_once() -> None:

@@ -85,6 +85,18 @@ def check_destination(path: Path, replaceable: Collection[str] = ()) -> None:
         )
 
 
+def shipped(path: Path) -> Path:
+    """A file or folder; one that does not exist is looked for among the program's own `configs/`.
+
+    The wheel installs them within the package, and a clone has them beside it.
+    """
+    if path.parts[:1] != ("configs",) or path.exists():
+        return path
+    package = Path(__file__).parent
+    found = [top / path for top in (package, package.parent) if (top / path).exists()]
+    return found[0] if found else path
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file as Hugging Face does: indented, UTF-8, a newline at the end."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

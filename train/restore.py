@@ -42,7 +42,7 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         out or run.export,
         dtype,
         tokenizer=load_tokenizer(base, config.model.chat_template),
-        card=model_card(run, config),
+        card=model_card(run.name, config, run.records),
         replace=out is None,
     )
     return out or run.export

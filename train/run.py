@@ -44,6 +44,21 @@ class Run:
         """Returns the resolved config that the run was started with."""
         return load_config(self.config_file)
 
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What was logged: losses, speed and other figures, each with its `step`."""
+        return list(read_records(self.metrics_file))
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The completions: `step`, `prompt` and `completion`."""
+        return list(read_records(self.samples_file))
+
     def check(self, config: Config, resume: bool) -> None:
         """Checks that this run may write to the folder; writes nothing.
 

@@ -1,8 +1,9 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +12,11 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoints
-from .config import Config
+from .config import Config, make_config
 from .data.loader import RunData, open_data
+from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
+from .errors import UserError
 from .flops import peak_tokens_per_s
 from .generate import Sampling, check_prompts, complete
 from .hf.card import model_card
@@ -36,19 +39,39 @@ from .step import TrainState, jit_eval_step
 DATA_TIMEOUT = 6 * 3600
 
 
-def sft(config: Config, *, resume: bool, console: Console) -> None:
-    """Fine-tunes a model as the config says, and prints the report.
+def sft(
+    config: Config | Mapping[str, Any],
+    *,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    eval_rows: Iterable[Mapping[str, Any]] | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Fine-tunes a model as the config says, prints the report and returns the run.
 
     A run that is finished is reported again without training.
+
+    Args:
+      config: as from `load_config`, or the keys of a config's file as a dictionary.
+      rows: records in memory, in any format that files of data may have, in place of `data.train`;
+        with a dictionary alone.
+      eval_rows: likewise in place of `data.eval`.
+      resume: whether to continue the run in the config's folder, if there is one.
+      console: where progress and report are printed; None: on the screen.
+
+    Returns:
+      The run: its `folder`, its `records` and `samples`, and the folder of its `export`.
 
     Raises:
       UserError: before anything is written, if model, data, mesh or folder are not as needed.
     """
+    config = _complete_config(config, rows, eval_rows)
+    console = console or Console()
     run = Run(Path(config.run))
     run.check(config, resume)
     if run.is_finished(config):
         print_report(run, console)
-        return
+        return run
     keep_compiled(config)
     mesh = make_mesh(**config.mesh.model_dump())
     num_rows = config.batch.size // config.batch.num_microbatches
@@ -61,6 +84,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
     if ends.conflict:
         console.print(ends.conflict, highlight=False, markup=False, soft_wrap=True)
     completer = _Completer(config, model, tokenizer, ends.ids)
+    completer.add_prompts(config.evaluation.prompts)
     with main_process_first("tokenised data", DATA_TIMEOUT):
         data = open_data(config, tokenizer, model.vocab_size, mesh, console)
     settings = config.model_dump(exclude={"cache"})
@@ -68,6 +92,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
         "the config, the data or the run's folder",
         f"{settings} {data.digest} {run.checkpoints.is_dir()}",
     )
+    completer.add_ids(data.prompts)
     program = Program(config, model, mesh, data.steps)
     with jax.set_mesh(mesh), closing(data.loader):
         state = _train(program, base, completer, data, run, console)
@@ -75,7 +100,7 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
         if int(state.step) < data.steps:
             console.print(f"stopped and saved at step {int(state.step)}; go on with --resume")
-            return
+            return run
         if config.export_dtype:
             export(
                 model,
@@ -84,10 +109,32 @@ def sft(config: Config, *, resume: bool, console: Console) -> None:
                 run.export,
                 config.export_dtype,
                 tokenizer=tokenizer,
-                card=model_card(run, config),
+                card=model_card(run.name, config, run.records),
                 replace=True,
             )
     print_report(run, console)
+    return run
+
+
+def _complete_config(
+    config: Config | Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]] | None,
+    eval_rows: Iterable[Mapping[str, Any]] | None,
+) -> Config:
+    """The config, with files of the rows in memory as its data."""
+    given = {"train": rows, "eval": eval_rows}
+    in_memory = {key: part for key, part in given.items() if part is not None}
+    if isinstance(config, Config):
+        if in_memory:
+            raise UserError("rows need a config that is a dictionary, without data.train")
+        return config
+    tree = {**config, "data": dict(config.get("data") or {})}
+    folder = Path(tree.get("cache", Config.model_fields["cache"].default)).expanduser() / "rows"
+    for key, part in in_memory.items():
+        if key in tree["data"]:
+            raise UserError(f"data.{key} is set and rows are given; give one of them")
+        tree["data"][key] = str(keep_rows(part, folder))
+    return make_config(tree)
 
 
 def _train(
@@ -127,11 +174,7 @@ def _initial_state(program: Program, base: Path) -> TrainState:
 
 
 class _Completer:
-    """Completes the config's prompts, which are checked before anything is trained.
-
-    Raises:
-      UserError: if the model cannot complete one of them.
-    """
+    """Completes the run's prompts."""
 
     def __init__(
         self,
@@ -140,12 +183,27 @@ class _Completer:
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
     ) -> None:
-        self._prompts = config.evaluation.prompts
-        self._ids = [prompt_ids(tokenizer, prompt) for prompt in self._prompts]
+        self._prompts: list[str] = []
+        self._ids: list[Sequence[int]] = []
         self._sampling = Sampling(config.evaluation.max_new_tokens)
         self._dtype = config.model.compute_dtype
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
-        check_prompts(model, self._ids, self._sampling)
+
+    def add_prompts(self, prompts: Sequence[str] | None) -> None:
+        """Adds user turns.
+
+        Raises:
+          UserError: if the model cannot complete one of them.
+        """
+        ids = [prompt_ids(self._tokenizer, prompt) for prompt in prompts or ()]
+        check_prompts(self._model, ids, self._sampling)
+        self._prompts += prompts or ()
+        self._ids += ids
+
+    def add_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Adds prompts of the data, as tokens; they are recorded as text."""
+        self._ids += prompts
+        self._prompts += [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
 
     def __call__(self, params: Params) -> list[tuple[str, str]]:
         """The prompts with their completions."""

@@ -100,7 +100,7 @@ def write_config(
             "data": {"train": str(tiny_data), "max_length": 64, "eval_fraction": 0.2},
             "batch": {"size": 8},
             "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.01, "warmup_steps": 2},
-            "evaluation": {"every": 3, "max_new_tokens": 4},
+            "evaluation": {"every": 3, "max_new_tokens": 4, "prompts": []},
             "checkpoint": {"every": 2, "keep": 4},
             "log_every": 1,  # Steps in flight on 8 devices of 2 cores can starve each other.
         }

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from train.errors import UserError
-from train.files import DestinationExistsError, atomic_file, atomic_folder, check_destination
+from train.files import (
+    DestinationExistsError,
+    atomic_file,
+    atomic_folder,
+    check_destination,
+    shipped,
+)
 
 OLD, NEW = {"a": "old a", "b": "old b"}, {"a": "new a", "c": "new c"}
 
@@ -217,3 +223,17 @@ def test_a_parent_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
             pytest.fail("the body must not run")
         assert str(caught.value).startswith(f"{out}: cannot be written (")
         assert len(caught.value.lines) == 1
+
+
+def test_a_config_that_is_not_here_is_the_programs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quickstart = Path("configs/quickstart.yaml")
+    assert shipped(quickstart).read_text().startswith("# Fine-tunes SmolLM2")
+    assert shipped(Path("configs/models/llama-2-7b")).is_dir()
+    for path in ("configs/none.yaml", "quickstart.yaml", "/configs/quickstart.yaml"):
+        assert shipped(Path(path)) == Path(path)
+    quickstart.parent.mkdir()
+    quickstart.write_text("mine")
+    assert shipped(quickstart).read_text() == "mine"

@@ -1,5 +1,6 @@
 """Whole runs of a tiny model: learning, meshes, masks, export."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,3 +182,44 @@ def test_prompts_that_the_model_cannot_complete_end_the_run_before_it_begins(
     with pytest.raises(UserError, match=r"prompt 1 has .* more than the model's 256 positions"):
         _train(write_config(evaluation={"prompts": ["x" * 300]}))
     assert not (tmp_path / "run").exists()
+
+
+SETTINGS = {"steps": 2, "export_dtype": "float32", "log_every": 1, "batch": {"size": 8}}
+
+
+def test_rows_in_memory_are_trained_on(
+    tiny_model: Path, tiny_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
+    model = {"path": str(tiny_model), "compute_dtype": "float32"}
+    config = {**SETTINGS, "run": str(tmp_path / "run"), "cache": str(cache), "model": model}
+    config["data"] = {"max_length": 64}
+    config["evaluation"] = {"max_new_tokens": 4}
+    console = Console(quiet=True)
+    run = sft(config, rows=rows[:32], eval_rows=rows[32:], console=console)
+    assert [r["step"] for r in run.records if "loss" in r] == [1, 2]
+    assert (run.export / "README.md").is_file()
+    # Without prompts in the config, those of the evaluation data are completed.
+    prompts = [rows[n]["messages"][0]["content"] for n in (32, 33)]
+    assert {sample["step"] for sample in run.samples} == {0, 2}
+    assert {sample["prompt"] for sample in run.samples} == {
+        f"user\n{prompt}\nassistant\n" for prompt in prompts
+    }
+    again = sft(config, rows=rows[:32], eval_rows=rows[32:], resume=True, console=console)
+    assert again.records == run.records
+    with pytest.raises(UserError, match=r"started with another data\.train"):
+        sft(config, rows=rows[:31], eval_rows=rows[32:], resume=True, console=console)
+    with pytest.raises(UserError, match=r"data\.train is set and rows are given"):
+        sft({**config, "data": {"train": "d.jsonl"}}, rows=rows, console=console)
+
+
+def test_settings_alone_are_a_config(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    settings = [f"model.path={tiny_model}", f"data.train={tiny_data}", f"run={tmp_path / 'run'}"]
+    config = load_config(None, settings)
+    assert config.model.path == str(tiny_model)
+    assert main(["sft", *settings[:2]]) == 2
+
+
+def test_a_setting_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "model.path=m", "data.train=d.jsonl"]) == 2
+    assert capsys.readouterr().err == "gmt-train: error: settings: run is missing; set it\n"

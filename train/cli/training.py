@@ -21,7 +21,8 @@ def _add_sft(commands: Commands) -> None:
         "sft",
         _sft,
         "Supervised fine-tuning from a config.",
-        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.mask_ratio=0.5",
+        "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.mask_ratio=0.5\n"
+        "  gmt-train sft model.path=models/base data.train=my.jsonl run=runs/mine",
     )
     _add_config_arguments(parser)
     parser.add_argument(
@@ -149,7 +150,11 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, help="a YAML file, as in configs/")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="a YAML file; one in configs/ may be the program's own (default: the settings alone)",
+    )
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -1,5 +1,5 @@
 """A run's config: one frozen, validated tree, read from YAML."""
 
-from .root import Config, differing_keys, dump_config, load_config
+from .root import Config, differing_keys, dump_config, load_config, make_config
 
-__all__ = ["Config", "differing_keys", "dump_config", "load_config"]
+__all__ = ["Config", "differing_keys", "dump_config", "load_config", "make_config"]

@@ -27,6 +27,8 @@ def _explain(fault: ErrorDetails, root: type[Section]) -> str:
                     f"{where} has no effect when {kind}; remove it, or replace the section with "
                     f"{section_key}={{kind: {_kind(section)}}}"
                 )
+            if places := list(dict.fromkeys(_places(path[-1], root))):
+                return f"unknown key {where}; {_belongs(path[-1], places)}"
             known = [".".join([*path[:-1], key]) for key in section.model_fields]
             return f"unknown key {where}; " + _nearest(where, known)
         case "missing":
@@ -41,6 +43,22 @@ def _explain(fault: ErrorDetails, root: type[Section]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{where}: {message}" + ("" if isinstance(given, dict) else f", got {given!r}")
+
+
+def _places(key: str, section: type[Section], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys of this name."""
+    for name, field in section.model_fields.items():
+        if name == key:
+            yield f"{prefix}{name}"
+        for part in sections_of(field.annotation):
+            yield from _places(key, part, f"{prefix}{name}.")
+
+
+def _belongs(key: str, places: Sequence[str]) -> str:
+    """What to write in place of a key that stands in the wrong section."""
+    if f"data.train.{key}" in places:
+        return f"it belongs to a source: data.train={{path: …, {key}: …}}"
+    return f"it belongs elsewhere: {' or '.join(places)}"
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:

@@ -1,12 +1,14 @@
 """A run's config: all sections, and reading it from YAML."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import UserError
+from ..files import shipped
 from .base import Count, Section
 from .data import DataSection
 from .faults import explain
@@ -57,27 +59,48 @@ class Config(Section):
         return self
 
 
-def load_config(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(file: Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Reads and checks a config file, after `key.path=value` overrides of its settings.
+
+    Args:
+      file: a YAML file; one in `configs/` that does not exist here is the program's own. None: the
+        settings are all there is.
 
     Raises:
       UserError: if the file is missing or malformed, a key is unknown (the nearest is named), or
         a value is out of range. All faults are in one line.
     """
+    tree = {} if file is None else _read_file(file)
+    for override in overrides:
+        apply_override(tree, override)
+    return make_config(tree, "settings" if file is None else str(file))
+
+
+def make_config(tree: Mapping[str, Any], source: str = "config") -> Config:
+    """Checks a config's tree of keys and values.
+
+    Args:
+      source: where it is from, for messages.
+
+    Raises:
+      UserError: as `load_config` does.
+    """
+    if renamed := find_renamed(dict(tree)):
+        raise UserError(f"{source}: " + "; ".join(renamed))
     try:
-        tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(explain(error, Config))) from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(shipped(file).read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a config file with --config") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file}: must contain keys and values, as the files in configs/ do")
-    for override in overrides:
-        apply_override(tree, override)
-    if renamed := find_renamed(tree):
-        raise UserError(f"{file}: " + "; ".join(renamed))
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{file}: " + "; ".join(explain(error, Config))) from None
+    return tree
 
 
 def dump_config(config: Config) -> str:

@@ -68,8 +68,9 @@ class EvaluationSection(Section):
     every: Count = 100
     """Updates between evaluations; the model is also evaluated before the first update and after
     the last."""
-    prompts: tuple[str, ...] = ()
-    """User turns that are completed greedily before and after training."""
+    prompts: tuple[str, ...] | None = None
+    """User turns that are completed greedily before and after training; null: two prompts of the
+    data, those of the evaluation data if there are any."""
     max_new_tokens: Count = 64
     """The length of those completions in tokens."""
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..config import Config
 from ..step import Batch
 from .datasets import DataContext, build_datasets, build_eval
 from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
+from .prompts import first_prompts
 from .splits import Split
 from .stream import Shard, Stream
 from .validate import check_epoch
@@ -86,6 +87,7 @@ class RunData:
       loader: the training batches, one an update.
       eval_batches: opens an iterator over all evaluation data once, in batches [B, T]; None if
         there is none.
+      prompts: tokens of some prompts in the data, the evaluation data's if there are any.
       digest: equal for equal data, where that is known before it is read.
       stream: the stream that the loader reads, if it does.
     """
@@ -93,6 +95,7 @@ class RunData:
     steps: int
     loader: Loader
     eval_batches: Callable[[], AbstractContextManager[Iterator[Batch]]] | None
+    prompts: Sequence[Sequence[int]] = ()
     digest: str = ""
     stream: Stream | None = None
 
@@ -126,7 +129,9 @@ def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Con
         steps,
     )
     digest = " ".join(split.digest for split in datasets.splits)
-    return RunData(steps, Loader(iterator), _eval_batches(config, datasets.eval, mesh), digest)
+    eval_batches = _eval_batches(config, datasets.eval, mesh)
+    prompts = _prompts(config, datasets.eval or datasets.train)
+    return RunData(steps, Loader(iterator), eval_batches, prompts, digest)
 
 
 def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
@@ -145,7 +150,15 @@ def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Cons
 
     assert config.steps is not None, "the config requires steps for a stream"
     loader = Loader(stream.prefetch(put))
-    return RunData(config.steps, loader, _eval_batches(config, split, mesh), stream=stream)
+    eval_batches = _eval_batches(config, split, mesh)
+    return RunData(config.steps, loader, eval_batches, _prompts(config, split), stream=stream)
+
+
+def _prompts(config: Config, split: Split | None) -> Sequence[Sequence[int]]:
+    """Prompts to complete where the config names none; a completion fits in a row with each."""
+    if split is None or config.evaluation.prompts is not None:
+        return ()
+    return first_prompts(split, config.data.max_length - config.evaluation.max_new_tokens)
 
 
 def _print_summary(split: Split, console: Console) -> None:

@@ -1,15 +1,16 @@
 """The model card of an export: what was tuned, on which data, how, and with which result."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 import gmt_jax
 
 from ..config import Config
-from ..run import Run, read_records
+
+Record: TypeAlias = Mapping[str, Any]
 
 # Sections of the config that say how the weights came about; no paths of the machine are in them.
 SETTINGS = ("seed", "batch", "optimizer")
@@ -17,14 +18,17 @@ SETTINGS = ("seed", "batch", "optimizer")
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".zip")
 
 
-def model_card(run: Run, config: Config) -> str:
+def model_card(name: str, config: Config, records: Sequence[Record]) -> str:
     """README.md for the weights that a run has now, as the hub shows it.
 
     Data and models on this machine are named by their last name alone: a card is published.
+
+    Args:
+      name: the model's.
+      records: what the run logged.
     """
-    records = list(read_records(run.metrics_file))
-    parts = [_header(config), _title(run, config), _data(config), _method(config, records)]
-    parts += [_results(records), _use(run)]
+    parts = [_header(config), _title(name, config), _data(config), _method(config, records)]
+    parts += [_results(records), _use(name)]
     return "\n".join(filter(None, parts))
 
 
@@ -45,11 +49,11 @@ def _header(config: Config) -> str:
     return f"---\n{_yaml(metadata)}---\n"
 
 
-def _title(run: Run, config: Config) -> str:
+def _title(name: str, config: Config) -> str:
     revision = f" (revision {config.model.revision})" if config.model.revision else ""
     template = ", with another chat template" if config.model.chat_template else ""
     return (
-        f"# {run.folder.resolve().name}\n\n{_public(config.model.path)}{revision}, fine-tuned with "
+        f"# {name}\n\n{_public(config.model.path)}{revision}, fine-tuned with "
         f"[gmt-jax](https://github.com/gmt-jax/gmt-jax) {gmt_jax.__version__}{template}.\n"
     )
 
@@ -78,7 +82,7 @@ def _data(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _method(config: Config, records: list[dict[str, Any]]) -> str:
+def _method(config: Config, records: Sequence[Record]) -> str:
     done = max((record["step"] for record in records), default=0)
     settings = config.model_dump(mode="json", include=set(SETTINGS))
     kind = config.optimizer.mask.kind
@@ -97,7 +101,7 @@ def _method(config: Config, records: list[dict[str, Any]]) -> str:
     )
 
 
-def _results(records: list[dict[str, Any]]) -> str:
+def _results(records: Sequence[Record]) -> str:
     losses = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
     if not losses:
         return ""
@@ -111,10 +115,10 @@ def _ends(losses: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
         yield losses[-1]
 
 
-def _use(run: Run) -> str:
+def _use(name: str) -> str:
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'chat = pipeline("text-generation", "{run.folder.resolve().name}")\n'
+        f'chat = pipeline("text-generation", "{name}")\n'
         'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=128))\n```\n'
     )
 

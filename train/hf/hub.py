@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import UserError
+from ..files import shipped
 from .tokenizer_files import TERMS
 
 # Config, weights, tokenizer, chat templates and terms; pickle files are never downloaded.
@@ -33,7 +34,7 @@ def resolve_model(
     Raises:
       UserError: if it is neither a folder nor on the hub, or cannot be downloaded.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = shipped(Path(name_or_path).expanduser())
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: has no config.json; name a model's folder")

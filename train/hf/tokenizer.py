@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import shipped
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     """The tokenizer in a model's folder, a transformers.PreTrainedTokenizerBase.
 
     Args:
-      chat_template: a file with a Jinja template that replaces the tokenizer's own.
+      chat_template: a file with a Jinja template that replaces the tokenizer's own; one in
+        `configs/` may be the program's.
 
     Raises:
       UserError: if there is no tokenizer that transformers reads, or the template is missing.
@@ -27,7 +29,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         ) from None
     if chat_template is not None:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            file = shipped(Path(chat_template))
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"{chat_template}: {error.strerror}; model.chat_template names a Jinja file"

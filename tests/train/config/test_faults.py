@@ -13,6 +13,10 @@ from train.errors import UserError
     [
         ("optimiser.learning_rate=1", "unknown key optimiser; did you mean optimizer?"),
         ("xyz=1", "unknown key xyz; known: run, model, data, "),
+        ("data.format=text", "it belongs to a source: data.train={path: …, format: …}"),
+        ("learning_rate=1", "unknown key learning_rate; it belongs elsewhere: optimizer.learning_"),
+        ("optimizer.mask_ratio=1", "it belongs elsewhere: optimizer.mask.mask_ratio"),
+        ("model.every=1", "optimizer.mask.every or evaluation.every or checkpoint.every"),
         ("mesh.fdsp=1", "unknown key mesh.fdsp; did you mean mesh.fsdp?"),
         ("steps=0", "steps: input should be greater than or equal to 1, got 0"),
         ("batch.size=many", "batch.size: input should be a valid integer"),
