@@ -15,8 +15,13 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-# All fields that are read; the last two are optional.
-FIELDS = (*dict.fromkeys(f for fields in FORMATS.values() for f in fields), "input", "tools")
+# Fields that a record may have beside those of its format.
+OPTIONAL = ("input", "history", "system", "tools")
+# All fields that are read.
+FIELDS = (*dict.fromkeys(f for fields in FORMATS.values() for f in fields), *OPTIONAL)
+
+Format = Literal["messages", "conversations", "preference", "completion", "alpaca", "text"]
+ControlTokens = Literal["text", "keep", "refuse"]
 
 
 def _known_fields(columns: dict[str, str]) -> dict[str, str]:
@@ -40,9 +45,7 @@ class Source(Section):
     """The split of a hub data set or of an Arrow folder."""
     revision: str | None = None
     """The commit or tag of a hub data set."""
-    format: (
-        Literal["messages", "conversations", "preference", "completion", "alpaca", "text"] | None
-    ) = None
+    format: Format | None = None
     """The format of the records; null: recognised by their fields."""
     columns: Columns | None = None
     """The column of each field, as in {prompt: question, completion: answer}."""
@@ -75,8 +78,18 @@ class DataSection(Section):
     """The split of hub data sets to evaluate on."""
     revision: str | None = None
     """The commit or tag of a hub data set."""
+    format: Format | None = None
+    """The format of the records; null: recognised by their fields. A record that fits two is
+    refused."""
     columns: Columns = Field(default_factory=dict)
     """The column of each field, as in {prompt: question, completion: answer}."""
+    ignore: tuple[str, ...] = ()
+    """Columns, and keys of turns, that are left out although they look as if they mattered: a label
+    or a thought that the chat template does not render."""
+    control_tokens: ControlTokens = "text"
+    """What becomes of a control token, such as <|im_end|>, that a conversation's content spells
+    out: ordinary text (text), the control token (keep), or a fault (refuse). Plain text and
+    completions always keep it."""
     eval_fraction: Fraction = 0.05
     """The share of the training data to split off if no eval data is named; 0: do not evaluate."""
     loss_on: Literal["assistant", "last", "everything"] = "assistant"
@@ -133,6 +146,7 @@ class DataSection(Section):
             update={
                 "split": source.split or split,
                 "revision": source.revision or revision,
+                "format": source.format or self.format,
                 "columns": self.columns if source.columns is None else source.columns,
             }
         )

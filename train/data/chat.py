@@ -1,26 +1,48 @@
 """Records as the model's own text, and the characters of it that have a loss."""
 
-import re
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
+from ..config.data import ControlTokens, DataSection, Source
 from ..errors import UserError
-from .records import Chat, Fields, Pair, Record, Text, Turns, read_record
+from . import control
+from .conversation import RenderedChat, render_chat
+from .records import Chat, Fields, Pair, Reading, Record, Text, understand_record
+from .template import Span, Template
 
 # The turns of a conversation that have a loss: the assistant's, its last one, or every turn.
 LossOn = Literal["assistant", "last", "everything"]
-Span = tuple[int, int]  # Characters of a text: the first, and the one after the last.
+
+# Bits of Rendered.notes.
+PAIR = 1  # One answer of a preference pair.
+SPLIT = 2  # One of the several examples of a conversation.
+CONTROL = 4  # The contents spell control tokens.
+FORGETS = 8  # The template leaves out thoughts of earlier turns.
 
 
 class Rendered(NamedTuple):
-    """A text for the tokenizer."""
+    """A text for the tokenizer.
+
+    Attributes:
+      text: with the control tokens of the template.
+      spans: the characters that have a loss.
+      plain: whether the tokenizer's beginning and end tokens are still to be added.
+      spelled: the characters that look like control tokens and are ordinary text.
+      notes: bits that say what is to be known of it.
+      record_digest: equal for records that mean the same, whatever the template.
+    """
 
     text: str
-    spans: Sequence[Span]  # The characters that have a loss.
-    plain: bool  # Whether the tokenizer's beginning and end tokens are still to be added.
+    spans: Sequence[Span]
+    plain: bool
+    spelled: Sequence[Span] = ()
+    notes: int = 0
+    record_digest: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,145 +52,161 @@ class RecordReader:
     format: str | None = None
     columns: Mapping[str, str] | None = None
     loss_on: LossOn = "assistant"
+    ignore: tuple[str, ...] = ()
+    control_tokens: ControlTokens = "text"
+    now: datetime | None = field(default=None, repr=False)  # What templates read of the time.
 
-    def render(self, fields: Fields, tokenizer: Any) -> list[Rendered]:
-        """Reads and renders one record; raises a UserError without the record's position."""
-        return render(read_record(fields, self.format, self.columns), tokenizer, self.loss_on)
+    @classmethod
+    def of(cls, source: Source, data: DataSection, now: datetime | None = None) -> "RecordReader":
+        """The settings of a source."""
+        return cls(
+            source.format, source.columns or None, data.loss_on, data.ignore, data.control_tokens,
+            now,
+        )  # fmt: skip
 
 
-def render(record: Record, tokenizer: Any, loss_on: LossOn = "assistant") -> list[Rendered]:
-    """Renders a record as one text, or a preference pair as two: chosen, rejected.
+class Understood(NamedTuple):
+    """How records were read, and whether a chat template was applied."""
 
-    - A conversation goes through the tokenizer's chat template, which writes its own beginning
-      token. The loss is on the assistant's turns with the end-of-turn token, without the line break
-      that templates put after it.
-    - In plain text the loss is on the completion and the end token that will follow it.
+    reading: Reading
+    templated: bool
 
-    Raises:
-      UserError: if the template is missing, raises an error, or does not show which characters are
-        the assistant's; without the record's position.
+
+class Renderer:
+    """Renders a source's records with a tokenizer.
+
+    Attributes:
+      understood: how the records were read, each way with the number of records.
     """
-    answers = [record.chosen, record.rejected] if isinstance(record, Pair) else [record]
-    return [_render_answer(answer, tokenizer, loss_on) for answer in answers]
 
+    def __init__(self, reader: RecordReader, tokenizer: Any) -> None:
+        self._reader, self._tokenizer = reader, tokenizer
+        self._now = reader.now or datetime.now()
+        self._templates: dict[str, Template] = {}
+        self.understood: Counter[Understood] = Counter()
 
-def _render_answer(record: Chat | Text, tokenizer: Any, loss_on: LossOn) -> Rendered:
-    if isinstance(record, Text):
+    def render(self, fields: Fields) -> list[Rendered]:
+        """Reads and renders one record, as one text or several.
+
+        - A conversation goes through the tokenizer's chat template, which writes its own beginning
+          token. The loss is on the assistant's turns with the end-of-turn token, without the line
+          break that templates put after it. Where the template renders an answer differently once
+          other turns follow, the conversation is several texts.
+        - In plain text the loss is on the completion and the end token that will follow it.
+        - A preference pair is two texts: chosen, rejected.
+
+        Raises:
+          UserError: if the record cannot be read, or the template is missing, raises an error, does
+            not show which characters are the assistant's, or leaves out something of the record;
+            without the record's position.
+        """
+        reader = self._reader
+        record, reading = understand_record(fields, reader.format, reader.columns, reader.ignore)
+        rendered = self._render(record)
+        self.understood[Understood(reading, not rendered[0].plain)] += 1
+        digest = _digest(record.chosen if isinstance(record, Pair) else record)
+        return [text._replace(record_digest=digest) for text in rendered]
+
+    def _render(self, record: Record) -> list[Rendered]:
+        if not isinstance(record, Pair):
+            self._ask_for_template(record)
+            return self._render_answer(record)
+        both = [self._render_answer(answer) for answer in (record.chosen, record.rejected)]
+        if any(len(texts) != 1 for texts in both):
+            raise UserError(
+                "is a preference pair, and the chat template renders its answers differently once "
+                "others follow; set data.loss_on to last, or name another template in "
+                "model.chat_template"
+            )
+        return [text._replace(notes=text.notes | PAIR) for [text] in both]
+
+    def _render_answer(self, record: Chat | Text) -> list[Rendered]:
+        if isinstance(record, Text):
+            rendered = [self._render_text(record)]
+        else:
+            rendered = self._render_chat(record)
+        try:
+            for part in rendered:
+                part.text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                "has half of a surrogate pair (\\ud800 to \\udfff) in a string; correct it"
+            ) from None
+        return rendered
+
+    def _ask_for_template(self, record: Chat | Text) -> None:
+        if isinstance(record, Chat) or self._reader.format is not None:
+            return
+        if record.prompt and self._tokenizer.chat_template:
+            columns = self._reader.columns or {}
+            prompt, answer = (columns.get(name, name) for name in ("prompt", "completion"))
+            raise UserError(
+                "has a prompt and a completion, and the model has a chat template: set data.format "
+                "to completion to train on the two as they are, or data.columns to "
+                f"{{instruction: {prompt}, output: {answer}}} to make a conversation of them"
+            )
+
+    def _render_text(self, record: Text) -> Rendered:
         text = record.prompt + record.completion
-        begin = 0 if loss_on == "everything" else len(record.prompt)
-        rendered = Rendered(text, [(begin, len(text))], plain=True)
-    else:
-        rendered = _render_chat(record, _Template(tokenizer, record.tools), loss_on)
-    try:
-        rendered.text.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            "has half of a surrogate pair (\\ud800 to \\udfff) in a string; correct it"
-        ) from None
-    return rendered
+        begin = 0 if self._reader.loss_on == "everything" else len(record.prompt)
+        return Rendered(text, [(begin, len(text))], plain=True)
 
+    def _render_chat(self, chat: Chat) -> list[Rendered]:
+        template = self._template(chat.tools)
+        pattern, loss_on = template.control_pattern, self._reader.loss_on
+        found = control.find(chat.turns, pattern) or control.find(chat.tools, pattern)
+        if found is None or self._reader.control_tokens == "keep":
+            notes = CONTROL if found else 0
+            return [_rendered(part, notes) for part in render_chat(chat, template, loss_on)]
+        if self._reader.control_tokens == "refuse":
+            raise UserError(
+                f"spells the control token {found!r}; correct it, or set data.control_tokens to "
+                "text or keep"
+            )
+        marked = Chat(
+            control.mark(chat.turns, pattern), chat.first, control.mark(chat.tools, pattern),
+            chat.untrained,
+        )  # fmt: skip
+        rendered = [_rendered(part, CONTROL) for part in render_chat(marked, template, loss_on)]
+        whole = render_chat(chat, template, loss_on)
+        if [part.text for part in rendered] != [part.text for part in whole]:
+            raise UserError(
+                f"spells the control token {found!r}, and the chat template takes the text around "
+                "it apart; correct it, or set data.control_tokens to keep"
+            )
+        return rendered
 
-class _Template:
-    """The tokenizer's chat template."""
-
-    def __init__(self, tokenizer: Any, tools: Sequence[Fields] | None) -> None:
-        if not tokenizer.chat_template:
+    def _template(self, tools: Sequence[Fields] | None) -> Template:
+        named = self._tokenizer.chat_template
+        if not named:
             raise UserError(
                 "is a conversation, but the tokenizer has no chat template; "
                 "name a file with one in model.chat_template"
             )
-        self._source = tokenizer.get_chat_template(tools=tools)
-        self._tools, self._special_tokens = tools, tokenizer.special_tokens_map
-        self.has_markers = re.search(r"\{%-?\s*generation\s*-?%\}", self._source) is not None
-        # Tokens that can end a turn: none of them is part of a turn's content.
-        self.ends = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
-
-    def text(self, turns: Turns, *, prompt: bool = False) -> str:
-        """The conversation's text, with the header of an answer to come if `prompt`."""
-        return self._render(turns, add_generation_prompt=prompt)[0]
-
-    def text_and_marked(self, turns: Turns) -> tuple[str, list[Span]]:
-        """The conversation's text, and the spans between its generation markers."""
-        return self._render(turns, return_assistant_tokens_mask=True)
-
-    def _render(self, turns: Turns, **options: Any) -> tuple[str, list[Span]]:
-        try:
-            texts, spans = render_jinja_template(
-                [turns], self._tools, chat_template=self._source, **options, **self._special_tokens
-            )
-        except Exception as error:  # A template may raise any class of exception.
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"the chat template refuses the conversation ({reason}); "
-                "correct it, or name another template in model.chat_template"
-            ) from None
-        return texts[0], [(begin, end) for begin, end in spans[0]] if spans else []
+        source: str = self._tokenizer.get_chat_template(tools=tools)
+        if source not in self._templates:
+            name = "the chat template"
+            if isinstance(named, Mapping):
+                name += next((f" {key!r}" for key in named if named[key] == source), "")
+            self._templates[source] = Template(self._tokenizer, source, name, self._now)
+        return self._templates[source]
 
 
-def _render_chat(chat: Chat, template: _Template, loss_on: LossOn) -> Rendered:
-    answers = [number for number, turn in enumerate(chat.turns) if turn["role"] == "assistant"]
-    wanted = [number for number in answers if number >= chat.first]
-    if loss_on == "last":
-        wanted = wanted[-1:]
-    if loss_on == "everything":
-        text = template.text(chat.turns)
-        spans = [(0, len(text))]
-    elif template.has_markers:
-        text, spans = _marked_spans(chat, template, answers, wanted)
+def _rendered(part: RenderedChat, notes: int) -> Rendered:
+    text, spans, spelled = control.unmark(part.text, part.spans)
+    notes |= SPLIT * part.is_split | FORGETS * part.forgets
+    return Rendered(text, spans, plain=False, spelled=spelled, notes=notes)
+
+
+def _digest(record: Chat | Text) -> int:
+    """A digest of what a record means: records that templates may render alike have the same."""
+    if isinstance(record, Text):
+        content: Any = (record.prompt + record.completion).strip()
     else:
-        text = template.text(chat.turns)
-        spans = [_turn_span(chat.turns, number, text, template) for number in wanted]
-    return Rendered(text, [_through_end(span, text, template) for span in spans], plain=False)
-
-
-def _marked_spans(
-    chat: Chat, template: _Template, answers: list[int], wanted: list[int]
-) -> tuple[str, list[Span]]:
-    text, spans = template.text_and_marked(chat.turns)
-    if wanted == answers:
-        return text, spans
-    if len(spans) != len(answers):
-        raise UserError(
-            f"the chat template marks {len(spans)} spans for {len(answers)} assistant turns, so "
-            "one turn cannot be told from another; set data.loss_on to assistant, or name another "
-            "template in model.chat_template"
-        )
-    return text, [span for number, span in zip(answers, spans, strict=True) if number in wanted]
-
-
-def _turn_span(turns: Turns, number: int, text: str, template: _Template) -> Span:
-    """The span of one assistant turn in the text of the whole conversation.
-
-    It is the difference of two renderings: the conversation before the turn, with the header of an
-    answer, and the conversation through the turn.
-    """
-    if number:
-        before = template.text(turns[:number], prompt=True)
-    else:  # An empty conversation cannot be rendered: find the header after a default system turn.
-        question: Turns = [{"role": "user", "content": "?"}]
-        header = template.text(question, prompt=True).removeprefix(template.text(question))
-        before = text[: text.find(header)] + header
-    last = number == len(turns) - 1
-    through = text if last else template.text(turns[: number + 1])
-    if not (text.startswith(through) and through.startswith(before)):
-        raise UserError(
-            f"the chat template renders turn {number + 1} differently once others follow "
-            "or it is to be generated, so its tokens cannot be told apart; name a template with "
-            "{% generation %} markers in model.chat_template"
-        )
-    return len(before), len(_without_break(through, template))
-
-
-def _without_break(text: str, template: _Template) -> str:
-    """The text without white space after an end-of-turn token; other white space ends the turn."""
-    stripped = text.rstrip()
-    return stripped if stripped.endswith(template.ends) else text
-
-
-def _through_end(span: Span, text: str, template: _Template) -> Span:
-    """The span with the end-of-turn token that follows it, unless it holds one already."""
-    begin, end = span
-    if text[begin:end].endswith(template.ends):
-        return span
-    following = [token for token in template.ends if text.startswith(token, end)]
-    return begin, end + max(map(len, following), default=0)
+        turns = [
+            {key: item.strip() if isinstance(item, str) else item for key, item in turn.items()}
+            for turn in record.turns
+        ]
+        content = [turns, record.tools]
+    text = json.dumps(content, sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

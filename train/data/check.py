@@ -1,6 +1,7 @@
 """A report on the data that a run would train on, before the run is paid for."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
+from ..config.data import DataSection
 from ..errors import DataError, UserError
 from ..hf.hub import resolve_model
 from ..hf.tokenizer import load_tokenizer
 from ..model import load_model_config
-from .chat import RecordReader
+from .chat import RecordReader, Renderer
 from .datasets import DataContext, load_sources
 from .sampler import permutation
 from .splits import Datasets, Split, TokenisedSource, make_splits
@@ -44,7 +46,9 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
         )
     data = config.data.model_copy(update={"on_error": "report"})
     cache = Path(config.cache).expanduser()
-    sources = load_sources(data, DataContext(tokenizer, vocab_size, config.seed, cache, console))
+    now = datetime.now()
+    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now)
+    sources = load_sources(data, context)
     faults = find_faults(data, [source.store for source in sources], vocab_size)
     try:
         check_tokenizer(tokenizer, vocab_size)
@@ -58,7 +62,7 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
         console.print(_count_table(split))
         console.print(_length_histogram(split))
     console.print(_repetitions(datasets.train))
-    console.print(_round_trip(sources, tokenizer))
+    console.print(_round_trip(sources, data, tokenizer, now))
     examples = datasets.train.examples
     for number in range(min(num_shown, len(datasets.train.lengths))):
         text = _mark(examples[number], tokenizer, data.max_length, console)
@@ -106,16 +110,18 @@ def _repetitions(split: Split) -> str:
     return f"{len(digests) - len(np.unique(digests)):,} training examples repeat another one"
 
 
-def _round_trip(sources: Sequence[TokenisedSource], tokenizer: Any) -> Text:
+def _round_trip(
+    sources: Sequence[TokenisedSource], data: DataSection, tokenizer: Any, now: datetime
+) -> Text:
     """How many texts are the same after tokenising and decoding, and the first that is not."""
     num_tried = 0
     changed = []
     for source in sources:
-        reader = RecordReader(source.source.format, source.source.columns or None)
+        renderer = Renderer(RecordReader.of(source.source, data, now), tokenizer)
         records = np.unique(source.store.index["record"])
         drawn = permutation(len(records), 0)[: -(-_TRIED // len(sources))]
         for record in records[drawn].tolist():
-            for rendered in reader.render(source.store.records[record], tokenizer):
+            for rendered in renderer.render(source.store.records[record]):
                 num_tried += 1
                 ids = tokenizer(rendered.text, add_special_tokens=False).input_ids
                 if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != rendered.text:

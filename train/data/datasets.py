@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class DataContext:
     Attributes:
       vocab_size: the model's.
       cache: the folder of tokenised data.
+      now: what chat templates read of the time.
       console: where progress is shown, if it is a terminal.
     """
 
@@ -35,6 +37,7 @@ class DataContext:
     seed: int
     cache: Path
     console: Console | None = None
+    now: datetime | None = None
 
 
 def build_datasets(data: DataSection, context: DataContext) -> Datasets:
@@ -74,7 +77,7 @@ def load_sources(data: DataSection, context: DataContext) -> list[TokenisedSourc
     loaded = []
     with _progress(sum(len(records) for _, records, _ in opened), context.console) as advance:
         for source, records, is_eval in opened:
-            reader = RecordReader(source.format, source.columns or None, data.loss_on)
+            reader = RecordReader.of(source, data, context.now)
             stop = data.on_error == "stop"
             store = open_store(records, context.tokenizer, reader, context.cache, advance, stop)
             loaded.append(TokenisedSource(source, store, is_eval))

@@ -3,30 +3,31 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..config.data import FORMATS
+from ..config.data import FIELDS, FORMATS
 from ..errors import UserError
+from .questions import choose_format, refuse_labels
+from .turns import Conversation, Turns, is_transcript, read_turns
 
 _REQUIRED = {kind: frozenset(fields) for kind, fields in FORMATS.items()}
-ROLES = ("system", "user", "assistant", "tool")
-_ROLES = {role: role for role in ROLES} | {
-    "human": "user",
-    "gpt": "assistant",
-    "observation": "tool",
-}
 
 Fields = Mapping[str, Any]  # A record as its source holds it.
-Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation for the chat template; turns before number `first` are the prompt."""
+    """A conversation for the chat template.
+
+    Attributes:
+      first: the number of the first turn that is not the prompt.
+      untrained: the turns that the record says not to train on.
+    """
 
     turns: Turns
     first: int = 0
     tools: Sequence[Fields] | None = None
+    untrained: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,38 +49,103 @@ class Pair:
 Record = Chat | Text | Pair
 
 
+class Reading(NamedTuple):
+    """How a record was understood.
+
+    Attributes:
+      format: one of FORMATS.
+      used: the columns that were read, in the order of FIELDS.
+      unused: the columns that were not.
+    """
+
+    format: str
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
 def read_record(
-    fields: Fields, format: str | None = None, columns: Mapping[str, str] | None = None
+    fields: Fields,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
 ) -> Record:
-    """Reads a record's fields.
+    """Reads a record's fields; see `understand_record`."""
+    return understand_record(fields, format, columns, ignore)[0]
+
+
+def understand_record(
+    fields: Fields,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+) -> tuple[Record, Reading]:
+    """Reads a record's fields, and reports how.
 
     Args:
       fields: the record as its source holds it.
-      format: one of FORMATS; None: the first of them whose fields the record has.
+      format: one of FORMATS; None: the one whose fields the record has.
       columns: the column that each of FIELDS is taken from; where given, other columns are ignored.
+      ignore: columns, and keys of turns, that are not looked at.
 
     Raises:
-      UserError: if a field is missing or of another type; without the record's position.
+      UserError: if a field is missing or of another type, or the record can be meant in two ways;
+        without the record's position.
     """
+    columns = columns or {}
     if columns:
-        fields = _renamed(fields, columns)
-    fields = {key: value for key, value in fields.items() if value is not None}
-    kind = format or _detect(fields)
-    _require(fields, FORMATS[kind])
+        named = _renamed(fields, columns)
+    else:
+        if "conversation" in fields and "conversations" not in fields:
+            columns = {"conversations": "conversation"}
+        aliases = {column: field for field, column in columns.items()}
+        named = {aliases.get(name, name): value for name, value in fields.items()}
+    present = {
+        field: value
+        for field, value in named.items()
+        if value is not None and columns.get(field, field) not in ignore
+    }
+    kind = format or _detect(present)
+    _require(present, kind)
+    names = _names_read(kind, present)
+    used = tuple(columns.get(name, name) for name in names)
+    unused = {
+        name: fields[name] for name in fields if name not in used and fields[name] is not None
+    }
+    if set(columns.values()) <= {"conversation"}:
+        refuse_labels({name: unused[name] for name in unused if name not in ignore})
+    record = _read(kind, {name: present[name] for name in names}, ignore)
+    return record, Reading(kind, used, tuple(sorted(unused)))
+
+
+def _names_read(kind: str, present: Fields) -> list[str]:
+    """The fields of a record that a format reads."""
+    wanted = {*FORMATS[kind], "tools"} - ({"tools"} if kind == "text" else set())
+    if kind in ("messages", "conversations", "alpaca"):
+        wanted.add("system")
+    if kind == "alpaca":
+        wanted |= {"input", "history"}
+    if kind == "preference":
+        wanted.add("prompt")
+        if "prompt" not in present:
+            wanted.add("conversations")
+    return [name for name in FIELDS if name in wanted and name in present]
+
+
+def _read(kind: str, fields: Fields, ignore: Sequence[str]) -> Record:
     tools = _tools(fields.get("tools"))
     match kind:
         case "messages" | "conversations":
-            return Chat(_turns(fields[kind], kind), 0, tools)
+            talk = _with_system(read_turns(fields[kind], kind, ignore), fields.get("system"))
+            return Chat(talk.turns, 0, tools, talk.untrained)
         case "preference":
-            return _pair(fields.get("prompt"), fields["chosen"], fields["rejected"], tools)
+            prompt = fields.get("prompt", fields.get("conversations"))
+            return _pair(prompt, fields["chosen"], fields["rejected"], tools, ignore)
         case "completion":
-            return _continued(fields["prompt"], fields["completion"], "completion", tools)
+            prompt, answer = fields["prompt"], fields["completion"]
+            return _continued(prompt, answer, "completion", tools, ignore)
         case "alpaca":
-            instruction = _string(fields["instruction"], "instruction")
-            given = _string(fields.get("input") or "", "input")
-            question = {"role": "user", "content": "\n\n".join(filter(None, [instruction, given]))}
-            answer = {"role": "assistant", "content": _string(fields["output"], "output")}
-            return Chat([question, answer], 0, tools)
+            talk = _with_system(_alpaca(fields), fields.get("system"))
+            return Chat(talk.turns, 0, tools)
     return Text("", _string(fields["text"], "text"))
 
 
@@ -94,9 +160,9 @@ def _renamed(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _detect(fields: Fields) -> str:
-    for kind, required in _REQUIRED.items():
-        if fields.keys() >= required:
-            return kind
+    fitting = [kind for kind, required in _REQUIRED.items() if fields.keys() >= required]
+    if fitting:
+        return choose_format(fields, fitting)
     for kind, names in FORMATS.items():
         if not fields.keys().isdisjoint(names):
             return kind  # The error then names the fields of this format that are missing.
@@ -107,63 +173,83 @@ def _detect(fields: Fields) -> str:
     )
 
 
-def _require(fields: Fields, names: Sequence[str]) -> None:
+def _require(fields: Fields, kind: str) -> None:
+    names = FORMATS[kind]
     for name in names:
         if name not in fields:
             together = f"; {' and '.join(names)} go together" if len(names) > 1 else ""
             raise UserError(f"has no {name}, or it is null{together}; add it or remove the record")
 
 
-def _pair(prompt: Any, chosen: Any, rejected: Any, tools: Any) -> Pair:
+def _alpaca(fields: Fields) -> Conversation:
+    instruction = _string(fields["instruction"], "instruction")
+    given = _string(fields.get("input", ""), "input")
+    turns: Turns = []
+    for number, pair in enumerate(fields.get("history") or [], 1):
+        if not (isinstance(pair, Sequence) and len(pair) == 2):
+            raise UserError(f"history, item {number} must be a list of a question and its answer")
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": _string(said, f"history, item {number}")})
+    question = "\n\n".join(filter(None, [instruction, given]))
+    turns.append({"role": "user", "content": question})
+    turns.append({"role": "assistant", "content": _string(fields["output"], "output")})
+    return Conversation(turns)
+
+
+def _with_system(talk: Conversation, system: Any) -> Conversation:
+    """The conversation after the system turn that a column holds, if it does."""
+    if system in (None, ""):
+        return talk
+    if talk.turns[0]["role"] == "system":
+        raise UserError(
+            "has a system turn and a column 'system'; remove one of them, or set data.ignore to "
+            "[system]"
+        )
+    turn = {"role": "system", "content": _string(system, "system")}
+    return Conversation([turn, *talk.turns], frozenset(n + 1 for n in talk.untrained))
+
+
+def _pair(prompt: Any, chosen: Any, rejected: Any, tools: Any, ignore: Sequence[str]) -> Pair:
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError("chosen and rejected must both be strings or both lists")
-    if isinstance(chosen, str) or not isinstance(prompt, str | None):
+    whole = prompt is None and is_transcript(chosen) and is_transcript(rejected)
+    if not whole and (isinstance(chosen, str) or not isinstance(prompt, str | None)):
         if prompt is None:
             raise UserError("has no prompt; chosen and rejected strings need one")
+        if isinstance(chosen, str) and not isinstance(prompt, str):
+            raise UserError("prompt must be a string, as chosen and rejected are")
         return Pair(
-            _continued(prompt, chosen, "chosen", tools),
-            _continued(prompt, rejected, "rejected", tools),
+            _continued(prompt, chosen, "chosen", tools, ignore),
+            _continued(prompt, rejected, "rejected", tools, ignore),
         )
     # Two whole conversations: the answers begin where their turns differ.
-    answers = [_turns(chosen, "chosen"), _turns(rejected, "rejected")]
-    if prompt is not None and all(turns[0]["role"] == "assistant" for turns in answers):
-        answers = [[{"role": "user", "content": prompt}, *turns] for turns in answers]
+    answers = [read_turns(chosen, "chosen", ignore), read_turns(rejected, "rejected", ignore)]
+    if prompt is not None and all(talk.turns[0]["role"] == "assistant" for talk in answers):
+        asked = {"role": "user", "content": prompt}
+        answers = [
+            Conversation([asked, *talk.turns], frozenset(n + 1 for n in talk.untrained))
+            for talk in answers
+        ]
     num_shared = 0
-    for left, right in zip(*answers, strict=False):
+    for left, right in zip(*(talk.turns for talk in answers), strict=False):
         if left != right:
             break
         num_shared += 1
-    return Pair(*(Chat(turns, num_shared, tools) for turns in answers))
+    return Pair(*(Chat(talk.turns, num_shared, tools, talk.untrained) for talk in answers))
 
 
-def _continued(prompt: Any, answer: Any, name: str, tools: Any) -> Chat | Text:
-    """A prompt and its continuation, both strings or both lists of turns."""
+def _continued(
+    prompt: Any, answer: Any, name: str, tools: Any, ignore: Sequence[str]
+) -> Chat | Text:
+    """A prompt and its continuation, both strings or both turns."""
     if isinstance(prompt, str) != isinstance(answer, str):
         raise UserError(f"prompt and {name} must both be strings or both lists")
     if isinstance(prompt, str):
         return Text(prompt, _string(answer, name))
-    before = _turns(prompt, "prompt")
-    return Chat(before + _turns(answer, name), len(before), tools)
-
-
-def _turns(value: Any, field: str) -> Turns:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise UserError(f"{field} must be a list of turns, each with role and content")
-    return [_turn(turn, f"{field}, turn {number}") for number, turn in enumerate(value, 1)]
-
-
-def _turn(turn: Any, where: str) -> dict[str, Any]:
-    if not isinstance(turn, Mapping):
-        raise UserError(f"{where} must be an object with role and content")
-    # Tables fill up the keys that only some turns have with nulls.
-    turn = {key: value for key, value in turn.items() if value is not None}
-    role = turn.pop("role", None) or turn.pop("from", None)
-    if not isinstance(role, str) or role not in _ROLES:
-        raise UserError(f"{where} has the role {role!r}; use one of {', '.join(ROLES)}")
-    content = turn.pop("content", turn.pop("value", None))
-    if content is None and turn.get("tool_calls"):
-        content = ""  # A tool call needs no content.
-    return {"role": _ROLES[role], "content": _string(content, f"{where}: content"), **turn}
+    before, after = read_turns(prompt, "prompt", ignore), read_turns(answer, name, ignore)
+    count = len(before.turns)
+    untrained = before.untrained | {count + number for number in after.untrained}
+    return Chat(before.turns + after.turns, count, tools, untrained)
 
 
 def _tools(value: Any) -> Sequence[Fields] | None:

@@ -183,8 +183,8 @@ def make_splits(
       UserError: if a split has no examples.
     """
     indices = [source.store.index for source in sources]
-    # Both answers of a preference pair go where the chosen one does.
-    digests = [i["digest"][np.searchsorted(i["record"], i["record"])] for i in indices]
+    # All examples of a record are on one side, whatever the chat template made of it.
+    digests = [i["record_digest"] for i in indices]
     undivided = [number for number, source in enumerate(sources) if source.is_eval is None]
     masks = [np.full(len(source.store), bool(source.is_eval)) for source in sources]
     if undivided:
@@ -257,7 +257,7 @@ def _make_split(
 def choose_eval(digests: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Whether each example is evaluation data: bool [N], about the fraction and at least one.
 
-    The choice depends on the example's tokens and the seed, so that equal examples are in one
+    The choice depends on the example's record and the seed, so that equal records are in one
     split, whichever sources they come from.
 
     Args:

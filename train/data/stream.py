@@ -15,12 +15,12 @@ import numpy as np
 from ..config.data import DataSection, Source
 from ..errors import UserError
 from .batches import Arrays, shift
-from .chat import RecordReader
+from .chat import RecordReader, Renderer
 from .datasets import DataContext
 from .jsonl import parse_line, read_lines
 from .prefetch import AHEAD
 from .sources import find_files, is_hub_name
-from .tables import stream_table
+from .tables import stream_table, without_nulls
 from .tokenize import encode, index_examples, without_loss
 from .validate import find_pairs, find_unusable, fits
 
@@ -114,7 +114,7 @@ class _TableIterator(grain.DatasetIterator[RawRecord]):
                 continue
             self._count += 1
             if self._shard.holds(self._count - 1):
-                return f"{self._name} row {self._count}", row
+                return f"{self._name} row {self._count}", without_nulls(row)
 
     def _go_to(self, state: dict[str, Any], count: int) -> None:
         self._dataset.load_state_dict(copy.deepcopy(state))
@@ -160,20 +160,21 @@ class _ToExamples(grain.experimental.FlatMapTransform):
         self, data: DataSection, source: Source, context: DataContext, counts: dict[str, int]
     ) -> None:
         self._data, self._context, self._counts = data, context, counts
-        self._reader = RecordReader(source.format, source.columns or None, data.loss_on)
+        reader = RecordReader.of(source, data, context.now)
+        self._renderer = Renderer(reader, context.tokenizer)
 
     def flat_map(self, element: Sequence[RawRecord]) -> list[Arrays]:
         texts, origins = [], []
         for number, (where, raw) in enumerate(element):
             try:
                 fields = parse_line(raw) if isinstance(raw, bytes) else raw
-                rendered = self._reader.render(fields, self._context.tokenizer)
+                rendered = self._renderer.render(fields)
             except UserError as fault:
                 raise UserError(f"{where}: {fault}") from None
             texts += rendered
             origins += [number] * len(rendered)
         examples = encode(texts, self._context.tokenizer)
-        index = index_examples(origins, examples)
+        index = index_examples(origins, texts, examples)
         faults = without_loss(index) + find_pairs(index)
         faults += find_unusable(index, self._data, self._context.vocab_size)
         if faults:

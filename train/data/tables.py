@@ -28,7 +28,8 @@ class TableSource:
         if block != self._block_index:
             first = block * _ROWS_PER_READ
             numbers = range(first, min(len(self), first + _ROWS_PER_READ))
-            self._block = self._dataset.select(numbers).to_list()
+            rows = self._dataset.select(numbers).to_list()
+            self._block = [without_nulls(row) for row in rows]
             self._block_index = block
         return self._block[offset]
 
@@ -39,6 +40,17 @@ class TableSource:
         files = [Path(file["filename"]) for file in self._dataset.cache_files]
         content = digest_files(files) if files else json.dumps(self._dataset[:], default=str)
         return digest(self._name, len(self), content)
+
+
+def without_nulls(value: Any) -> Any:
+    """A row without the keys that are null.
+
+    A table gives all objects of a column the keys that any of them has: a null in it cannot be told
+    from a key that is not there, and next to always is one.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def open_parquet(path: Path) -> TableSource:

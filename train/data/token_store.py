@@ -14,9 +14,11 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import DestinationExistsError, atomic_folder
-from .chat import RecordReader, Rendered
+from .chat import RecordReader, Rendered, Renderer, Understood
 from .digest import digest
+from .records import Reading
 from .sources import RecordSource
+from .template import time_read
 from .tokenize import (
     INDEX,
     Example,
@@ -28,7 +30,7 @@ from .tokenize import (
 )
 
 _BATCH = 512  # Records that are tokenised together.
-_LAYOUT = 2  # Version of the files; part of the digest.
+_LAYOUT = 3  # Version of the files; part of the digest.
 
 Advance = Callable[[int], None]  # Called with the number of records that were just tokenised.
 
@@ -43,6 +45,7 @@ class TokenStore:
       index: INDEX [N].
       faults: the records that have no example, and why.
       records: what the examples were made of.
+      understood: how records were read, each way with the number of records.
     """
 
     tokens: np.ndarray
@@ -50,6 +53,7 @@ class TokenStore:
     index: np.ndarray
     faults: Sequence[Fault]
     records: RecordSource
+    understood: Sequence[tuple[Understood, int]] = ()
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -95,9 +99,17 @@ def open_store(
         _map(folder / "tokens", np.int32),
         _map(folder / "loss_mask", np.bool_),
         _map(folder / "index", INDEX),
-        [(record, text) for record, text in json.loads((folder / "faults.json").read_text())],
+        [(record, text) for record, text in _read_json(folder / "faults.json")],
         records,
+        [
+            (Understood(Reading(kind, tuple(used), tuple(unused)), templated), count)
+            for kind, used, unused, templated, count in _read_json(folder / "understood.json")
+        ],
     )
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text())
 
 
 def _map(file: Path, dtype: Any) -> np.ndarray:
@@ -115,6 +127,7 @@ def _digest(records: RecordSource, tokenizer: Any, reader: RecordReader) -> str:
         records.digest(),
         repr(reader),
         tokenizer.chat_template,
+        time_read(tokenizer.chat_template, reader.now) if reader.now else "",
         tokenizer.special_tokens_map,
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else "",
     )
@@ -136,7 +149,8 @@ class _Writer:
     def __init__(
         self, records: RecordSource, tokenizer: Any, reader: RecordReader, stop: bool
     ) -> None:
-        self._records, self._tokenizer, self._reader = records, tokenizer, reader
+        self._records, self._tokenizer = records, tokenizer
+        self._renderer = Renderer(reader, tokenizer)
         self._stop = stop
         self._faults: list[Fault] = []
 
@@ -148,7 +162,7 @@ class _Writer:
         ):
             for batch in self._batches():
                 examples = self._examples(batch)
-                index = index_examples(batch.origins, examples)
+                index = index_examples(batch.origins, batch.texts, examples)
                 self._faults += without_loss(index)
                 if self._stop and self._faults:
                     record, text = min(self._faults)
@@ -160,6 +174,11 @@ class _Writer:
                 index_file.write(index[usable])
                 advance(len(batch.numbers))
         (folder / "faults.json").write_text(json.dumps(sorted(self._faults)))
+        ways = [
+            (*way.reading, way.templated, count)
+            for way, count in self._renderer.understood.most_common()
+        ]
+        (folder / "understood.json").write_text(json.dumps(ways))
 
     def _batches(self) -> Iterator[_Batch]:
         """Batches of records in order.
@@ -183,7 +202,7 @@ class _Writer:
         texts: list[Rendered] = []
         for number in numbers:
             try:
-                rendered = self._reader.render(self._records[number], self._tokenizer)
+                rendered = self._renderer.render(self._records[number])
             except UserError as fault:
                 self._faults.append((number, str(fault)))
                 continue

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from .chat import Rendered
+from .control import encode_spelled
 
 Fault = tuple[int, str]  # The number of a record, and why it cannot be trained on.
 
@@ -34,6 +35,8 @@ INDEX = np.dtype(
         ("first_loss_token", "<i4"),  # Its position; the first token, which nothing predicts, aside
         ("highest_token", "<i4"),
         ("digest", "<u8"),  # Equal for equal tokens.
+        ("record_digest", "<u8"),  # Equal for records that mean the same.
+        ("notes", "<u1"),  # Bits of Rendered.notes.
     ]
 )
 
@@ -64,7 +67,12 @@ def encode_batch(texts: Sequence[Rendered], tokenizer: Any) -> Any:
         backend.no_truncation()
     if backend.padding is not None:
         backend.no_padding()
-    return backend.encode_batch([text.text for text in texts], add_special_tokens=False)
+    whole = [text.text for text in texts if not text.spelled]
+    encodings = iter(backend.encode_batch(whole, add_special_tokens=False))
+    return [
+        encode_spelled(text.text, text.spelled, tokenizer) if text.spelled else next(encodings)
+        for text in texts
+    ]
 
 
 def to_examples(texts: Sequence[Rendered], encodings: Any, tokenizer: Any) -> list[Example]:
@@ -110,10 +118,13 @@ def _loss_mask(text: Rendered, count: int, encoding: Any) -> bytes:
     return bytes(mask)
 
 
-def index_examples(records: Sequence[int], examples: Sequence[Example]) -> np.ndarray:
+def index_examples(
+    records: Sequence[int], texts: Sequence[Rendered], examples: Sequence[Example]
+) -> np.ndarray:
     """The INDEX [N] of examples, given the number of the record that each comes from."""
     index = np.empty(len(examples), INDEX)
-    for number, (record, (tokens, loss_mask)) in enumerate(zip(records, examples, strict=True)):
+    rows = zip(records, texts, examples, strict=True)
+    for number, (record, text, (tokens, loss_mask)) in enumerate(rows):
         mask = loss_mask.tobytes()  # Bytes are searched several times as fast as short arrays.
         content = int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
         first = mask.find(b"\1", 1)  # Nothing precedes the first token: it cannot be predicted.
@@ -124,6 +135,8 @@ def index_examples(records: Sequence[int], examples: Sequence[Example]) -> np.nd
             first,
             tokens.max(initial=0),
             content,
+            text.record_digest,
+            text.notes,
         )
     return index
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..config.data import DataSection
 from ..errors import UserError
+from .chat import PAIR
 from .token_store import TokenStore
 from .tokenize import Fault
 
@@ -48,10 +49,11 @@ def find_pairs(index: np.ndarray) -> list[Fault]:
     """The preference pairs of an INDEX, which supervised fine-tuning cannot train on."""
     message = (
         "is a preference pair, and sft trains on one answer; name it with "
-        "data.columns: {prompt: prompt, completion: chosen}"
+        "data.columns: {prompt: prompt, completion: chosen}, or {messages: chosen} where chosen is "
+        "a whole conversation"
     )
-    second = np.flatnonzero(np.diff(index["record"]) == 0)
-    return [(record, message) for record in index["record"][second].tolist()]
+    pairs = index["record"][index["notes"] & PAIR != 0]
+    return [(record, message) for record in np.unique(pairs).tolist()]
 
 
 def fits(index: np.ndarray, data: DataSection) -> np.ndarray:

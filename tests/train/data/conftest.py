@@ -135,12 +135,15 @@ def turns() -> Callable[..., list[dict[str, str]]]:
 @pytest.fixture(scope="session")
 def encode_record() -> Callable[..., Any]:
     """The example of a row that is not a preference pair."""
-    from train.data.chat import render
-    from train.data.records import read_record
+    from train.data.chat import RecordReader, Renderer
     from train.data.tokenize import encode
 
-    def encode_record(tokenizer: Any, fields: dict[str, Any], loss_on: Any = "assistant") -> Any:
-        return encode(render(read_record(fields), tokenizer, loss_on), tokenizer)[0]
+    def encode_record(
+        tokenizer: Any, fields: dict[str, Any], loss_on: Any = "assistant", **settings: Any
+    ) -> Any:
+        renderer = Renderer(RecordReader(loss_on=loss_on, **settings), tokenizer)
+        [rendered] = renderer.render(fields)
+        return encode([rendered], tokenizer)[0]
 
     return encode_record
 
@@ -181,7 +184,7 @@ def draw_record(
 ) -> Callable[..., tuple[str, str]]:
     """What draw gives of the example of a row that is not a preference pair."""
 
-    def draw_record(tokenizer: Any, *args: Any) -> tuple[str, str]:
-        return draw(tokenizer, encode_record(tokenizer, *args))
+    def draw_record(tokenizer: Any, *args: Any, **settings: Any) -> tuple[str, str]:
+        return draw(tokenizer, encode_record(tokenizer, *args, **settings))
 
     return draw_record

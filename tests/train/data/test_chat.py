@@ -180,7 +180,7 @@ def test_a_token_over_the_header_and_the_answer_is_the_headers(
             "u:1E/a:2E/u:3E/a:4E/",
             "                 ^^",
         ),
-        ({}, {"messages": ["u:1", "a:2"], "prompt": "no", "text": "no"}, "u:1E/a:2E/", "       ^^"),
+        ({}, {"messages": ["u:1", "a:2"], "prompt": "no"}, "u:1E/a:2E/", "       ^^"),
         ({}, {"messages": None, "prompt": None, "text": "ab"}, "abE", "^^^"),
     ],
 )  # fmt: skip
@@ -194,7 +194,8 @@ def test_completions_and_text(
     mask: str,
 ) -> None:
     fields = {k: turns(*v) if isinstance(v, list) else v for k, v in fields.items()}
-    assert draw_record(make_tokenizer(**options), fields) == (text, mask)
+    form = "completion" if isinstance(fields.get("completion"), str) else None
+    assert draw_record(make_tokenizer(**options), fields, format=form) == (text, mask)
 
 
 def test_a_doubled_beginning_token_is_made_one(
@@ -202,7 +203,8 @@ def test_a_doubled_beginning_token_is_made_one(
 ) -> None:
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<e>{% endfor %}"
     tokenizer = make_tokenizer(template, adds_bos=True)
-    assert draw_record(tokenizer, {"messages": turns("u:<s>hi", "a:y")})[0] == "ShiEyE"
+    said = draw_record(tokenizer, {"messages": turns("u:<s>hi", "a:y")}, control_tokens="keep")
+    assert said[0] == "ShiEyE"
     assert draw_record(tokenizer, {"text": "<s><s>hi"})[0] == "ShiE"
 
 
@@ -234,7 +236,7 @@ def test_what_is_learned_of_a_conversation(
 
 def test_everything_of_a_prompt_is_learned_too(tokenizer: Any, draw_record: Make) -> None:
     fields = {"prompt": "1+1=", "completion": "2"}
-    assert draw_record(tokenizer, fields, "everything") == ("1+1=2E", "^^^^^^")
+    assert draw_record(tokenizer, fields, "everything", format="completion") == ("1+1=2E", "^^^^^^")
 
 
 @pytest.mark.parametrize(
@@ -276,10 +278,3 @@ def test_letters_over_several_tokens_and_letters_that_join(
     assert example.loss_mask.tolist() == expected
     learned = tokenizer.decode(example.tokens[example.loss_mask])
     assert learned == EMOJI + "<e>"
-
-
-def test_a_template_that_changes_earlier_turns(
-    make_tokenizer: Make, turns: Make, encode_error: Make
-) -> None:
-    said = encode_error(make_tokenizer(UNSTABLE), {"messages": turns("u:1", "a:2", "u:3", "a:4")})
-    assert "turn 2 differently once others follow" in said

@@ -13,17 +13,6 @@ def test_a_template_that_refuses(make_tokenizer: Make, turns: Make, encode_error
     assert "roles must alternate" in said
 
 
-def test_markers_that_do_not_stand_once_a_turn(
-    make_tokenizer: Make, turns: Make, encode_error: Make
-) -> None:
-    template = (
-        "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
-    )
-    fields = {"messages": turns("u:1", "a:2", "u:3", "a:45", "u:6")}
-    said = encode_error(make_tokenizer(template), fields, "last")
-    assert "marks 5 spans for 2 assistant turns" in said
-
-
 def test_no_template(make_tokenizer: Make, turns: Make, encode_error: Make) -> None:
     said = encode_error(make_tokenizer(None), {"messages": turns("u:1", "a:2")})
     assert "no chat template" in said

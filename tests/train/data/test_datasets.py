@@ -87,9 +87,9 @@ def test_the_whole_as_a_share(build: Any, file: Path) -> None:
 
 
 def test_limits_take_a_sample(build: Any, tokenizer: Any, file: Path) -> None:
-    made, whole = build(file, limit=5, eval_limit=2), build(file)
+    made, whole = build(file, limit=5, eval_limit=1), build(file)
     sample = _texts(made.train, tokenizer)
-    assert (len(sample), len(made.eval.lengths)) == (5, 2)
+    assert (len(sample), len(made.eval.lengths)) == (5, 1)
     assert set(sample) < set(_texts(whole.train, tokenizer))
     assert sample != _texts(whole.train, tokenizer)[:5]
     assert set(_texts(made.eval, tokenizer)) < set(_texts(whole.eval, tokenizer))
@@ -109,7 +109,9 @@ def test_sources_have_settings_and_weights_of_their_own(
 ) -> None:
     other = tmp_path / "b.jsonl"
     other.write_text('{"q": "1+1=", "a": "2"}\n' * 3)
-    mapped = {"path": str(other), "weight": 2, "columns": {"prompt": "q", "completion": "a"}}
+    mapped = {"path": str(other), "weight": 2, "format": "completion"} | {
+        "columns": {"prompt": "q", "completion": "a"}
+    }
     made = build([str(file), mapped], eval_fraction=0)
     assert _texts(made.train, tokenizer)[-3:] == ["1+1=2"] * 3
     batches = made.train.batches(1, 0)
@@ -143,7 +145,7 @@ def long(tmp_path: Path) -> Path:
 
 
 def test_what_is_too_long_is_dropped_and_reported(build: Any, long: Path) -> None:
-    split = build(long, max_length=5, eval_fraction=0).train
+    split = build(long, format="completion", max_length=5, eval_fraction=0).train
     assert split.lengths.tolist() == [5, 3]
     assert str(split) == (
         "training data: 2 examples, 8 tokens (5 trained on), 2 dropped as over 5 tokens"
@@ -151,7 +153,9 @@ def test_what_is_too_long_is_dropped_and_reported(build: Any, long: Path) -> Non
 
 
 def test_what_is_too_long_is_cut_where_something_is_left_to_learn(build: Any, long: Path) -> None:
-    split = build(long, max_length=5, eval_fraction=0, overlong="truncate").train
+    split = build(
+        long, format="completion", max_length=5, eval_fraction=0, overlong="truncate"
+    ).train
     assert split.lengths.tolist() == [5, 5, 3]
     assert split.batches(3, 0).eval_batch(0)["weights"][1].tolist() == [1, 1, 1, 1, 0]
     assert str(split) == (
@@ -161,7 +165,7 @@ def test_what_is_too_long_is_cut_where_something_is_left_to_learn(build: Any, lo
 
 
 def test_what_is_too_long_is_an_error(build: Any, long: Path) -> None:
-    options = {"max_length": 5, "eval_fraction": 0, "overlong": "error"}
+    options = {"format": "completion", "max_length": 5, "eval_fraction": 0, "overlong": "error"}
     with pytest.raises(UserError) as caught:
         build(long, **options)
     assert str(caught.value).startswith(f"{long}:2: 10 tokens, over data.max_length 5; raise it")
@@ -183,7 +187,7 @@ def test_faults_are_listed_up_to_a_limit(build: Any, tmp_path: Path) -> None:
 
 def test_nothing_fits(build: Any, long: Path) -> None:
     with pytest.raises(UserError, match=r"training data: no example is left \(4 over data.max_"):
-        build(long, max_length=2, eval_fraction=0)
+        build(long, format="completion", max_length=2, eval_fraction=0)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(build: Any, file: Path) -> None:

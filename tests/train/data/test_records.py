@@ -22,7 +22,7 @@ TALK = Chat([USER, ANSWER])
             Chat([{"role": r, "content": "x"} for r in ("system", "tool")]),
         ),
         ({"instruction": "1", "input": "", "output": "2"}, TALK),
-        ({"instruction": "1", "output": "2", "text": "### Instruction: 1"}, TALK),
+        ({"instruction": "1", "output": "2", "text": "### Instruction: 1 Answer: 2"}, TALK),
         (
             {"instruction": "add", "input": "1", "output": "2"},
             Chat([{"role": "user", "content": "add\n\n1"}, ANSWER]),
@@ -31,7 +31,7 @@ TALK = Chat([USER, ANSWER])
         ({"prompt": [USER], "completion": [ANSWER]}, Chat([USER, ANSWER], 1)),
         ({"text": "1"}, Text("", "1")),
         ({"messages": None, "prompt": None, "text": "1"}, Text("", "1")),
-        ({"messages": [USER, ANSWER], "prompt": "no", "text": "no"}, TALK),
+        ({"messages": [USER, ANSWER], "prompt": "no"}, TALK),
         ({"messages": [USER], "tools": [{"name": "f"}]}, Chat([USER], 0, [{"name": "f"}])),
         ({"messages": [USER, ANSWER], "tools": "[]"}, TALK),
         ({"prompt": "1", "chosen": "2", "rejected": "3"}, Pair(Text("1", "2"), Text("1", "3"))),
@@ -47,7 +47,7 @@ def test_formats_are_told_by_their_fields(row: dict[str, Any], record: Any) -> N
 
 def test_a_format_that_is_said_wins() -> None:
     row = {"messages": [USER, ANSWER], "prompt": "1", "chosen": "2", "rejected": "3"}
-    assert read_record(row) == TALK
+    assert read_record(row, "messages") == TALK
     assert read_record(row, "preference") == Pair(Text("1", "2"), Text("1", "3"))
 
 

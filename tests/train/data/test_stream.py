@@ -16,6 +16,12 @@ from train.errors import UserError
 
 
 @pytest.fixture
+def tokenizer(make_tokenizer: Any) -> Any:
+    """Without a chat template: prompts and completions are trained on as they are."""
+    return make_tokenizer(None)
+
+
+@pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Thirty rows of 3 to 7 tokens."""
     path = tmp_path / "a.jsonl"

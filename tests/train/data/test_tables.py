@@ -1,9 +1,35 @@
 """Parquet, CSV, Arrow folders and hub data sets, and what is broken about them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+FUNCTIONS: list[dict[str, Any]] = [
+    {"name": "add", "arguments": {"a": 3, "b": [1, None]}},
+    {"name": "when", "arguments": {"city": "Oslo"}},
+]
+CALLS = [
+    {
+        "messages": [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+        ],
+        "tools": [
+            {
+                "name": function["name"],
+                "parameters": {k: {"type": k} for k in function["arguments"]},
+            }
+        ],
+    }
+    for function in FUNCTIONS
+]
+TEMPLATE = (
+    "{{ tools | tojson }}{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}{{ c | tojson }}{% endfor %}<e>\n{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
 
 
 def test_parquet(read_all: Any, write_parquet: Any, tmp_path: Path) -> None:
@@ -11,7 +37,7 @@ def test_parquet(read_all: Any, write_parquet: Any, tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", [{"messages": messages}, {"messages": None}])
     assert read_all(str(file)) == [
         {"messages": messages, "where": f"{file} row 1"},
-        {"messages": None, "where": f"{file} row 2"},
+        {"where": f"{file} row 2"},
     ]
 
 
@@ -78,3 +104,37 @@ def test_a_hub_data_set(read_all: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (("some/set",), {"split": "test", "revision": "v1"}),
         (("some/set", "main"), {"split": "train", "revision": None}),
     ]
+
+
+def test_the_same_records_have_the_same_tokens_in_every_kind_of_file(
+    make_tokenizer: Any, write_parquet: Any, tmp_path: Path
+) -> None:
+    """A table adds nulls to objects that differ in their keys: nobody wrote them."""
+    from datasets import Dataset
+
+    from train.data.chat import RecordReader, Renderer
+    from train.data.sources import open_source
+
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in CALLS))
+    table = write_parquet(tmp_path / "a.parquet", CALLS)
+    Dataset.from_list(CALLS).save_to_disk(tmp_path / "arrow")
+    renderer = Renderer(RecordReader(), make_tokenizer(TEMPLATE))
+    texts = [
+        [renderer.render(source[number]) for number in range(2)]
+        for source in map(open_source, map(str, (lines, table, tmp_path / "arrow")))
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert '"b": [1, null]}' in texts[0][0][0].text
+    assert '{"city": "Oslo"}' in texts[0][1][0].text
+
+
+def test_a_null_that_a_line_has_stays(make_tokenizer: Any) -> None:
+    from train.data.chat import RecordReader, Renderer
+
+    turn = {"role": "assistant", "content": "", "tool_calls": [
+        {"function": {"name": "add", "arguments": {"a": None}}}
+    ]}  # fmt: skip
+    renderer = Renderer(RecordReader(), make_tokenizer(TEMPLATE))
+    [rendered] = renderer.render({"messages": [{"role": "user", "content": "?"}, turn]})
+    assert '"arguments": {"a": null}' in rendered.text

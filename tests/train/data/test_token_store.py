@@ -17,6 +17,11 @@ GOOD = {"prompt": "1+1=", "completion": "2"}
 
 
 @pytest.fixture
+def tokenizer(make_tokenizer: Any) -> Any:
+    return make_tokenizer(None)
+
+
+@pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     def write(*lines: Any, name: str = "a.jsonl") -> Path:
         file = tmp_path / name
@@ -49,7 +54,7 @@ def test_examples_and_what_is_known_of_them(write: Any, tokenizer: Any) -> None:
 def test_it_is_tokenised_once(
     write: Any, make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(None)
     file = write(GOOD, GOOD)
     _store(file, tokenizer)
     with monkeypatch.context() as patch:
@@ -60,9 +65,9 @@ def test_it_is_tokenised_once(
         with pytest.raises(TypeError):
             _store(moved, tokenizer, loss_on="everything")
         with pytest.raises(TypeError):
-            _store(moved, make_tokenizer(adds_bos=True))
+            _store(moved, make_tokenizer(None, adds_bos=True))
         with pytest.raises(TypeError):
-            _store(moved, make_tokenizer("{{ messages }}"))
+            _store(moved, make_tokenizer("{{ messages }}"), format="completion")
         with pytest.raises(TypeError):
             _store(write(GOOD, {"text": "b"}), tokenizer)
     assert not list(file.parent.rglob("*.new"))
@@ -94,7 +99,7 @@ FAULTS = [
     ({"messages": []}, "must be a list of turns"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "has the role 'wizard'"),
     ({"messages": [{"role": "user", "content": None}]}, "content must be a string, not null"),
-    ({"messages": [{"role": "user", "content": "hi"}]}, "has no tokens to train on"),
+    ({"messages": [{"role": "user", "content": "hi"}]}, "the tokenizer has no chat template"),
     ({"text": ""}, "has no tokens to train on"),
 ]
 

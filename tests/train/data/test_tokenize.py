@@ -14,7 +14,10 @@ def _example(tokens: list[int], loss_mask: list[int]) -> Example:
 
 def test_the_index_by_hand() -> None:
     examples = [_example([5, 9, 7], [1, 0, 1]), _example([5, 9, 7], [0, 0, 0]), _example([2], [1])]
-    index = index_examples([4, 4, 6], examples)
+    texts = [Rendered("", [], True, notes=n, record_digest=8) for n in (1, 2, 3)]
+    index = index_examples([4, 4, 6], texts, examples)
+    assert index["notes"].tolist() == [1, 2, 3]
+    assert index["record_digest"].tolist() == [8, 8, 8]
     assert index["record"].tolist() == [4, 4, 6]
     assert index["length"].tolist() == [3, 3, 1]
     assert index["num_loss_tokens"].tolist() == [2, 0, 1]
@@ -25,7 +28,7 @@ def test_the_index_by_hand() -> None:
 
 
 def test_an_example_without_tokens_has_an_index() -> None:
-    index = index_examples([0], [_example([], [])])
+    index = index_examples([0], [Rendered("", [], True)], [_example([], [])])
     assert (index["length"][0], index["first_loss_token"][0]) == (0, -1)
 
 

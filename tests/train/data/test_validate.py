@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from train.config.data import DataSection
+from train.data.chat import PAIR, SPLIT
 from train.data.tokenize import INDEX
 from train.data.validate import check_epoch, check_tokenizer, find_pairs, find_unusable, fits
 from train.errors import UserError
@@ -43,8 +44,10 @@ def test_tokens_must_be_in_the_vocabulary() -> None:
     assert message.startswith("has token 10, and the model's vocabulary ends at 9")
 
 
-def test_pairs_are_found_by_their_record() -> None:
-    ((record, message),) = find_pairs(_index(record=[0, 1, 1, 2]))
+def test_pairs_are_found_and_split_conversations_are_not_pairs() -> None:
+    ((record, message),) = find_pairs(
+        _index(record=[0, 1, 1, 2, 3, 3], notes=[0, PAIR, PAIR, 0, SPLIT, SPLIT])
+    )
     assert record == 1
     assert "is a preference pair" in message
 
