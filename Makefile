@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # The tests that compare every bit, NaNs' too.
 BITS := tests/gmt_jax/test_mask.py tests/gmt_jax/test_selection.py
+# Packages of the scripts in examples/ that the others do not need, in an environment of their own.
+EXAMPLES := $(VENV)-examples
 # More settings for the quickstart, such as QUICKSTART="steps=4 run=runs/short"
 QUICKSTART ?=
 
@@ -47,13 +49,23 @@ quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 quickstart: $(VENV)/train $(MODEL)/config.json  ## Fine-tune a real language model on this machine (minutes on a CPU)
 	$(BIN)/gmt-train sft --config configs/quickstart.yaml --resume $(QUICKSTART)
 
-.PHONY: test test-all check docs wheel clean
+$(EXAMPLES)/ready: pyproject.toml
+	$(PYTHON) -m venv $(EXAMPLES)
+	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[examples]"
+	@touch $@
+
+.PHONY: test test-all examples check docs wheel clean
 test: $(VENV)/dev  ## Run the tests, except those marked slow
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/dev  ## Run all tests, and those that compare bits again as users compile them
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	GMT_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -q -n 2 $(BITS)
+
+examples: $(EXAMPLES)/ready  ## Run the scripts in examples/ whose packages install here, and their tests
+	for name in jax_jit flax_linen equinox_module tunix_sft tunix_dpo; do \
+	  echo "$$name" && $(EXAMPLES)/bin/python examples/$$name.py || exit 1; done
+	$(EXAMPLES)/bin/python -m pytest -q -o filterwarnings= -o pythonpath=examples examples
 
 check: $(VENV)/dev  ## Check style, formatting and types
 	$(BIN)/ruff check .
