@@ -38,4 +38,7 @@ assert install in shown.stdout, shown.stdout
 failed = run("sft", "--config", "any.yaml")
 assert failed.returncode == 2, failed
 assert install in failed.stderr, failed.stderr
+configs = Path(gmt_jax.__file__).parents[1] / "gmt_train" / "configs"
+for name in ("quickstart.yaml", "templates/tulu.jinja", "models/llama-2-7b/config.json"):
+    assert (configs / name).is_file(), name
 print(f"the wheel works alone, with {len(installed)} packages installed")

@@ -1,4 +1,4 @@
-"""Commands that start from a config: sft, plan, data check; and config, which describes it."""
+"""Commands on a config: init writes one, config explains it; sft, plan and data check take one."""
 
 import argparse
 from pathlib import Path
@@ -9,10 +9,38 @@ from .processes import add_process_options, join_processes
 
 def add_training_commands(commands: Commands) -> None:
     """Adds this module's commands to the program's."""
+    _add_init(commands)
     _add_sft(commands)
     _add_plan(commands)
     _add_data_check(add_group(commands, "data", "Inspect training data."))
     _add_config(commands)
+
+
+def _add_init(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "init",
+        _init,
+        "Write a commented config for a model, the data and this machine.",
+        "gmt-train init my.yaml --model HuggingFaceTB/SmolLM2-135M-Instruct --data my.jsonl",
+    )
+    parser.add_argument("file", type=Path, help="the YAML file to write")
+    parser.add_argument("--model", required=True, help="a model folder or a hub name")
+    parser.add_argument("--data", required=True, help="files, a folder or a hub data set")
+    _add_settings(parser, "settings that replace what would be written")
+
+
+def _init(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ..data.starter import write_starter
+
+    config = write_starter(args.file, args.model, args.data, args.overrides, Console(stderr=True))
+    print(
+        f"wrote {args.file}; look at the data with gmt-train data check --config {args.file}, and "
+        f"train with gmt-train sft --config {args.file}: the tuned model will be in "
+        f"{Path(config.run) / 'export'}"
+    )
 
 
 def _add_sft(commands: Commands) -> None:
@@ -155,9 +183,8 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a YAML file; one in configs/ may be the program's own (default: the settings alone)",
     )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key.path=value",
-        help="settings that replace or extend the file's",
-    )
+    _add_settings(parser, "settings that replace or extend the file's")
+
+
+def _add_settings(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help=help)

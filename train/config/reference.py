@@ -11,9 +11,10 @@ Schema: TypeAlias = dict[str, Any]
 INTRODUCTION = """\
 # Configuration
 
-A run is described by one YAML file, such as those in `configs/`. Settings on the command line
-replace or extend it: `gmt-train sft --config FILE batch.size=64 optimizer.mask.kind=gmt`. A key
-that does not exist, or has no effect, is refused.
+A run is described by one YAML file, such as those in `configs/`, which come with the program:
+`--config configs/quickstart.yaml` needs no clone. `gmt-train init` writes one. Settings on the
+command line replace or extend the file's, or are all there is: `gmt-train sft --config FILE
+batch.size=64 optimizer.mask.kind=gmt`. A key that does not exist, or has no effect, is refused.
 
 This page is generated: `gmt-train config` prints it. `gmt-train config --schema` prints a JSON
 schema, with which an editor completes and checks a config: save it beside the config, and begin
