@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from .config import Config, differing_keys, dump_config, load_config
-from .distributed.processes import barrier, is_main_process
+from .distributed.processes import barrier, is_main_process, same_number
 from .errors import UserError
 from .files import atomic_file
 
@@ -25,6 +26,8 @@ class Run:
         self.config_file = folder / "config.yaml"
         self.metrics_file = folder / "metrics.jsonl"
         self.samples_file = folder / "samples.jsonl"
+        self.data_file = folder / "data.json"  # The first start, and a digest of the data.
+        self._clock: datetime | None = None
         self.checkpoints = folder / "checkpoints"
         self.export = folder / "export"
 
@@ -92,12 +95,42 @@ class Run:
             and (self.checkpoints / str(config.steps)).is_dir()
         )
 
-    def start(self, config: Config) -> None:
+    def clock(self) -> datetime:
+        """When the run was first started, to the second: all that it reads of the time.
+
+        All processes call it together.
+        """
+        if self._clock is None:
+            epoch = datetime(1970, 1, 1)
+            started = self._data_facts().get("started")
+            now = datetime.fromisoformat(started) if started else datetime.now()
+            seconds = same_number(int((now - epoch).total_seconds()))
+            self._clock = epoch + timedelta(seconds=seconds)
+        return self._clock
+
+    def _data_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        if self.data_file.is_file():
+            facts = json.loads(self.data_file.read_text(encoding="utf-8"))
+        return facts
+
+    def start(self, config: Config, data_digest: str = "") -> None:
         """Creates the folder, with the resolved config in it.
 
+        Args:
+          data_digest: equal for equal data; "" if that is not known.
+
         Raises:
-          UserError: if it cannot be written, or if another process does not see its files.
+          UserError: if it cannot be written, if another process does not see its files, or if the
+            run was started with other data.
         """
+        started_with = self._data_facts().get("digest", "")
+        if started_with and data_digest and started_with != data_digest:
+            raise UserError(
+                f"{self.folder} was started with other data: data.train or data.eval holds other "
+                "records now; bring the files back, or choose another folder with run=FOLDER"
+            )
+        facts = {"started": self.clock().isoformat(), "digest": data_digest}
         barrier(f"before creating {self.folder}")  # All processes have checked the folder.
         if is_main_process() and not self.config_file.exists():
             try:
@@ -105,6 +138,9 @@ class Run:
                     file.write_text(dump_config(config), encoding="utf-8")
             except UserError as error:
                 raise UserError(f"{error}; set run to another folder") from None
+        if is_main_process() and not self.data_file.exists():
+            with atomic_file(self.data_file) as file:
+                file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         barrier(f"after creating {self.folder}")
         if not self.config_file.exists():
             raise UserError(

@@ -85,8 +85,9 @@ def sft(
         console.print(ends.conflict, highlight=False, markup=False, soft_wrap=True)
     completer = _Completer(config, model, tokenizer, ends.ids)
     completer.add_prompts(config.evaluation.prompts)
+    now = run.clock()
     with main_process_first("tokenised data", DATA_TIMEOUT):
-        data = open_data(config, tokenizer, model.vocab_size, mesh, console)
+        data = open_data(config, tokenizer, model.vocab_size, mesh, console, now)
     settings = config.model_dump(exclude={"cache"})
     check_equal(
         "the config, the data or the run's folder",
@@ -149,7 +150,7 @@ def _train(
     config = program.config
     # Weights that cannot be read are reported before the run's folder is made.
     state = None if run.checkpoints.is_dir() else _initial_state(program, base)
-    run.start(config)
+    run.start(config, data.digest)
     with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(program.abstract_state(), data.loader)

@@ -1,6 +1,8 @@
 """A run's folder: its records, and who may write to it."""
 
+import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,30 @@ def test_a_run_is_finished_when_its_last_checkpoint_and_its_export_exist(
     assert not run.is_finished(config)
     run.export.mkdir()
     assert run.is_finished(config)
+
+
+def test_a_run_has_one_clock_and_one_data(write_config: Write) -> None:
+    config = load_config(write_config())
+    run = Run(Path(config.run))
+    started = run.clock()
+    run.start(config, "digest")
+    again = Run(run.folder)
+    assert again.clock() == started
+    again.start(config, "digest")
+    again.start(config)  # A stream's data is not known before it is read.
+    with pytest.raises(UserError, match=r"was started with other data: data\.train or data\.eval"):
+        again.start(config, "other")
+    facts = json.loads(run.data_file.read_text())
+    facts["started"] = "2024-07-09T05:06:07"
+    run.data_file.write_text(json.dumps(facts))
+    assert Run(run.folder).clock() == datetime(2024, 7, 9, 5, 6, 7)
+
+
+def test_an_older_run_without_a_clock_goes_on(write_config: Write) -> None:
+    config = load_config(write_config())
+    run = Run(Path(config.run))
+    run.start(config, "digest")
+    run.data_file.unlink()
+    again = Run(run.folder)
+    again.start(config, "other")
+    assert json.loads(again.data_file.read_text())["digest"] == "other"

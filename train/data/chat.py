@@ -24,6 +24,13 @@ SPLIT = 2  # One of the several examples of a conversation.
 CONTROL = 4  # The contents spell control tokens.
 FORGETS = 8  # The template leaves out thoughts of earlier turns.
 
+# What is said of the examples that have a bit.
+NOTES = {
+    SPLIT: "from conversations that the chat template makes several examples of",
+    CONTROL: "whose contents spell control tokens (data.control_tokens)",
+    FORGETS: "without thoughts of earlier turns",
+}
+
 
 class Rendered(NamedTuple):
     """A text for the tokenizer.

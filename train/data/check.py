@@ -21,6 +21,7 @@ from .chat import RecordReader, Renderer
 from .datasets import DataContext, load_sources
 from .sampler import permutation
 from .splits import Datasets, Split, TokenisedSource, make_splits
+from .summary import describe_sources
 from .tokenize import Example
 from .validate import check_epoch, check_tokenizer, find_faults
 
@@ -58,19 +59,32 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
         datasets = make_splits(data, sources, config.seed, cache)
     except UserError as fault:
         raise DataError([*faults, str(fault)]) from None
+    _print_understood(sources, datasets.train, tokenizer, console)
     for split in datasets.splits:
+        console.print(str(split), highlight=False, markup=False, soft_wrap=True)
         console.print(_count_table(split))
         console.print(_length_histogram(split))
     console.print(_repetitions(datasets.train))
     console.print(_round_trip(sources, data, tokenizer, now))
     examples = datasets.train.examples
-    for number in range(min(num_shown, len(datasets.train.lengths))):
+    for number in range(1, min(num_shown, len(datasets.train.lengths))):
         text = _mark(examples[number], tokenizer, data.max_length, console)
         console.print(text, soft_wrap=True)
     faults += _find_faults_of_the_whole(datasets, tokenizer, config.batch.size, config.seed)
     if faults:
         raise DataError(faults)
     console.print("nothing found that would make training wrong", style="bold green")
+
+
+def _print_understood(
+    sources: Sequence[TokenisedSource], train: Split, tokenizer: Any, console: Console
+) -> None:
+    """How the records were read, and the first example that is trained on."""
+    for line in describe_sources([(source.source.path, source.store) for source in sources]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("an example, with what is trained on set off:")
+    text = _mark(train.examples[0], tokenizer, train.data.max_length, console)
+    console.print(text, soft_wrap=True)
 
 
 def _count_table(split: Split) -> Table:

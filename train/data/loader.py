@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,23 @@ class RunData:
 
 
 def open_data(
-    config: Config, tokenizer: Any, vocab_size: int, mesh: Mesh, console: Console
+    config: Config,
+    tokenizer: Any,
+    vocab_size: int,
+    mesh: Mesh,
+    console: Console,
+    now: datetime | None = None,
 ) -> RunData:
     """Opens the data that the config names, and prints how much of it is used.
+
+    Args:
+      now: what chat templates read of the time; None: the time.
 
     Raises:
       UserError: if data cannot be used, or is less than a batch.
     """
     cache = Path(config.cache).expanduser()
-    context = DataContext(tokenizer, vocab_size, config.seed, cache, console)
+    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now)
     open_kind = _open_stream if config.data.streaming else _open_indexed
     return open_kind(config, context, mesh, console)
 

@@ -12,6 +12,7 @@ from ..errors import UserError
 from .batches import Batches
 from .packing import Packing, concatenate, one_per_row, pack
 from .sampler import SourceRows, permutation
+from .summary import describe_notes
 from .token_store import TokenStore
 from .tokenize import Example
 from .validate import fits
@@ -105,8 +106,7 @@ class Split:
     @property
     def digests(self) -> np.ndarray:
         """The digest of each used example."""
-        parts = self.sources
-        return np.concatenate([part.store.index["digest"][part.used] for part in parts])
+        return np.concatenate([part.store.index["digest"][part.used] for part in self.sources])
 
     @property
     def digest(self) -> str:
@@ -135,15 +135,16 @@ class Split:
         num_dropped = sum(source.num_dropped for source in self.sources)
         num_cut = sum(len(source.cut) for source in self.sources)
         num_left_out = sum(source.num_left_out for source in self.sources)
-        num_loss_tokens = sum(source.num_loss_tokens for source in self.sources)
+        num_loss = sum(source.num_loss_tokens for source in self.sources)
         limit = f"{self.data.max_length:,} tokens"
         facts = [
             f"{self.name}: {len(self.lengths):,} examples",
-            f"{int(self.lengths.sum()):,} tokens ({num_loss_tokens:,} trained on)",
+            f"{int(self.lengths.sum()):,} tokens ({num_loss:,} trained on)",
         ]
         facts += [f"{num_dropped:,} dropped as over {limit}"] * bool(num_dropped)
         facts += [f"{num_cut:,} cut to {limit}"] * bool(num_cut)
         facts += [f"{num_left_out:,} left out by the limit"] * bool(num_left_out)
+        facts += describe_notes([part.store.index["notes"][part.used] for part in self.sources])
         if self.data.packing == "packed":
             facts.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
         return ", ".join(facts)
@@ -257,8 +258,7 @@ def _make_split(
 def choose_eval(digests: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Whether each example is evaluation data: bool [N], about the fraction and at least one.
 
-    The choice depends on the example's record and the seed, so that equal records are in one
-    split, whichever sources they come from.
+    Equal digests are in one split, whichever sources they come from.
 
     Args:
       digests: uint64 [N].

@@ -8,6 +8,7 @@ import numpy as np
 from ..config.data import DataSection
 from ..errors import UserError
 from .chat import PAIR
+from .summary import group_faults
 from .token_store import TokenStore
 from .tokenize import Fault
 
@@ -68,14 +69,14 @@ def fits(index: np.ndarray, data: DataSection) -> np.ndarray:
 
 
 def find_faults(data: DataSection, stores: Iterable[TokenStore], vocab_size: int) -> list[str]:
-    """Everything that keeps a record of the stores from being used, with its position."""
-    return [
-        f"{store.where(record)}: {message}"
+    """What keeps records of the stores from being used, a line a kind, with its first places."""
+    return group_faults(
+        (store.where(record), message)
         for store in stores
         for record, message in sorted(
             [*store.faults, *find_unusable(store.index, data, vocab_size)]
         )
-    ]
+    )
 
 
 def refuse_pairs(stores: Iterable[TokenStore]) -> None:

@@ -124,6 +124,13 @@ def main_process_first(name: str, timeout: float) -> Iterator[None]:
         barrier(name, timeout)
 
 
+def same_number(number: int) -> int:
+    """Process 0's number, in all processes; from 0 up to 2³² - 1."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
+
+
 def check_equal(what: str, content: str) -> None:
     """Checks that `content` is the same in all processes.
 

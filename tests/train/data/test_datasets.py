@@ -171,18 +171,19 @@ def test_what_is_too_long_is_an_error(build: Any, long: Path) -> None:
     assert str(caught.value).startswith(f"{long}:2: 10 tokens, over data.max_length 5; raise it")
     with pytest.raises(DataError) as several:
         build(long, **options, on_error="report")
-    assert [line.split(": ")[0] for line in several.value.lines] == [f"{long}:2", f"{long}:3"]
+    assert several.value.lines == [str(caught.value)]
+    assert str(caught.value).endswith(f"(the same: {long}:3)")
 
 
-def test_faults_are_listed_up_to_a_limit(build: Any, tmp_path: Path) -> None:
+def test_faults_of_one_kind_are_one_line(build: Any, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("[]\n" * 60)
     with pytest.raises(UserError, match=rf"{path}:1: is a list"):
         build(path)
     with pytest.raises(DataError) as caught:
         build(path, on_error="report")
-    assert len(caught.value.lines) == 51
-    assert caught.value.lines[-1] == "… and 10 more"
+    [line] = caught.value.lines
+    assert line.endswith(f"(the same: {path}:2, {path}:3 and 57 more)")
 
 
 def test_nothing_fits(build: Any, long: Path) -> None:
@@ -288,3 +289,23 @@ def test_only_the_evaluation_data_of_a_stream_is_tokenised(
     section = DataSection(train=str(file), streaming=True, eval=str(file))
     with pytest.raises(UserError, match="is trained on"):
         build_eval(section, context)
+
+
+def test_the_split_does_not_depend_on_the_chat_template(
+    make_tokenizer: Any, cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "talks.jsonl"
+    talks = [[("user", "q"), ("assistant", f"answer {n}")] for n in range(20)]
+    rows = [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = DataSection(train=str(path), **DEFAULTS)
+    held = []
+    for head in ("", "On Monday. "):
+        template = head + (
+            "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<e>{% endfor %}"
+            "{% if add_generation_prompt %}a:{% endif %}"
+        )
+        tokenizer = make_tokenizer(template)
+        made = build_datasets(section, DataContext(tokenizer, 300, 0, cache))
+        held.append([text.removeprefix(head) for text in _texts(made.eval, tokenizer)])
+    assert held[0] == held[1]

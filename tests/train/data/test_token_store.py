@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,29 @@ def test_a_pair_is_two_examples_of_one_record(write: Any, tokenizer: Any) -> Non
     made = _store(write({"prompt": "1", "chosen": "2", "rejected": "34"}, GOOD), tokenizer)
     assert made.index["record"].tolist() == [0, 0, 1]
     assert made.index["length"].tolist() == [3, 4, 6]
+
+
+def test_what_is_read_of_the_time_is_part_of_the_digest(
+    write: Any, make_tokenizer: Any, tmp_path: Path
+) -> None:
+    dated = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ strftime_now('%d') }}{{ m['content'] }}<e>"
+        "{% endfor %}{% if add_generation_prompt %}a:{{ strftime_now('%d') }}{% endif %}"
+    )
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    file, tokenizer = write({"messages": turns}), make_tokenizer(dated)
+    days = [datetime(2024, 7, 9, 5), datetime(2024, 7, 9, 6), datetime(2024, 7, 10, 5)]
+    stores = [_store(file, tokenizer, now=now) for now in days]
+    texts = [tokenizer.decode(store[0].tokens) for store in stores]
+    assert texts == ["u:091<e>a:092<e>"] * 2 + ["u:101<e>a:102<e>"]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_how_records_were_understood_is_kept(write: Any, tokenizer: Any) -> None:
+    file = write(GOOD | {"id": 3}, {"text": "ab"}, {"text": "cd"})
+    for _ in range(2):
+        made = _store(file, tokenizer)
+        assert made.understood == [
+            ((("text", ("text",), ()), False), 2),
+            ((("completion", ("prompt", "completion"), ("id",)), False), 1),
+        ]

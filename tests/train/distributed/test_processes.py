@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from train.config import load_config
-from train.distributed.processes import barrier, check_equal
+from train.distributed.processes import barrier, check_equal, same_number
 from train.errors import UserError
 from train.run import Run, read_records
 from train.sft import sft
@@ -168,6 +168,14 @@ def test_processes_with_other_content_are_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gather, lambda digest: np.stack([digest, digest + 1, digest, digest + 2]))
     with pytest.raises(UserError, match=r"^the config differs between process 0 and process 1, 3$"):
         check_equal("the config", "steps: 3")
+
+
+def test_a_number_is_that_of_process_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert same_number(7) == 7
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    broadcast = "train.distributed.processes.multihost_utils.broadcast_one_to_all"
+    monkeypatch.setattr(broadcast, lambda number: np.full_like(number, 2**32 - 1))
+    assert same_number(7) == 2**32 - 1
 
 
 def test_processes_that_do_not_reach_a_barrier_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
