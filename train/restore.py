@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoints
-from .config import Config
 from .files import check_destination
-from .generate import Sampling, complete
+from .generate import Sampling, check_prompts, complete
 from .hf.card import model_card
 from .hf.ends import find_ends
 from .hf.export import export
@@ -34,10 +33,11 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     config = run.config()
     if out is not None:
         check_destination(out)
-    base, model, params = _load_run(run, config)
+    base = resolve_model(config.model.path, config.model.revision)
+    model = load_model_config(base)
     export(
         model,
-        params,
+        _restore(run, model),
         base,
         out or run.export,
         dtype,
@@ -63,33 +63,35 @@ def complete_prompts(
       prompts: each is a user turn of the chat template.
       raw: whether prompts are plain text instead.
       warn: is called with a line if the model's ends do not agree.
+
+    Raises:
+      UserError: if the model cannot complete a prompt, or `source` is none.
     """
-    run, chat_template = Run(Path(source)), None
-    if run.config_file.is_file():
-        config = run.config()
-        base, model, params = _load_run(run, config)
-        chat_template = config.model.chat_template
+    run = Run(Path(source))
+    config = run.config() if run.config_file.is_file() else None
+    if config is None:
+        base, chat_template = resolve_model(source), None
     else:
-        base = resolve_model(source)
-        model = load_model_config(base)
-        params = load_params(base, model, _shardings(model))
+        base = resolve_model(config.model.path, config.model.revision)
+        chat_template = config.model.chat_template
+    model = load_model_config(base)
     tokenizer = load_tokenizer(base, chat_template)
     to_ids = text_ids if raw else prompt_ids
     ids = [to_ids(tokenizer, prompt) for prompt in prompts]
+    check_prompts(model, ids, sampling)  # Before the weights are read, which takes longer.
     ends = find_ends(base, tokenizer)
     if ends.conflict and warn:
         warn(ends.conflict)
+    params = _restore(run, model) if config else load_params(base, model, _shardings(model))
     return complete(model, params, tokenizer, ids, sampling, ends.ids)
 
 
-def _load_run(run: Run, config: Config) -> tuple[Path, ModelConfig, Params]:
-    """The base model's folder, the model's config and the run's newest weights."""
-    base = resolve_model(config.model.path, config.model.revision)
-    model = load_model_config(base)
+def _restore(run: Run, model: ModelConfig) -> Params:
+    """The run's newest weights."""
     shapes = abstract(abstract_params(model), _shardings(model))
     with Checkpoints(run.checkpoints) as checkpoints:
         params: Params = checkpoints.restore_params(shapes)
-    return base, model, params
+    return params
 
 
 def _shardings(model: ModelConfig) -> Any:

@@ -87,7 +87,8 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 for command in (
-    "sft --config any.yaml", "plan --config any.yaml", "data check --config any.yaml", "config",
+    "init my.yaml --model m --data d", "sft --config any.yaml", "plan --config any.yaml",
+    "data check --config any.yaml", "config",
     "export run", "generate model prompt", "import-gguf --gguf file --out model",
     "delta extract --base a --tuned b --out c", "delta apply --base a --delta b --out c",
     "delta info a", "merge dare --base a --tuned b --out c --drop-rate 0.5",

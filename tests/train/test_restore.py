@@ -1,5 +1,6 @@
 """A run's newest weights are exported and complete prompts, as a model folder's do."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
+from train.__main__ import main
 from train.config import load_config
 from train.errors import UserError
 from train.generate import Sampling
 from train.hf.load import load_params
+from train.hf.tokenizer import load_tokenizer
 from train.model import load_model_config
 from train.restore import complete_prompts, export_run
 from train.run import Run
@@ -65,3 +68,19 @@ def test_a_run_and_its_export_complete_prompts_alike(run: Run, tmp_path: Path) -
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
         export_run(tmp_path, None, "float32")
+
+
+def test_a_token_without_an_embedding_is_one_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one that was added to the tokenizer, but not to the model."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([f"<|new{number}|>" for number in range(20)])
+    tokenizer.save_pretrained(folder)
+    assert main(["generate", str(folder), "one<|new19|>"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "prompt 1 has token 278, and the model's vocabulary ends at 271" in printed.err
+    assert printed.err.count("\n") == 1

@@ -11,7 +11,9 @@ import gmt_jax
 
 from ..errors import UserError
 from ..files import atomic_folder
+from ..model.param_table import EMBED, HEAD
 from .compare import check_alike, small_files, tensor_specs, write_like, write_small_file
+from .ends import read_json
 from .safetensors import WEIGHT_DTYPES, name_list, open_weights
 
 # A tree of one tensor under its name. The name matters: DARE's random bits depend on it.
@@ -58,7 +60,11 @@ def _merge(base: Path, tuned: Path, out: Path, merge_fn: MergeFn) -> None:
                 f"not {name_list(others)}"
             )
 
+        is_tied = read_json(tuned / "config.json").get("tie_word_embeddings") and EMBED in specs
+
         def merged(name: str) -> np.ndarray:
+            if name == HEAD and is_tied:
+                name = EMBED  # One parameter in two places: drawn twice, it would be two.
             return np.asarray(merge_fn({name: old.tensor(name)}, {name: new.tensor(name)})[name])
 
         with atomic_folder(out, replace=False) as folder:

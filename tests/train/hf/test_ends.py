@@ -1,12 +1,16 @@
 """Where a completion ends: ours, an export's and transformers' are the same text."""
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gguf import SpecialVocab
 from safetensors.numpy import save_file
 
 from train.errors import UserError
@@ -157,6 +161,46 @@ def test_every_reader_stops_at_the_end_of_the_turn(base: Base, tmp_path: Path, c
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         assert json.loads((out / name).read_text())["eos_token"] == "<|im_end|>"
     assert _theirs(out) == "ab"
+    # With this class llama.cpp's converter reads special tokens and the template.
+    read = SpecialVocab(out, load_merges=True, n_vocab=HIDDEN)
+    assert read.special_token_ids["eos"] == END
+    assert read.chat_template == CHATML
+
+
+READER = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+texts = []
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "q"}]
+    inputs = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    inputs.pop("token_type_ids", None)
+    new = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=1)
+    new = new[0, inputs["input_ids"].shape[1] :]
+    texts.append(tokenizer.decode(new, skip_special_tokens=True))
+print(json.dumps(texts))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_4_stops_there_too(base: Base, tmp_path: Path) -> None:
+    """GMT_JAX_TRANSFORMERS4 names interpreters that have it, separated by colons."""
+    interpreters = os.environ.get("GMT_JAX_TRANSFORMERS4")
+    if not interpreters:
+        pytest.skip("GMT_JAX_TRANSFORMERS4 names no interpreter with transformers 4")
+    outs = []
+    for index, (eos, config, generation, _) in enumerate(DISAGREEMENTS.values()):
+        folder = base(_tokenizer(eos=eos), config, generation)
+        outs.append(str(_export(folder, tmp_path / f"out{index}")))
+        shutil.rmtree(folder)
+    for python in interpreters.split(os.pathsep):
+        command = [python, "-c", READER, *outs]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert json.loads(done.stdout) == ["ab"] * len(outs)
 
 
 def test_plain_text_ends_at_the_tokenizers_end(base: Base, tmp_path: Path) -> None:

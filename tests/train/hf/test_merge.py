@@ -11,6 +11,10 @@ from safetensors.numpy import load_file
 
 import gmt_jax
 from train.__main__ import main
+from train.hf.export import export
+from train.hf.load import load_params
+from train.hf.tokenizer import load_tokenizer
+from train.model import load_model_config
 
 Capture = pytest.CaptureFixture[str]
 Tensors = dict[str, np.ndarray]
@@ -68,6 +72,28 @@ def test_the_small_files_are_the_tuned_models(
     files = {f.name: f.read_bytes() for f in tuned.iterdir() if f.name != WEIGHTS}
     merged = {f.name: f.read_bytes() for f in (tmp_path / "merged").iterdir() if f.name != WEIGHTS}
     assert merged == files
+
+
+def test_a_tied_base_that_holds_its_head_and_its_export_go_together(
+    base: Path, tmp_path: Path, rewrite: Rewrite
+) -> None:
+    rewrite(base, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+    config = load_model_config(base)
+    tuned = jax.tree.map(lambda x: 1.5 * x, load_params(base, config))
+    export(config, tuned, base, tmp_path / "tuned", "bfloat16", tokenizer=load_tokenizer(base))
+    folders = ["--base", str(base), "--tuned", str(tmp_path / "tuned")]
+    file, out = str(tmp_path / "some.delta"), tmp_path / "again"
+    assert main(["delta", "extract", *folders, "--out", file]) == 0
+    assert main(["delta", "apply", "--base", str(base), "--delta", file, "--out", str(out)]) == 0
+    for path in (tmp_path / "tuned").iterdir():
+        if path.name != WEIGHTS:
+            assert (out / path.name).read_bytes() == path.read_bytes()
+    weights, again = (load_file(path / WEIGHTS) for path in (tmp_path / "tuned", out))
+    assert {k: v.tobytes() for k, v in weights.items()} == {
+        k: v.tobytes() for k, v in again.items()
+    }
+    assert merge("dare", base, tmp_path / "tuned", tmp_path / "m", "--drop-rate", "0.5") == 0
+    assert load_params(tmp_path / "m", load_model_config(tmp_path / "m")).keys() == tuned.keys()
 
 
 @pytest.mark.parametrize(("weight", "end"), [("0", "base"), ("1", "tuned")])
