@@ -38,7 +38,8 @@ class Source(Section):
     """Files, a folder, a hub data set or python-stdlib; a key that is null is taken from `data`."""
 
     path: str
-    """A JSONL, JSON, Parquet or CSV file or pattern, an Arrow folder, or a hub data set."""
+    """A JSONL, JSON, Parquet or CSV file or pattern, also compressed; an Arrow folder; or a hub
+    data set."""
     weight: float = Field(1.0, gt=0)
     """How often an epoch contains each record: 2 is twice, 0.5 is a half of them in turn."""
     split: str | None = None

@@ -12,6 +12,8 @@ from .digest import digest_files
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 24  # Bytes read at a time.
 _LINES_PER_READ = 64
+# Keys of an object that holds all records, as some tools write it.
+_AROUND_A_LIST = ("data", "train", "rows", "records", "examples", "instances", "items")
 
 
 class JsonlSource:
@@ -86,8 +88,11 @@ class JsonListSource:
 def read_json_list(path: Path) -> list[Any] | None:
     """The items of a file that is one JSON list, or None where it is not one."""
     with path.open("rb") as file:
-        if not file.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
-            return None
+        head = file.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if head.startswith(b"{"):
+        _refuse_one_object(path)
+    if not head.startswith(b"["):
+        return None
     try:
         items = json.loads(_decode(path.read_bytes().removeprefix(_BYTE_ORDER_MARK)))
     except UserError as fault:
@@ -96,6 +101,29 @@ def read_json_list(path: Path) -> list[Any] | None:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: {_describe(error)}; write a list of objects") from None
     return list(items)
+
+
+def _refuse_one_object(path: Path) -> None:
+    """Checks that a file is not one object over several lines, or around a list."""
+    with path.open("rb") as file:
+        lines = [file.readline().removeprefix(_BYTE_ORDER_MARK), file.readline()]
+    try:
+        value, several = json.loads(lines[0]), bool(lines[1].strip())
+    except ValueError:
+        several = False
+        try:
+            value = json.loads(path.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+        except (ValueError, RecursionError):
+            return
+        names: tuple[str, ...] = tuple(value)
+    else:
+        names = _AROUND_A_LIST
+    if several or not isinstance(value, dict):
+        return
+    lists = [name for name in names if isinstance(value.get(name), list)]
+    if lists or names != _AROUND_A_LIST:
+        inner = f": write its list {lists[0]!r} alone" if lists else ""
+        raise UserError(f"{path}: is one object, not a list of objects{inner}")
 
 
 def read_lines(path: Path, offset: int) -> list[bytes]:

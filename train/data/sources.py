@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UserError
+from .compressed import SUFFIXES as COMPRESSED
+from .compressed import open_compressed
 from .digest import digest
 from .jsonl import JsonListSource, JsonlSource, read_json_list
 from .tables import open_arrow_folder, open_csv, open_hub, open_parquet
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Suffixes of mistyped or unsupported paths; the name of a hub data set does not end in one.
-_OTHER_SUFFIXES = (".tsv", ".txt", ".gz", ".bz2", ".xz", ".zip", ".zst", ".arrow", ".yaml")
+_OTHER_SUFFIXES = (*COMPRESSED, ".tsv", ".txt", ".tar", ".arrow", ".yaml")
 _KINDS = (
-    "a .jsonl, .json, .parquet or .csv file or pattern, an Arrow folder, a hub data set or "
-    "python-stdlib"
+    "a .jsonl, .json, .parquet or .csv file or pattern (or its .gz, .bz2, .xz, .zst or .zip), an "
+    "Arrow folder, a hub data set or python-stdlib"
 )
 
 
@@ -47,7 +49,7 @@ def open_source(source: str, split: str = "train", revision: str | None = None) 
 
     Args:
       source: a path or pattern of .jsonl, .json (one object a line, or one list), .parquet and .csv
-        files; a folder written by `datasets`; or a hub name, NAME, OWNER/NAME or
+        files, also compressed; a folder written by `datasets`; or a hub name, NAME, OWNER/NAME or
         OWNER/NAME/CONFIGURATION.
       split: of a hub data set, or of a folder with several.
       revision: the commit or tag of a hub data set.
@@ -91,6 +93,9 @@ def _open_file(path: Path, split: str) -> RecordSource:
     suffix = path.suffix.lower()
     if path.is_dir():
         return open_arrow_folder(path, split)
+    if suffix in COMPRESSED:
+        parts = open_compressed(path, lambda unpacked: _open_file(unpacked, split))
+        return parts[0] if len(parts) == 1 else JoinedSource(parts)
     if suffix not in _SUFFIXES:
         raise UserError(f"{path}: is of an unknown kind; name {_KINDS}")
     try:

@@ -13,7 +13,7 @@ from train.errors import UserError
     [
         ("optimiser.learning_rate=1", "unknown key optimiser; did you mean optimizer?"),
         ("xyz=1", "unknown key xyz; known: run, model, data, "),
-        ("data.format=text", "it belongs to a source: data.train={path: …, format: …}"),
+        ("data.weight=2", "it belongs to a source: data.train={path: …, weight: …}"),
         ("learning_rate=1", "unknown key learning_rate; it belongs elsewhere: optimizer.learning_"),
         ("optimizer.mask_ratio=1", "it belongs elsewhere: optimizer.mask.mask_ratio"),
         ("model.every=1", "optimizer.mask.every or evaluation.every or checkpoint.every"),

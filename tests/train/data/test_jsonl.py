@@ -63,3 +63,31 @@ def test_many_lines_are_read_in_any_order(tmp_path: Path) -> None:
     records = JsonlSource(file)
     for number in (999, 0, 63, 64, 128, 127):
         assert records[number] == {"n": number}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{\n "text": "a"\n}\n', ": is one object, not a list of objects"),
+        (
+            '{\n "rows": [{"text": "a"}]\n}',
+            ": is one object, not a list of objects: write its list",
+        ),
+        (
+            '{"data": [{"text": "a"}]}',
+            ": is one object, not a list of objects: write its list 'data'",
+        ),
+    ],
+)
+def test_an_object_is_not_a_list(
+    source_error: Any, tmp_path: Path, content: str, said: str
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    assert source_error(file).startswith(f"{file}{said}")
+
+
+def test_one_line_with_one_record_is_a_record(read_all: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"messages": []}\n')
+    assert read_all(str(file)) == [{"messages": [], "where": f"{file}:1"}]
