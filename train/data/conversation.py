@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import UserError
-from .coverage import Piece, find_missing
+from .coverage import Piece, find_missing, pieces_of
 from .records import Chat
-from .template import Span, Template
+from .template import Span, Template, common_prefix
 from .turns import Turns
 
 
@@ -44,7 +44,7 @@ def render_chat(chat: Chat, template: Template, loss_on: str) -> list[RenderedCh
     turns = template.formed(chat.turns, chat.tools)
     chat = Chat(turns, chat.first, chat.tools, chat.untrained)
     renderer = _ChatRenderer(chat, template)
-    answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    answers = answers_of(turns)
     wanted = [n for n in answers if n >= chat.first and n not in chat.untrained]
     if loss_on == "everything":
         return [renderer.everything()]
@@ -59,12 +59,18 @@ def render_chat(chat: Chat, template: Template, loss_on: str) -> list[RenderedCh
     return [renderer.part(length, spans, len(parts) > 1) for length, spans in reversed(parts)]
 
 
+def answers_of(turns: Turns) -> list[int]:
+    """The numbers of the assistant's turns."""
+    return [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+
+
 class _ChatRenderer:
     """Renders one conversation and parts of it."""
 
     def __init__(self, chat: Chat, template: Template) -> None:
         self._chat, self._template = chat, template
-        self._answers: dict[int, _Answer] = {}
+        self._answers = answers_of(chat.turns)
+        self._alone: dict[int, _Answer] = {}
         self._prefixes: dict[int, tuple[str, list[Span]]] = {}
         self.whole = self._prefix(len(chat.turns))[0]
 
@@ -81,19 +87,32 @@ class _ChatRenderer:
 
     def answer(self, number: int) -> _Answer:
         """A turn as it is rendered when it is the last."""
-        if number not in self._answers:
+        if number not in self._alone:
             find = self._marked if self._template.has_markers else self._between
-            self._answers[number] = find(number)
-        return self._answers[number]
+            self._alone[number] = find(number)
+        return self._alone[number]
 
     def learned(self, text: str, numbers: Sequence[int]) -> dict[int, Sequence[Span]]:
         """Those of some turns that a text renders as if each were the last, with their spans."""
         found = {}
         for number in numbers:
-            own = self.answer(number)
-            if text.startswith(own.text[: own.spans[-1][1]]):
-                found[number] = own.spans
+            spans = self._marked_in_whole(number) if text is self.whole else ()
+            if not spans:
+                own = self.answer(number)
+                spans = own.spans if text.startswith(own.text[: own.spans[-1][1]]) else ()
+            if spans:
+                found[number] = spans
         return found
+
+    def _marked_in_whole(self, number: int) -> Sequence[Span]:
+        """What the template marks of a turn in the whole conversation, if the turn is whole."""
+        spans = self._prefix(len(self._chat.turns))[1]
+        if len(spans) != len(self._answers):
+            return ()
+        own = self._through_end([spans[self._answers.index(number)]], self.whole)
+        text = self.whole[own[0][0] : own[0][1]]
+        pieces = pieces_of(self._chat.turns[number])
+        return own if all(piece.is_in(text) for piece in pieces) else ()
 
     def part(self, length: int, learned: Mapping[int, Sequence[Span]], split: bool) -> RenderedChat:
         """The text of the first turns, in which some turns are learned."""
@@ -131,13 +150,24 @@ class _ChatRenderer:
             header = template.text(question, None, prompt=True)
             header = header.removeprefix(template.text(question, None))
             before = text[: text.find(header)] + header
+        begin = len(before)
         if not text.startswith(before):
+            begin = self._header(common_prefix(before, text), number)
+        return _Answer(text, [(begin, begin + self._end(text[begin:]))])
+
+    def _header(self, shared: str, number: int) -> int:
+        """Where an answer begins that does not begin as it is to be generated, but with the same
+        header: some generation prompts open a thought that the answer does not have."""
+        tokens = self._template.control_pattern
+        edges = [found.end() for found in tokens.finditer(shared)]
+        edge = max([0, shared.rfind("\n") + 1, *edges])
+        if number and edge <= len(common_prefix(self._prefix(number)[0], shared)):
             raise UserError(
-                f"{template.name} begins turn {number + 1} differently where it is to be generated "
-                "(its generation prompt is no part of the turn), so its tokens cannot be told "
-                "apart; name a template with {% generation %} markers in model.chat_template"
+                f"{self._template.name} begins turn {number + 1} differently where it is to be "
+                "generated, so its tokens cannot be told apart; name a template with "
+                "{% generation %} markers in model.chat_template"
             )
-        return _Answer(text, [(len(before), len(before) + self._end(text[len(before) :]))])
+        return edge
 
     def _end(self, answer: str) -> int:
         """Where an answer ends, in the text from its begin on: after its end token, if it has one.
@@ -159,19 +189,23 @@ class _ChatRenderer:
                 f"{self._template.name} marks no part of turn {number + 1} with "
                 "{% generation %}; name another template in model.chat_template"
             )
-        return _Answer(text, [*own[:-1], self._through_end(own[-1], text)])
+        return _Answer(text, self._through_end(own, text))
 
-    def _through_end(self, span: Span, text: str) -> Span:
-        """A marked span without white space after its end token, or with the token after it."""
-        begin, end = span
-        marked = text[begin:end].rstrip()
-        if marked.endswith(self._template.ends):
-            return begin, begin + len(marked)
-        following = text[end:]
+    def _through_end(self, own: Sequence[Span], text: str) -> list[Span]:
+        """Marked spans up to the end of turn: what is marked after it is not the turn's, and it is
+        learned where it follows them."""
         token = self._template.end_of_turn
-        if token is not None and following.lstrip().startswith(token):
-            return begin, end + following.index(token) + len(token)
-        return span
+        for number in range(len(own) - 1, -1, -1):
+            begin, end = own[number]
+            if token is not None and token in text[begin:end]:
+                return [*own[:number], (begin, text.rindex(token, begin, end) + len(token))]
+        begin, end = own[-1]
+        marked, following = text[begin:end].rstrip(), text[end:]
+        if marked.endswith(self._template.ends):
+            end = begin + len(marked)
+        elif token is not None and following.lstrip().startswith(token):
+            end += following.index(token) + len(token)
+        return [*own[:-1], (begin, end)]
 
 
 def _describe(number: int | None, piece: Piece, template: str) -> str:

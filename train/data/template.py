@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -99,29 +100,38 @@ class Template:
 
     @cached_property
     def end_of_turn(self) -> str | None:
-        """The token that ends an assistant's turn, whether or not others follow; None: unknown."""
+        """The tokens that end an assistant's turn, whether or not others follow; None: unknown."""
         try:
             last = self.text([_QUESTION, _ANSWER], None)
             middle = self.text([_QUESTION, _ANSWER, _QUESTION], None)
         except UserError:
             return None
-        found = [self._first_end(text.partition("probe answer")[2]) for text in (middle, last)]
-        return found[0] if found[0] == found[1] else None
-
-    def _first_end(self, text: str) -> str | None:
-        return next((t for t in self.ends if text.lstrip().startswith(t)), None)
+        shared = common_prefix(*(text.partition("probe answer")[2] for text in (middle, last)))
+        token = control.pattern_of(self.ends)
+        run = re.compile(rf"\s*((?:{token.pattern})*)")
+        ends, begins = (
+            token.findall(found[1]) for found in map(run.match, (shared, last)) if found
+        )
+        return "".join(takewhile(lambda end: end not in begins, ends)) or None
 
     @cached_property
     def controls(self) -> frozenset[str]:
         """The tokens that a conversation is built of, and that its contents may only spell.
 
-        These are the special ones, and the others that the template writes around turns.
+        These are the special ones, and the others that the template writes around turns. Pairs such
+        as <think> and </think> are part of contents.
         """
         try:
             text = self.text([_QUESTION, _ANSWER, _QUESTION], None)
         except UserError:
             text = ""
-        return self._special | {token for token in self.ends if token in text}
+        built = self._special | {token for token in self.ends if token in text}
+        named = {str(token) for token in self._special_tokens.values()}
+        return frozenset(t for t in built if t in named or not self._is_of_a_pair(t))
+
+    def _is_of_a_pair(self, token: str) -> bool:
+        name = re.fullmatch(r"</?(\w+)>", token)
+        return name is not None and {f"<{name[1]}>", f"</{name[1]}>"} <= set(self.ends)
 
     @cached_property
     def control_pattern(self) -> re.Pattern[str]:
@@ -144,7 +154,7 @@ class Template:
         return self._find_form(None)
 
     def _find_form(self, tools: Sequence[Fields] | None) -> Form:
-        """The first form in which the template renders a call whole, as JSON if it can."""
+        """The first form in which the template renders a call whole, and not as Python's dicts."""
         found: dict[bool, Form] = {}
         for form in _forms():
             call = {"name": "probe_name", "arguments": _ARGUMENTS}
@@ -156,12 +166,11 @@ class Template:
                 text = self.text([_QUESTION, turn, result, _ANSWER], tools)
             except UserError:
                 continue
-            before, _, rest = text.rpartition("probe question")[2].partition("probe result")
-            del rest
+            before = text.rpartition("probe question")[2].partition("probe result")[0]
             words = ("probe_name", "probe_key", "probe value")
             if "None" in before or '\\"probe_key' in before or any(w not in before for w in words):
                 continue
-            found.setdefault(_ARGUMENTS in _objects(before), form)
+            found.setdefault(repr(_ARGUMENTS)[:12] not in before, form)
         return found.get(True) or found.get(False) or Form()
 
 
@@ -204,14 +213,11 @@ def parse_arguments(text: str) -> Any:
     return value if isinstance(value, dict) else text
 
 
-def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects in a text."""
-    decoder = json.JSONDecoder()
-    for brace in re.finditer(r"\{", text):
-        try:
-            yield decoder.raw_decode(text, brace.start())[0]
-        except ValueError:
-            continue
+def common_prefix(one: str, other: str) -> str:
+    """The characters that two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    differing = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return one[:differing]
 
 
 def time_read(source: object, now: datetime) -> str:

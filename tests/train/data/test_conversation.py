@@ -44,11 +44,19 @@ MOVES_SYSTEM = (
     " | list | length == 0 %}[{{ messages[0]['content'] }}]{% endif %}"
     "{{ m['content'] }}<e>\n{% endif %}{% endfor %}" + PROMPT
 )
+# Where an answer is to come, a thought is opened, as in Nemotron's template.
+THOUGHTFUL = (
+    "{% for m in messages %}{{ m['role'][0] }}:{% if m['role'] == 'assistant' %}"
+    "{% set thought = m['reasoning_content'] or '/' %}{{ '<' + thought + '>' }}{% endif %}"
+    "{{ m['content'] }}<e>\n{% endfor %}{% if add_generation_prompt %}a:\n<?{% endif %}"
+).replace("{{ m['role'][0] }}:{%", "{{ m['role'][0] }}:{{ '\n' if m['role'] == 'assistant' }}{%")
 GENERATION = "{% if m['role'] == 'assistant' %}{% generation %}X{% endgeneration %}{% endif %}"
 MARKED = (
     "{% for m in messages %}<s>{{ m['role'][0] }}:{% if m['role'] != 'assistant' %}"
     "{{ m['content'] }}<e>\n{% endif %}" + GENERATION + "{% endfor %}" + PROMPT
 )
+MARKED_END = "{% if not add_generation_prompt and messages[-1]['role'] == 'assistant' %}"
+MARKED_END += "{% generation %}<pad>{% endgeneration %}{% endif %}"
 
 
 @pytest.fixture
@@ -129,6 +137,17 @@ CALLS = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name"
             MARKED.replace("X", "{{ m['content'] }}\n"), ["u:1", "a:2", "u:3", "a:4"],
             [("Su:1E/Sa:2/Su:3E/Sa:4/",
               "         ^^         ^^")], id="markers, and the token of the next turn",
+        ),
+        pytest.param(
+            THOUGHTFUL, ["u:1", "a:2", "u:3", THINKS],
+            [("u:1E/a:/</>2E/u:3E/a:/<x>2E/",
+              "        ^^^^^         ^^^^^")], id="a prompt that opens a thought",
+        ),
+        pytest.param(
+            MARKED.replace("X", "{{ m['content'] }}<e>\n") + MARKED_END,
+            ["u:1", "a:2", "u:3", "a:4"],
+            [("Su:1E/Sa:2E/Su:3E/Sa:4E/P",
+              "         ^^          ^^")], id="markers around a token that ends the text",
         ),
         pytest.param(
             MARKED.replace("X", "{% if loop.last %}[{{ m['content'] }}]<e>{% endif %}"),

@@ -19,6 +19,11 @@ FORMS = {
     "items": WANTS_OBJECT.replace(
         "ARGS", "{% for k, v in c['function']['arguments'].items() %}{{ k }}={{ v }}{% endfor %}"
     ),
+    "text or pairs": WANTS_OBJECT.replace(
+        "ARGS",
+        "{% set given = c['function']['arguments'] %}{% if given is string %}[{{ given }}]"
+        "{% else %}{% for k, v in given | items %}{{ k }}={{ v }}{% endfor %}{% endif %}",
+    ),
     "null": HEAD
     + "{% if m['content'] is none %}"
     + CALLS.replace("ARGS", "{{ c['function']['arguments'] }}")
@@ -47,6 +52,7 @@ def template(make_tokenizer: Callable[..., Any]) -> Callable[..., Template]:
         ("text", 'a:(add {"a": 3, "b": "é"})<e>\n'),
         ("items", "a:(add a=3b=é)<e>\n"),
         ("null", 'a:(add {"a": 3, "b": "é"})<e>\n'),
+        ("text or pairs", "a:(add a=3b=é)<e>\n"),
         ("absent", 'a:(add {"a": 3, "b": "é"})<e>\n'),
     ],
 )
@@ -65,6 +71,8 @@ def test_calls_are_given_in_the_form_that_is_rendered_rightly(
         (FORMS["object"].replace("<e>", ""), None),
         (FORMS["object"] + "{% if not add_generation_prompt %}<pad>{% endif %}", "<e>"),
         (FORMS["object"].replace("<e>", "{% if loop.last %}<e>{% else %}<pad>{% endif %}"), None),
+        (FORMS["object"].replace("<e>", "<e><s>"), "<e><s>"),
+        ("<pad>" + FORMS["object"].replace("<e>", "<e><pad>"), "<e>"),
         ("{{ raise_exception('no') }}", None),
     ],
 )
