@@ -37,6 +37,7 @@ def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         **_biases(config),
         **_windows(config),
+        **_original_length(config),
         "rope_parameters": rope,
         "rope_theta": config.rope.theta,
         "rope_scaling": rope_scaling,
@@ -71,6 +72,13 @@ def _windows(config: ModelConfig) -> Mapping[str, Any]:
         "max_window_layers": config.original.get("max_window_layers", first),
         "layer_types": types,
     }
+
+
+def _original_length(config: ModelConfig) -> Mapping[str, Any]:
+    """The length before llama3's scaling, which llama.cpp's converter reads beside the rest."""
+    if config.rope.kind != "llama3":
+        return {}
+    return {"original_max_position_embeddings": int(config.rope.original_length)}
 
 
 def _rope(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -56,6 +56,9 @@ def test_nothing_is_left_to_a_readers_defaults(family: Family, name: str) -> Non
     assert content["torch_dtype"] == content["dtype"] == "float32"
     scaling = content["rope_scaling"]
     assert scaling is None or scaling["type"] == scaling["rope_type"] == config.rope.kind
+    # llama.cpp's converter takes this one from beside the other settings.
+    length = content.get("original_max_position_embeddings")
+    assert length == (config.rope.original_length if config.rope.kind == "llama3" else None)
     assert content["architectures"][0].lower() == f"{config.model_type}forcausallm"
 
 
