@@ -158,6 +158,8 @@ def _train(
             state = _initial_state(program, base)
         done = int(state.step)
         run.forget_after(done or -1)  # What comes before the first update is repeated.
+        if done == 0 and data.summary:
+            run.log({"step": 0, "data": list(data.summary)})
         cadence = Cadence(
             data.steps, config.log_every, config.evaluation.every, config.checkpoint.every
         )

@@ -89,6 +89,7 @@ class RunData:
       eval_batches: opens an iterator over all evaluation data once, in batches [B, T]; None if
         there is none.
       prompts: tokens of some prompts in the data, the evaluation data's if there are any.
+      summary: a line on the training data, and one on the evaluation data.
       digest: equal for equal data, where that is known before it is read.
       stream: the stream that the loader reads, if it does.
     """
@@ -97,6 +98,7 @@ class RunData:
     loader: Loader
     eval_batches: Callable[[], AbstractContextManager[Iterator[Batch]]] | None
     prompts: Sequence[Sequence[int]] = ()
+    summary: Sequence[str] = ()
     digest: str = ""
     stream: Stream | None = None
 
@@ -140,7 +142,8 @@ def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Con
     digest = " ".join(split.digest for split in datasets.splits)
     eval_batches = _eval_batches(config, datasets.eval, mesh)
     prompts = _prompts(config, datasets.eval or datasets.train)
-    return RunData(steps, Loader(iterator), eval_batches, prompts, digest)
+    summary = [str(split) for split in datasets.splits]
+    return RunData(steps, Loader(iterator), eval_batches, prompts, summary, digest)
 
 
 def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:

@@ -27,7 +27,8 @@ def model_card(name: str, config: Config, records: Sequence[Record]) -> str:
       name: the model's.
       records: what the run logged.
     """
-    parts = [_header(config), _title(name, config), _data(config), _method(config, records)]
+    parts = [_header(config), _title(name, config), _data(config, records)]
+    parts.append(_method(config, records))
     parts += [_results(records), _use(name)]
     return "\n".join(filter(None, parts))
 
@@ -58,7 +59,7 @@ def _title(name: str, config: Config) -> str:
     )
 
 
-def _data(config: Config) -> str:
+def _data(config: Config, records: Sequence[Record]) -> str:
     data = config.data
     lines = ["## Data", "", "| source | used for | split | weight |", "|---|---|---|---|"]
     for use, sources in (("training", data.train_sources()), ("evaluation", data.eval_sources())):
@@ -66,6 +67,8 @@ def _data(config: Config) -> str:
             name = _public(source.path)
             at = f" at {source.revision}" if source.revision else ""
             lines.append(f"| {name}{at} | {use} | {source.split} | {source.weight:g} |")
+    summary = next((record["data"] for record in records if "data" in record), ())
+    lines += ["", *(f"- {line}" for line in summary)] if summary else []
     if not data.eval_sources() and data.eval_fraction:
         lines += ["", f"{data.eval_fraction:.1%} of the training data is held out for evaluation."]
     trained_on = {

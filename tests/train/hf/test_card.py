@@ -46,6 +46,7 @@ def test_no_path_of_this_machine_is_published(
 
 def test_method_and_settings_are_those_of_the_run(write_config: Write) -> None:
     records = [
+        {"step": 0, "data": ["training data: 40 examples", "evaluation data: 2 examples"]},
         {"step": 0, "eval_loss": 2.0},
         {"step": 3, "eval_loss": 1.5},
         {"step": 6, "loss": 1.0, "masked_fraction": 0.2},
@@ -58,6 +59,7 @@ def test_method_and_settings_are_those_of_the_run(write_config: Write) -> None:
     assert settings["seed"] == 3
     assert settings["optimizer"]["learning_rate"] == 1e-2
     assert settings["optimizer"]["mask"]["mask_ratio"] == 0.2
+    assert "- training data: 40 examples\n- evaluation data: 2 examples\n" in text
     assert "| 0 | 2.0000 |\n| 6 | 1.2500 |" in text
 
 
