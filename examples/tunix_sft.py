@@ -34,7 +34,8 @@ def model_input(batch: TrainingInput) -> dict:
 
 def make_trainer(checkpoints: str | None = None) -> PeftTrainer:
     model = Llama3(CONFIG, rngs=nnx.Rngs(0))
-    # `inject_hyperparams` is how Tunix logs the learning rate.
+    # Less than 0.2 is masked: this model's feed-forward layers start at zero, and equal gradients
+    # are kept. `inject_hyperparams` is how Tunix logs the learning rate.
     adamw = optax.inject_hyperparams(optax.adamw)(learning_rate=1e-2)
     config = TrainingConfig(
         eval_every_n_steps=100, max_steps=5, checkpoint_root_directory=checkpoints
