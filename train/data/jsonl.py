@@ -106,24 +106,30 @@ def read_json_list(path: Path) -> list[Any] | None:
 def _refuse_one_object(path: Path) -> None:
     """Checks that a file is not one object over several lines, or around a list."""
     with path.open("rb") as file:
-        lines = [file.readline().removeprefix(_BYTE_ORDER_MARK), file.readline()]
-    try:
-        value, several = json.loads(lines[0]), bool(lines[1].strip())
-    except ValueError:
-        several = False
-        try:
-            value = json.loads(path.read_bytes().removeprefix(_BYTE_ORDER_MARK))
-        except (ValueError, RecursionError):
-            return
-        names: tuple[str, ...] = tuple(value)
-    else:
-        names = _AROUND_A_LIST
-    if several or not isinstance(value, dict):
+        first, second = file.readline().removeprefix(_BYTE_ORDER_MARK), file.readline()
+    value = _parse(first)
+    over_lines = value is None
+    if over_lines:
+        value = _parse(path.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+    elif second.strip():
+        return  # One object a line.
+    if not isinstance(value, dict):
         return
-    lists = [name for name in names if isinstance(value.get(name), list)]
-    if lists or names != _AROUND_A_LIST:
-        inner = f": write its list {lists[0]!r} alone" if lists else ""
-        raise UserError(f"{path}: is one object, not a list of objects{inner}")
+    inner = next((name for name in _AROUND_A_LIST if isinstance(value.get(name), list)), None)
+    if inner is not None:
+        raise UserError(f"{path}: is one object, not a list of objects; write its {inner!r} alone")
+    if over_lines:
+        raise UserError(
+            f"{path}: is one object over several lines; write a list of objects, or one object a "
+            "line"
+        )
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_lines(path: Path, offset: int) -> list[bytes]:

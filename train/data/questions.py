@@ -12,10 +12,10 @@ _VERDICTS = frozenset(["correct", "is_correct", "accepted", "preferred", "desira
 _MEDIA = frozenset(
     f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_path")
 )
-# Columns that hold a question or an answer beside one whose name is `text`.
-_COUNTERPARTS = (
+_QUESTIONS = ("question", "instruction", "prompt", "query", "problem", "inputs", "input", "context")
+_ANSWERS = (
     "answer", "answers", "code", "completion", "output", "outputs", "reply", "response",
-    "responses", "solution", "summary", "target", "targets", "prompt", "question", "instruction",
+    "responses", "solution", "canonical_solution", "summary", "target", "targets",
 )  # fmt: skip
 
 
@@ -32,13 +32,24 @@ def choose_format(fields: Mapping[str, Any], fitting: Sequence[str]) -> str:
             f"fits the formats {' and '.join(fitting)}; set data.format to the one that is meant"
         )
     if fitting[0] == "text":
-        others = [name for name in _COUNTERPARTS if fields.get(name)]
+        others = [name for name in (*_ANSWERS, *_QUESTIONS) if fields.get(name)]
         if others:
             raise UserError(
                 f"has text and {others[0]!r}: set data.format to text to train on the text alone, "
                 f"or name both with data.columns, as in {{prompt: text, completion: {others[0]}}}"
             )
     return fitting[0]
+
+
+def suggest_columns(fields: Mapping[str, Any]) -> str:
+    """What `data.columns` may be for a record that has no format's fields, or nothing."""
+    found = [
+        next((name for name in names if isinstance(fields.get(name), str)), None)
+        for names in (_QUESTIONS, _ANSWERS)
+    ]
+    if None in found:
+        return ""
+    return f", such as {{instruction: {found[0]}, output: {found[1]}}}"
 
 
 def refuse_labels(unused: Mapping[str, Any]) -> None:

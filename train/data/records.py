@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 from ..config.data import FIELDS, FORMATS
 from ..errors import UserError
-from .questions import choose_format, refuse_labels
+from .questions import choose_format, refuse_labels, suggest_columns
 from .turns import Conversation, Turns, is_transcript, read_turns
 
 _REQUIRED = {kind: frozenset(fields) for kind, fields in FORMATS.items()}
+
+# Names that some data sets have for a field.
+_OTHER_NAMES = {"conversations": "conversation", "tools": "functions"}
 
 Fields = Mapping[str, Any]  # A record as its source holds it.
 
@@ -95,10 +98,15 @@ def understand_record(
     if columns:
         named = _renamed(fields, columns)
     else:
-        if "conversation" in fields and "conversations" not in fields:
-            columns = {"conversations": "conversation"}
+        columns = {
+            field: other
+            for field, other in _OTHER_NAMES.items()
+            if fields.get(other) is not None and fields.get(field) is None
+        }
         aliases = {column: field for field, column in columns.items()}
-        named = {aliases.get(name, name): value for name, value in fields.items()}
+        named = {
+            aliases.get(name, name): value for name, value in fields.items() if value is not None
+        }
     present = {
         field: value
         for field, value in named.items()
@@ -111,7 +119,7 @@ def understand_record(
     unused = {
         name: fields[name] for name in fields if name not in used and fields[name] is not None
     }
-    if set(columns.values()) <= {"conversation"}:
+    if set(columns.values()) <= set(_OTHER_NAMES.values()):
         refuse_labels({name: unused[name] for name in unused if name not in ignore})
     record = _read(kind, {name: present[name] for name in names}, ignore)
     return record, Reading(kind, used, tuple(sorted(unused)))
@@ -169,7 +177,7 @@ def _detect(fields: Fields) -> str:
     raise UserError(
         "needs messages, prompt and completion, instruction and output, text, or chosen and "
         f"rejected, and has {', '.join(map(repr, sorted(fields))) or 'none'}; "
-        "map other columns with data.columns"
+        f"map other columns with data.columns{suggest_columns(fields)}"
     )
 
 
@@ -178,7 +186,10 @@ def _require(fields: Fields, kind: str) -> None:
     for name in names:
         if name not in fields:
             together = f"; {' and '.join(names)} go together" if len(names) > 1 else ""
-            raise UserError(f"has no {name}, or it is null{together}; add it or remove the record")
+            raise UserError(
+                f"has no {name}, or it is null{together}; add it, map another column with "
+                f"data.columns{suggest_columns(fields)}, or remove the record"
+            )
 
 
 def _alpaca(fields: Fields) -> Conversation:
@@ -263,7 +274,12 @@ def _tools(value: Any) -> Sequence[Fields] | None:
         return None
     if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
         raise UserError("tools must be a list of objects, each describing a function")
-    return value
+    return [
+        {"type": "function", "function": tool}
+        if "name" in tool and "function" not in tool
+        else tool
+        for tool in value
+    ]
 
 
 def _string(value: Any, field: str) -> str:

@@ -28,7 +28,7 @@ _ROLES = {role: role for role in ROLES} | {
 _CALLS = ("function_call", "tool_call")  # Roles of turns whose content is a call.
 
 # Keys of a turn that say whether it is trained on.
-FLAGS = ("weight", "train", "loss", "loss_mask")
+FLAGS = ("weight", "train", "loss", "loss_mask", "loss_weight")
 # Keys that templates know or that mean nothing to training.
 _KNOWN = frozenset(
     ["role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "function_call"]
@@ -160,7 +160,7 @@ def _content(value: Any, field: str) -> str | None:
     texts = []
     for number, part in enumerate(value, 1):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        text = part.get("text") if isinstance(part, Mapping) else None
+        text = part.get("text", part.get("value")) if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(text, str):
             raise UserError(
                 f"{field}, part {number} has the type {kind!r}, and only parts of the type 'text' "

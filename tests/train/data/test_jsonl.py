@@ -68,15 +68,12 @@ def test_many_lines_are_read_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{\n "text": "a"\n}\n', ": is one object, not a list of objects"),
+        ('{\n "text": "a"\n}\n', ": is one object over several lines; write a list of objects, or"),
         (
             '{\n "rows": [{"text": "a"}]\n}',
-            ": is one object, not a list of objects: write its list",
+            ": is one object, not a list of objects; write its 'rows'",
         ),
-        (
-            '{"data": [{"text": "a"}]}',
-            ": is one object, not a list of objects: write its list 'data'",
-        ),
+        ('{"data": [{"text": "a"}]}', ": is one object, not a list of objects; write its 'data'"),
     ],
 )
 def test_an_object_is_not_a_list(

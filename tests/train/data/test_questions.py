@@ -27,6 +27,14 @@ DPO = {
         ({"messages": [U, A], "is_correct": False}, "has a column 'is_correct' (False)"),
         ({"messages": [U, A], "images": ["a.png"]}, "has a column 'images', and only text"),
         (DPO, "fits the formats conversations and preference; set data.format to the one"),
+        (
+            {"question": "1", "answer": "2"},
+            "data.columns, such as {instruction: question, output: an",
+        ),
+        (
+            {"prompt": "def f():", "canonical_solution": "return", "test": "x"},
+            "data.columns, such as {instruction: prompt, output: canonical_solution}, or remove",
+        ),
         ({"messages": [U, A], "text": "other"}, "fits the formats messages and text"),
     ],
 )

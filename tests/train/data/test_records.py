@@ -32,7 +32,14 @@ TALK = Chat([USER, ANSWER])
         ({"text": "1"}, Text("", "1")),
         ({"messages": None, "prompt": None, "text": "1"}, Text("", "1")),
         ({"messages": [USER, ANSWER], "prompt": "no"}, TALK),
-        ({"messages": [USER], "tools": [{"name": "f"}]}, Chat([USER], 0, [{"name": "f"}])),
+        (
+            {"messages": [USER], "tools": [{"name": "f"}]},
+            Chat([USER], 0, [{"type": "function", "function": {"name": "f"}}]),
+        ),
+        (
+            {"messages": [USER], "functions": [{"name": "f"}]},
+            Chat([USER], 0, [{"type": "function", "function": {"name": "f"}}]),
+        ),
         ({"messages": [USER, ANSWER], "tools": "[]"}, TALK),
         ({"prompt": "1", "chosen": "2", "rejected": "3"}, Pair(Text("1", "2"), Text("1", "3"))),
         (

@@ -23,6 +23,7 @@ U, A = {"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}
         (A, [A]),
         ("\n\nHuman: 1\n\nAssistant: 2", [U, A]),
         ([{"role": "user", "content": [{"type": "text", "text": "1"}]}], [U]),
+        ([{"role": "user", "content": [{"type": "text", "value": "1"}]}], [U]),
         (
             [{"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]}],
             [{"role": "user", "content": "ab"}],
@@ -55,7 +56,8 @@ def test_turns_are_read_as_one_form(given: Any, turns: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [{"weight": 0}, {"train": False}, {"loss": False}, {"loss_mask": 0}, {"weight": 0.0}]
+    "flag",
+    [{"weight": 0}, {"train": False}, {"loss": False}, {"loss_mask": 0}, {"loss_weight": 0.0}],
 )
 def test_a_turn_may_say_that_it_is_not_trained_on(flag: dict[str, Any]) -> None:
     talk = read_turns([U | {"weight": 1}, A | flag, U, A | {"weight": 1, "train": True}], "m")
