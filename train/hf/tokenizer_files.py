@@ -30,6 +30,8 @@ TERMS = tuple(
 )
 TEMPLATES = "additional_chat_templates"
 
+# Marks of the assistant's text, a tag that transformers alone knows.
+_MARKER = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _TEMPLATE = re.compile(rf"{TEMPLATES}/\w[\w.-]*\.jinja")
 
 
@@ -110,9 +112,17 @@ def as_eos(ends: Sequence[int]) -> int | list[int]:
 def _templates(tokenizer: Any) -> dict[str, str]:
     """A tokenizer's chat templates by name; the one that is used without tools is the default."""
     template = tokenizer.chat_template
-    if isinstance(template, Mapping):
-        return dict(template)
-    return {"default": template} if template else {}
+    templates = template if isinstance(template, Mapping) else {"default": template}
+    return {name: _without_markers(text) for name, text in templates.items() if text}
+
+
+def _without_markers(template: str) -> str:
+    """The template without generation markers, which llama.cpp and TGI refuse.
+
+    Its text is the same: a condition that holds takes their place, because white space is cut
+    around a tag.
+    """
+    return _MARKER.sub(lambda m: f"{{%{m[1]} {'endif' if m[2] else 'if true'} {m[3]}%}}", template)
 
 
 def _write_templates(folder: Path, templates: Mapping[str, str]) -> None:

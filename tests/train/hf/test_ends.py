@@ -13,6 +13,7 @@ import pytest
 from gguf import SpecialVocab
 from safetensors.numpy import save_file
 
+from train.data.chat import RecordReader, Renderer
 from train.errors import UserError
 from train.generate import Sampling
 from train.hf.ends import find_ends, template_ends
@@ -221,11 +222,12 @@ def test_a_conflict_names_all_sides(base: Base) -> None:
 
 
 TURN = "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}"
+HEADER = "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
 CALLS = "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
 TEMPLATES = {
     "an end after every turn": (CHATML, ["<|im_end|>"]),
     "an end after turns, and after the text": (
-        TURN + "<|im_end|>\n{% endfor %}<|endoftext|>",
+        TURN + "<|im_end|>\n{% endfor %}{% if not add_generation_prompt %}<|endoftext|>{% endif %}",
         ["<|im_end|>", "<|endoftext|>"],
     ),
     "no end, but the next turn's beginning": (TURN + "{% endfor %}", []),
@@ -251,9 +253,25 @@ TEMPLATES = {
 @pytest.mark.parametrize("case", TEMPLATES)
 def test_the_ends_that_a_template_writes(case: str) -> None:
     template, ends = TEMPLATES[case]
-    tokenizer = _tokenizer(template, "<|endoftext|>")
+    tokenizer = _tokenizer(template and template + HEADER * (template != CHATML), "<|endoftext|>")
     tokenizer.add_tokens(["<call>", "</call>"])
     assert tokenizer.convert_ids_to_tokens(template_ends(tokenizer)) == ends
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_every_end_that_data_teaches_is_one(case: str) -> None:
+    template, ends = TEMPLATES[case]
+    tokenizer = _tokenizer(template and template + HEADER * (template != CHATML), "<|endoftext|>")
+    turns = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        texts = Renderer(RecordReader(), tokenizer).render({"messages": messages})
+    except UserError:
+        return  # Data that is refused teaches nothing.
+    learned = [text.text[begin:end] for text in texts for begin, end in text.spans]
+    assert len(learned) == 2
+    written = {token for answer in learned for token in SPECIALS if token in answer}
+    assert written <= set(ends)
 
 
 def test_a_broken_generation_config_is_named(base: Base) -> None:

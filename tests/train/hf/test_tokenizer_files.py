@@ -135,6 +135,31 @@ def test_the_template_of_the_training_replaces_all_of_the_bases(
     assert not (tmp_path / "additional_chat_templates").exists()
 
 
+@pytest.mark.parametrize("tag", ["{% {} %}", "{%- {} -%}", "{%-{}%}", "{%+ {} -%}"])
+def test_generation_markers_become_what_all_readers_know(
+    tiny_model: Path, tmp_path: Path, tag: str
+) -> None:
+    begin, end = (tag.replace("{}", name) for name in ("generation", "endgeneration"))
+    copy_companions(tiny_model, tmp_path)
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}\n  <|start|>{{ m['role'] }} \n  "
+        + begin
+        + " \n {{ m['content'] }} \n"
+        + end
+        + " \n<|end|>{% endfor %}"
+    )
+    write_tokenizer_files(tmp_path, tokenizer, (END,))
+    assert "generation" not in (tmp_path / "chat_template.jinja").read_text()
+    assert "generation" not in (tmp_path / "tokenizer_config.json").read_text()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    texts = [
+        each.apply_chat_template(turns, tokenize=False)
+        for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path))
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_a_templates_name_leads_nowhere_else(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
