@@ -200,7 +200,10 @@ class Renderer:
 
 
 def _rendered(part: RenderedChat, notes: int) -> Rendered:
-    text, spans, spelled = control.unmark(part.text, part.spans)
+    spelled: Sequence[Span]
+    text, spans, spelled = part.text, part.spans, ()
+    if notes & CONTROL:
+        text, spans, spelled = control.unmark(text, spans)
     notes |= SPLIT * part.is_split | FORGETS * part.forgets
     return Rendered(text, spans, plain=False, spelled=spelled, notes=notes)
 

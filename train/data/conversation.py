@@ -43,6 +43,8 @@ def render_chat(chat: Chat, template: Template, loss_on: str) -> list[RenderedCh
     """
     turns = template.formed(chat.turns, chat.tools)
     chat = Chat(turns, chat.first, chat.tools, chat.untrained)
+    if chat.tools and not template.renders_tools:
+        raise UserError(_describe(None, Piece("tools", "", "tools"), template.name))
     renderer = _ChatRenderer(chat, template)
     answers = answers_of(turns)
     wanted = [n for n in answers if n >= chat.first and n not in chat.untrained]

@@ -15,30 +15,37 @@ _THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
 class Piece(NamedTuple):
-    """Something that a text must hold.
+    """Something that a text must hold, as it is or as JSON writes it.
 
     Attributes:
       field: what an error calls it.
-      forms: strings of which the text must hold one.
       key: the key of the turn.
       is_thought: whether templates leave it out of earlier turns on purpose.
       times: how often the text must hold it.
     """
 
     field: str
-    forms: Sequence[str]
+    text: str
     key: str
     is_thought: bool = False
     times: int = 1
 
     def find(self, text: str, begin: int) -> int:
         """The end of its first occurrence from a place on, or -1."""
-        found = [(text.find(form, begin), len(form)) for form in self.forms]
-        return min((at + length for at, length in found if at >= 0), default=-1)
+        for form in self._forms():
+            found = text.find(form, begin)
+            if found >= 0:
+                return found + len(form)
+        return -1
 
     def is_in(self, text: str) -> bool:
         """Whether the text holds it often enough."""
-        return max(text.count(form) for form in self.forms) >= self.times
+        return any(text.count(form) >= self.times for form in self._forms())
+
+    def _forms(self) -> Iterator[str]:
+        yield self.text
+        yield json.dumps(self.text, ensure_ascii=False)[1:-1]
+        yield json.dumps(self.text)[1:-1]
 
 
 def pieces_of(turn: dict[str, Any]) -> Iterator[Piece]:
@@ -60,7 +67,7 @@ def _pieces_of_calls(calls: Sequence[Fields]) -> Iterator[Piece]:
     names = [call["function"]["name"] for call in calls]
     for name in dict.fromkeys(names):
         field = f"tool_calls or function_call: the call of {name!r}"
-        yield Piece(field, [name], "tool_calls", times=names.count(name))
+        yield Piece(field, name, "tool_calls", times=names.count(name))
     for call in calls:
         name, arguments = call["function"]["name"], call["function"].get("arguments")
         if isinstance(arguments, str):
@@ -75,7 +82,7 @@ def names_of(tools: Sequence[Fields] | None) -> Iterator[Piece]:
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, Mapping) else None
         if isinstance(name, str):
-            yield Piece(f"tools: {name!r}", [name], "tools")
+            yield Piece(f"tools: {name!r}", name, "tools")
 
 
 def _scalars(value: Any) -> Iterator[str]:
@@ -94,12 +101,9 @@ def _scalars(value: Any) -> Iterator[str]:
 
 
 def _piece(field: str, text: str, key: str, *, is_thought: bool = False) -> Iterator[Piece]:
-    """A string as templates write it: as it is, or in JSON; white space around it may go."""
-    text = text.strip()
-    if text:
-        forms = {text: None, json.dumps(text, ensure_ascii=False)[1:-1]: None}
-        forms[json.dumps(text)[1:-1]] = None
-        yield Piece(field, list(forms), key, is_thought)
+    """A string, without the white space around it, which templates may leave out."""
+    if text := text.strip():
+        yield Piece(field, text, key, is_thought)
 
 
 class Missing(NamedTuple):

@@ -146,8 +146,16 @@ class Template:
         return [_formed(turn, form) if "tool_calls" in turn else turn for turn in turns]
 
     @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the template describes tools to the model; True where that is not known."""
+        try:
+            return _PROBE_TOOL["name"] in self.text([_QUESTION], _PROBE_TOOLS)
+        except UserError:
+            return True
+
+    @cached_property
     def _form(self) -> Form:
-        return self._find_form([{"type": "function", "function": _PROBE_TOOL}])
+        return self._find_form(_PROBE_TOOLS)
 
     @cached_property
     def _form_without_tools(self) -> Form:
@@ -174,11 +182,13 @@ class Template:
         return found.get(True) or found.get(False) or Form()
 
 
-_PROBE_TOOL = {
+_PROBE_TOOL: dict[str, Any] = {
     "name": "probe_tool",
     "description": "probe description",
     "parameters": {"type": "object", "properties": {"probe_argument": {"type": "string"}}},
 }
+
+_PROBE_TOOLS = [{"type": "function", "function": _PROBE_TOOL}]
 
 
 def _forms() -> Iterator[Form]:

@@ -220,6 +220,15 @@ def test_what_cannot_be_learned(
     assert said in str(caught.value)
 
 
+def test_tools_that_are_not_described(make_tokenizer: Make, turns: Make) -> None:
+    """A name that the question happens to hold is no description."""
+    row = {"messages": turns("u:add 1", "a:2"), "tools": [{"name": "add", "parameters": {}}]}
+    with pytest.raises(UserError, match=r"leaves out tools: name a template .* to \[tools\], or"):
+        Renderer(RecordReader(), make_tokenizer(END_OF_TEXT)).render(row)
+    [rendered] = Renderer(RecordReader(ignore=("tools",)), make_tokenizer(END_OF_TEXT)).render(row)
+    assert rendered.text.startswith("u:add 1")
+
+
 def test_each_answer_follows_what_the_model_is_given(make_tokenizer: Make, turns: Make) -> None:
     """Every learned span begins where the template's own prompt for it ends."""
     tokenizer = make_tokenizer(FORGETFUL)
