@@ -152,7 +152,7 @@ def test_settings_that_pages_name_exist() -> None:
     sections = "|".join({name.split(".")[0] for name in known if "." in name})
     text = "\n".join(page for name, page in PAGES.items() if name != "CHANGELOG.md")
     named = set(re.findall(rf"[` (]((?:{sections})\.[a-z][\w.]*\w)", text))
-    files = {name for name in named if name.endswith((".gguf", ".jsonl", ".md"))}
+    files = {name for name in named if name.endswith((".gguf", ".json", ".jsonl", ".md"))}
     assert len(named) >= 15
     assert named - files <= known
 
