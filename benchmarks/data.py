@@ -46,7 +46,8 @@ def ours(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tupl
 
     tokenizer = load_tokenizer(model)
     started = time.perf_counter()
-    store = open_store(open_source(str(file)), tokenizer, RecordReader(columns=columns), folder)
+    reader = RecordReader("completion", columns)
+    store = open_store(open_source(str(file)), tokenizer, reader, folder)
     tokenised = time.perf_counter()
     pack(store.index["length"].clip(max=2048), 2048, folder)
     return tokenised - started, time.perf_counter() - tokenised, len(store)

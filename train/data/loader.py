@@ -21,7 +21,7 @@ from .datasets import DataContext, build_datasets, build_eval
 from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
 from .prompts import first_prompts
 from .splits import Split
-from .stream import Shard, Stream
+from .stream import Shard, Stream, preview
 from .validate import check_epoch
 
 TrainBatch = tuple[Batch, int]  # An update's microbatches [N, B/N, T], and the tokens in them.
@@ -150,6 +150,8 @@ def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Cons
     split = build_eval(config.data, context)
     if split is not None:
         _print_summary(split, console)
+    for line in preview(config.data, context):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     num_microbatches = config.batch.num_microbatches
     num_rows = config.batch.size // num_microbatches
     shard = Shard(*row_group(mesh, num_rows))

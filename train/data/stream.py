@@ -6,6 +6,7 @@ A stream's position is saved with each checkpoint; grain's iterators carry it al
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .datasets import DataContext
 from .jsonl import parse_line, read_lines
 from .prefetch import AHEAD
 from .sources import find_files, is_hub_name
+from .summary import describe
 from .tables import stream_table, without_nulls
 from .tokenize import encode, index_examples, without_loss
 from .validate import find_pairs, find_unusable, fits
@@ -28,6 +30,7 @@ from .validate import find_pairs, find_unusable, fits
 RawRecord = tuple[str, dict[str, Any] | bytes]
 
 _BATCH = 64  # Records that are tokenised together.
+_PREVIEWED = 16  # Records from which it is told how a source is understood.
 _BINS = 64  # Rows that are filled at the same time.
 
 
@@ -187,6 +190,24 @@ class _ToExamples(grain.experimental.FlatMapTransform):
         self._counts["cut"] += num_cut
         self._counts["dropped"] += len(fit) - num_fit
         return [shift(example, length) for example, ok in zip(examples, fit, strict=True) if ok]
+
+
+def preview(data: DataSection, context: DataContext) -> list[str]:
+    """How the first records of each source are understood, a line a way; see `describe`.
+
+    Raises:
+      UserError: for the first of them that cannot be used.
+    """
+    lines = []
+    for source in data.train_sources():
+        renderer = Renderer(RecordReader.of(source, data, context.now), context.tokenizer)
+        for where, raw in islice(_RawRecords(source, Shard()), _PREVIEWED):
+            try:
+                renderer.render(parse_line(raw) if isinstance(raw, bytes) else raw)
+            except UserError as fault:
+                raise UserError(f"{where}: {fault}") from None
+        lines += describe(f"the beginning of {source.path}", renderer.understood.most_common())
+    return lines
 
 
 def _pad(example: Arrays, length: int) -> Arrays:

@@ -11,7 +11,7 @@ import pytest
 
 from train.config.data import DataSection
 from train.data.datasets import DataContext
-from train.data.stream import Shard, Stream
+from train.data.stream import Shard, Stream, preview
 from train.errors import UserError
 
 
@@ -212,3 +212,15 @@ def test_examples_are_those_of_indexed_data(tokenizer: Any, file: Path, tmp_path
     expected = rows([indexed.eval_batch(number) for number in range(indexed.num_eval_batches)])
     assert len(expected) == 30
     assert rows(streamed) == expected
+
+
+def test_how_the_beginning_is_understood(tokenizer: Any, file: Path, tmp_path: Path) -> None:
+    context = DataContext(tokenizer, vocab_size=259, seed=0, cache=tmp_path)
+    section = DataSection(train=str(file), streaming=True, eval_fraction=0)
+    assert preview(section, context) == [
+        f"the beginning of {file}: 16 records read as completion (columns: prompt, completion), "
+        "without the chat template"
+    ]
+    file.write_text('{"text": 3}\n')
+    with pytest.raises(UserError, match=f"{file}:1: text must be a string, not int"):
+        preview(section, context)
