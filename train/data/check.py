@@ -17,7 +17,7 @@ from ..errors import DataError, UserError
 from ..hf.hub import resolve_model
 from ..hf.tokenizer import load_tokenizer
 from ..model import load_model_config
-from .chat import RecordReader, Renderer
+from .chat import NOTES, RecordReader, Renderer
 from .datasets import DataContext, load_sources
 from .sampler import permutation
 from .splits import Datasets, Split, TokenisedSource, make_splits
@@ -82,6 +82,15 @@ def _print_understood(
     """How the records were read, and the first example that is trained on."""
     for line in describe_sources([(source.source.path, source.store) for source in sources]):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for part in train.sources:
+        notes = part.store.index[part.used]
+        for bit, fact in NOTES.items():
+            noted = notes["record"][notes["notes"] & bit != 0]
+            if len(noted):
+                place = (
+                    f"{part.store.where(int(noted.min()))} is the first of {len(noted):,} {fact}"
+                )
+                console.print(place, highlight=False, markup=False, soft_wrap=True)
     console.print("an example, with what is trained on set off:")
     text = _mark(train.examples[0], tokenizer, train.data.max_length, console)
     console.print(text, soft_wrap=True)

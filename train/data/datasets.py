@@ -17,7 +17,6 @@ from .python_stdlib import NAME as STDLIB
 from .python_stdlib import load_stdlib
 from .sources import ListSource, RecordSource, is_hub_name, open_source
 from .splits import Datasets, Split, TokenisedSource, make_eval_split, make_splits
-from .summary import describe_sources
 from .token_store import Advance, open_store
 from .validate import check_tokenizer, find_faults, refuse_pairs
 
@@ -68,10 +67,6 @@ def _load_checked(data: DataSection, context: DataContext) -> list[TokenisedSour
     faults = find_faults(data, stores, context.vocab_size)
     if faults:
         raise DataError(faults) if data.on_error == "report" else UserError(faults[0])
-    if context.console is not None:
-        named = [(source.source.path, source.store) for source in sources]
-        for line in describe_sources(named):
-            context.console.print(line, highlight=False, markup=False, soft_wrap=True)
     refuse_pairs(stores)
     return sources
 

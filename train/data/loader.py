@@ -22,6 +22,7 @@ from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devic
 from .prompts import first_prompts
 from .splits import Split
 from .stream import Shard, Stream, preview
+from .summary import describe_sources
 from .validate import check_epoch
 
 TrainBatch = tuple[Batch, int]  # An update's microbatches [N, B/N, T], and the tokens in them.
@@ -127,8 +128,7 @@ def open_data(
 
 def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
     datasets = build_datasets(config.data, context)
-    for split in datasets.splits:
-        _print_summary(split, console)
+    _print_summary(datasets.splits, console)
     size, num_microbatches = config.batch.size, config.batch.num_microbatches
     batches = datasets.train.batches(size, config.seed)
     check_epoch(batches.rows_per_epoch, size)
@@ -148,10 +148,7 @@ def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Con
 
 def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
     split = build_eval(config.data, context)
-    if split is not None:
-        _print_summary(split, console)
-    for line in preview(config.data, context):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print_summary([split] if split is not None else [], console, preview(config.data, context))
     num_microbatches = config.batch.num_microbatches
     num_rows = config.batch.size // num_microbatches
     shard = Shard(*row_group(mesh, num_rows))
@@ -175,8 +172,12 @@ def _prompts(config: Config, split: Split | None) -> Sequence[Sequence[int]]:
     return first_prompts(split, config.data.max_length - config.evaluation.max_new_tokens)
 
 
-def _print_summary(split: Split, console: Console) -> None:
-    console.print(str(split), highlight=False, markup=False, soft_wrap=True)
+def _print_summary(splits: Sequence[Split], console: Console, first: Sequence[str] = ()) -> None:
+    """How the data was understood, and how much of it is used."""
+    parts = [part for split in splits for part in split.sources]
+    understood = describe_sources((part.source.path, part.store) for part in parts)
+    for line in [*first, *understood, *map(str, splits)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _eval_batches(

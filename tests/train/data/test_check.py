@@ -130,3 +130,23 @@ def test_pairs_are_checked_too(check: Check) -> None:
     status, out, _ = check(*rows)
     assert status == 0
     assert "evaluation data" in out
+
+
+def test_how_records_were_read_is_said_first(check: Check, tmp_path: Path) -> None:
+    rows = [_row("2" * n) | {"id": n} for n in range(1, 40)]
+    _, out, _ = check(*rows, _row("so <|end|>") | {"id": 40}, eval_fraction=0)
+    lines = out.splitlines()
+    file = tmp_path / "rows.jsonl"
+    assert lines[0] == (
+        f"{file}: 40 records read as messages (columns: messages, not used: id), with the chat "
+        "template"
+    )
+    assert lines[1] == (
+        f"{file}:40 is the first of 1 whose contents spell control tokens (data.control_tokens)"
+    )
+    assert lines[2:6] == [
+        "an example, with what is trained on set off:",
+        "<|start|>user",
+        "1+1=<|end|>",
+        "<|start|>assistant",
+    ]
