@@ -34,7 +34,7 @@ from train.model import (
     abstract_params,
     load_model_config,
     logical_axes,
-    stacked_axes,
+    num_stacked_axes,
 )
 from train.objective.sft import sft_loss
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
@@ -88,7 +88,7 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
 
 def masked(folder: Path, rows: np.ndarray) -> Step:
     """The same with the mask."""
-    return ours(folder, rows, gmt_mask(0.2, stacked_axes=stacked_axes, tolerance=1e-3))
+    return ours(folder, rows, gmt_mask(0.2, num_stacked_axes=num_stacked_axes, tolerance=1e-3))
 
 
 def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:

@@ -11,7 +11,7 @@ import optax
 from gmt_jax.report import reported
 from gmt_jax.scores import score_selector
 from gmt_jax.selection import LargestScores, Selector, apply_mask
-from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, PyTree, StackedAxes
+from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, NumStackedAxes, PyTree
 
 
 class SelectiveState(NamedTuple):
@@ -45,7 +45,7 @@ def gmt(
     *,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    stacked_axes: StackedAxes = None,
+    num_stacked_axes: NumStackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -75,7 +75,7 @@ def gmt(
       mask_ratio: the fraction that is MASKED; this and the next three as in ``gmt_mask``.
       scope: ``"tensor"`` or ``"global"``.
       tolerance: the fraction of the entries by which the number of masked ones may fall short.
-      stacked_axes: the axis of a leaf that indexes separate tensors.
+      num_stacked_axes: the number of leading axes of a leaf that index separate tensors.
       apply_to: what is masked: ``"both"`` the gradient that ``inner`` sees and its update; the
         ``"update"`` alone; or the ``"gradient"`` alone, as with ``gmt_mask`` before ``inner``.
       report: whether to store figures of each update in the state, two ``MaskReport`` that
@@ -105,9 +105,9 @@ def gmt(
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
       <https://arxiv.org/abs/2406.15330>`_, 2024.
     """
-    largest = LargestScores(mask_ratio, scope, tolerance, stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
     selector = score_selector(largest, "gradient", every=1, warmup=0, key=0)
-    return _selective(inner, selector, stacked_axes, apply_to, report)
+    return _selective(inner, selector, num_stacked_axes, apply_to, report)
 
 
 def by_score(
@@ -120,7 +120,7 @@ def by_score(
     key: Key = 0,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    stacked_axes: StackedAxes = None,
+    num_stacked_axes: NumStackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -147,7 +147,7 @@ def by_score(
         restart.
       scope: this and the following as in ``gmt``.
       tolerance: as in ``gmt``.
-      stacked_axes: as in ``gmt``.
+      num_stacked_axes: as in ``gmt``.
       apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
@@ -170,16 +170,16 @@ def by_score(
       >>> print(optax.apply_updates(params, updates))
       [ 3. -4.  1.  2.]
     """
-    largest = LargestScores(mask_ratio, scope, tolerance, stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
     selector = score_selector(largest, score, every, warmup, key)
-    return _selective(inner, selector, stacked_axes, apply_to, report)
+    return _selective(inner, selector, num_stacked_axes, apply_to, report)
 
 
 def train_only(
     inner: optax.GradientTransformation,
     schedule: Callable[[optax.Params], MaskSchedule],
     *,
-    stacked_axes: StackedAxes = None,
+    num_stacked_axes: NumStackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -190,7 +190,8 @@ def train_only(
       schedule: a function of the parameters, or of their shapes, that returns a mask schedule, such
         as those of `gmt_jax.structured`: a function of the number of updates done that returns a
         tree of bools (or a prefix of one), each broadcastable to its parameter. True: trained.
-      stacked_axes: the axis of a leaf whose tensors the report tells apart, as in ``gmt_mask``.
+      num_stacked_axes: the number of leading axes of a leaf that the report tells apart, as in
+        ``gmt_mask``.
       apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
@@ -230,20 +231,20 @@ def train_only(
         fraction = jnp.asarray(1 - trained, jnp.float32)
         return mask, ScheduledState(jnp.asarray(optax.safe_increment(state.count)), fraction)
 
-    return _selective(inner, Selector(init, select), stacked_axes, apply_to, report)
+    return _selective(inner, Selector(init, select), num_stacked_axes, apply_to, report)
 
 
 def _selective(
     inner: optax.GradientTransformation,
     selector: Selector[Any],
-    stacked_axes: StackedAxes,
+    num_stacked_axes: NumStackedAxes,
     apply_to: str,
     report: bool,
 ) -> optax.GradientTransformationExtraArgs:
     if apply_to not in ("both", "update", "gradient"):
         raise ValueError(f"apply_to is 'both', 'update' or 'gradient', got {apply_to!r}")
     inner = optax.with_extra_args_support(inner)
-    selector = reported(selector, stacked_axes) if report else selector
+    selector = reported(selector, num_stacked_axes) if report else selector
     # -0.0 added to a weight changes no bit of it, neither of 0.0 nor of -0.0.
     apply_to_update = partial(apply_mask, zero=-0.0)
 

@@ -9,7 +9,7 @@ from gmt_jax import types
 
 NAMED = {
     "mask_ratio": types.MaskRatio,
-    "stacked_axes": types.StackedAxes,
+    "num_stacked_axes": types.NumStackedAxes,
     "key": types.Key,
 }
 

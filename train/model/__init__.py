@@ -14,7 +14,7 @@ from .functional import (
     init_params,
     logical_axes,
     logits,
-    stacked_axes,
+    num_stacked_axes,
 )
 from .layers import compute_logits, weight_gradient
 
@@ -37,6 +37,6 @@ __all__ = [
     "load_model_config",
     "logical_axes",
     "logits",
-    "stacked_axes",
+    "num_stacked_axes",
     "weight_gradient",
 ]
