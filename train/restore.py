@@ -1,10 +1,12 @@
 """Exports a run's newest weights, and completes prompts with them or a model folder's."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoints
+from .data.prompts import prompt_ids
 from .files import check_destination
 from .generate import Sampling, check_prompts, complete
 from .hf.card import model_card
@@ -12,7 +14,7 @@ from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
-from .hf.tokenizer import load_tokenizer, prompt_ids, text_ids
+from .hf.tokenizer import load_tokenizer, text_ids
 from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
 from .run import Run
 from .sharding import abstract, make_mesh, param_shardings
@@ -76,8 +78,11 @@ def complete_prompts(
         chat_template = config.model.chat_template
     model = load_model_config(base)
     tokenizer = load_tokenizer(base, chat_template)
-    to_ids = text_ids if raw else prompt_ids
-    ids = [to_ids(tokenizer, prompt) for prompt in prompts]
+    now = run.clock() if config else datetime.now()
+    ids = [
+        text_ids(tokenizer, prompt) if raw else prompt_ids(tokenizer, prompt, now)
+        for prompt in prompts
+    ]
     check_prompts(model, ids, sampling)  # Before the weights are read, which takes longer.
     ends = find_ends(base, tokenizer)
     if ends.conflict and warn:

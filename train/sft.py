@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .checkpoint import Checkpoints
 from .config import Config, make_config
 from .data.loader import RunData, open_data
+from .data.prompts import prompt_ids
 from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
 from .errors import UserError
@@ -24,7 +26,7 @@ from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
-from .hf.tokenizer import load_tokenizer, prompt_ids
+from .hf.tokenizer import load_tokenizer
 from .loop import Cadence, Parts, train
 from .model import ModelConfig, Params, load_model_config
 from .observe.progress import Display
@@ -84,8 +86,8 @@ def sft(
     if ends.conflict:
         console.print(ends.conflict, highlight=False, markup=False, soft_wrap=True)
     completer = _Completer(config, model, tokenizer, ends.ids)
-    completer.add_prompts(config.evaluation.prompts)
     now = run.clock()
+    completer.add_prompts(config.evaluation.prompts, now)
     with main_process_first("tokenised data", DATA_TIMEOUT):
         data = open_data(config, tokenizer, model.vocab_size, mesh, console, now)
     settings = config.model_dump(exclude={"cache"})
@@ -192,13 +194,16 @@ class _Completer:
         self._dtype = config.model.compute_dtype
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
 
-    def add_prompts(self, prompts: Sequence[str] | None) -> None:
+    def add_prompts(self, prompts: Sequence[str] | None, now: datetime) -> None:
         """Adds user turns.
+
+        Args:
+          now: what chat templates read of the time.
 
         Raises:
           UserError: if the model cannot complete one of them.
         """
-        ids = [prompt_ids(self._tokenizer, prompt) for prompt in prompts or ()]
+        ids = [prompt_ids(self._tokenizer, prompt, now) for prompt in prompts or ()]
         check_prompts(self._model, ids, self._sampling)
         self._prompts += prompts or ()
         self._ids += ids

@@ -109,7 +109,6 @@ def _add(pieces: Pieces, backend: Any, text: str, span: Span) -> None:
     begin, end = span
     if begin == end:
         return
-    skip = 0
     piece = text[begin:end]
     if begin and _begins_with_a_space(backend):
         # After a line break, which is dropped again, no space is put before the piece.
@@ -118,7 +117,7 @@ def _add(pieces: Pieces, backend: Any, text: str, span: Span) -> None:
         if all(edge is None or edge[1] <= 1 or edge[0] >= 1 for edge in edges):
             pieces.add(encoding, begin, 1)
             return
-    pieces.add(backend.encode(piece, add_special_tokens=False), begin, skip)
+    pieces.add(backend.encode(piece, add_special_tokens=False), begin, 0)
 
 
 def _begins_with_a_space(backend: Any) -> bool:

@@ -1,13 +1,33 @@
-"""Prompts of the data, which show what a run learns where the config names none."""
+"""Prompts as tokens: a user's, and those of the data, which show what a run learns."""
 
+from datetime import datetime
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from ..hf.tokenizer import text_ids
 from .splits import Split
+from .template import Template
 
 COUNT = 2
 TRIED = 1000  # Examples that are looked at.
+
+
+def prompt_ids(tokenizer: Any, prompt: str, now: datetime) -> list[int]:
+    """The ids of a prompt as a user turn, followed by the beginning of the assistant's.
+
+    Without a chat template the prompt is plain text. With one, only the template adds BOS.
+
+    Args:
+      now: what the template reads of the time.
+    """
+    if not tokenizer.chat_template:
+        return text_ids(tokenizer, prompt)
+    template = Template(tokenizer, tokenizer.get_chat_template(), "the chat template", now)
+    text = template.text([{"role": "user", "content": prompt}], None, prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
 
 
 def first_prompts(split: Split, most: int) -> list[list[int]]:

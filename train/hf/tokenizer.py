@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer and chat template with transformers, and encodes prompts."""
+"""Loads a model's tokenizer and chat template with transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,3 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     if bos is None or tokenizer("").input_ids[:1] != [bos] or ids[:1] == [bos]:
         return ids
     return [bos, *ids]
-
-
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The ids of a prompt as a user turn, followed by the beginning of the assistant's.
-
-    Without a chat template the prompt is plain text. With one, only the template adds BOS.
-    """
-    if not tokenizer.chat_template:
-        return text_ids(tokenizer, prompt)
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return ids

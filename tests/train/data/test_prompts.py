@@ -1,19 +1,19 @@
 """Prompts of the data: what stands before the first answer."""
 
+import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from train.config.data import DataSection
 from train.data.datasets import DataContext, build_datasets
-from train.data.prompts import first_prompts
+from train.data.prompts import first_prompts, prompt_ids
 
 
 def test_the_first_prompts_are_taken_once_each(
     make_tokenizer: Callable[..., Any], turns: Any, tmp_path: Path
 ) -> None:
-    import json
-
     tokenizer = make_tokenizer()
     records = [{"text": "a text that is learned as a whole"}]
     for question in ("first", "first", "a question that is much too long", "third", "fourth"):
@@ -25,3 +25,11 @@ def test_the_first_prompts_are_taken_once_each(
     prompts = first_prompts(datasets.train, most=20)
     assert [tokenizer.decode(ids) for ids in prompts] == ["u:first<e>\na:", "u:third<e>\na:"]
     assert first_prompts(datasets.train, most=0) == []
+
+
+def test_a_prompt_is_told_the_time_of_the_run(make_tokenizer: Callable[..., Any]) -> None:
+    """As the data is: a template's date is that of the run's first start."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
+    ids = prompt_ids(tokenizer, "hi", datetime(2020, 1, 2))
+    assert tokenizer.decode(ids) == "02 Jan 2020 hi"

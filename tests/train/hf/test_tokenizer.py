@@ -1,5 +1,6 @@
 """Tokenizers of model folders, and how prompts begin."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from train.data.prompts import prompt_ids
 from train.errors import UserError
-from train.hf.tokenizer import load_tokenizer, prompt_ids, text_ids
+from train.hf.tokenizer import load_tokenizer, text_ids
 
+NOW = datetime(2020, 1, 2)
 TEMPLATE = "{{ '<s>' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
@@ -34,25 +37,25 @@ def test_text_begins_with_one_bos_where_the_tokenizer_adds_it(
     adds_bos: bool, text: str, ids: list[int]
 ) -> None:
     assert text_ids(tokenizer(adds_bos), text) == ids
-    assert prompt_ids(tokenizer(adds_bos), text) == ids
+    assert prompt_ids(tokenizer(adds_bos), text, NOW) == ids
 
 
 def test_the_template_alone_says_how_a_prompt_begins() -> None:
-    assert prompt_ids(tokenizer(True, TEMPLATE), "ab") == [0, 1, 2]
-    assert prompt_ids(tokenizer(True, TEMPLATE.replace("{{ '<s>' }}", "")), "ab") == [1, 2]
+    assert prompt_ids(tokenizer(True, TEMPLATE), "ab", NOW) == [0, 1, 2]
+    assert prompt_ids(tokenizer(True, TEMPLATE.replace("{{ '<s>' }}", "")), "ab", NOW) == [1, 2]
 
 
 def test_a_prompt_is_a_turn_that_the_assistant_answers(tiny_model: Path) -> None:
     loaded = load_tokenizer(tiny_model)
     text = "<|start|>user\nhi<|end|>\n<|start|>assistant\n"
-    assert loaded.decode(prompt_ids(loaded, "hi")) == text
+    assert loaded.decode(prompt_ids(loaded, "hi", NOW)) == text
 
 
 def test_another_template_replaces_the_tokenizers_own(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages[0]['content'] }}")
     loaded = load_tokenizer(tiny_model, str(file))
-    assert loaded.decode(prompt_ids(loaded, "hi")) == "hi"
+    assert loaded.decode(prompt_ids(loaded, "hi", NOW)) == "hi"
 
 
 def test_a_template_that_is_missing_is_named(tiny_model: Path) -> None:
