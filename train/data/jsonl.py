@@ -12,6 +12,7 @@ from .digest import digest_files
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 24  # Bytes read at a time.
 _LINES_PER_READ = 64
+_LARGEST_OBJECT = 1 << 28
 # Keys of an object that holds all records, as some tools write it.
 _AROUND_A_LIST = ("data", "train", "rows", "records", "examples", "instances", "items")
 
@@ -104,7 +105,12 @@ def read_json_list(path: Path) -> list[Any] | None:
 
 
 def _refuse_one_object(path: Path) -> None:
-    """Checks that a file is not one object over several lines, or around a list."""
+    """Checks that a file is not one object over several lines, or around a list.
+
+    A file too large to be read whole for a better message is left to the reader of lines.
+    """
+    if path.stat().st_size > _LARGEST_OBJECT:
+        return
     with path.open("rb") as file:
         first, second = file.readline().removeprefix(_BYTE_ORDER_MARK), file.readline()
     value = _parse(first)

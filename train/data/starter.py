@@ -13,7 +13,6 @@ import yaml
 from rich.console import Console
 
 from ..config import Config, make_config
-from ..config.data import FORMATS
 from ..config.yaml import apply_override
 from ..errors import UserError
 from ..files import atomic_file
@@ -21,8 +20,7 @@ from ..hf.hub import resolve_model
 from ..hf.tokenizer import load_tokenizer
 from ..model import ModelConfig, abstract_params, load_model_config
 from .datasets import DataContext, build_datasets
-from .python_stdlib import NAME as STDLIB
-from .sources import open_source
+from .splits import Split
 
 # Rows are this long at most, unless the settings say otherwise: most of the data is seldom longer.
 LONGEST = 4096
@@ -67,12 +65,14 @@ def write_starter(
         raise UserError(f"{file} exists; choose another name, or remove it")
     tree: Tree = {"run": f"runs/{file.stem}", "model": {"path": model}, "data": {"train": data}}
     given = _with(tree, settings)
-    found = _look(given, console)
+    base = resolve_model(given.model.path, given.model.revision)
+    tokenizer = load_tokenizer(base, given.model.chat_template)
+    found = _look(given, load_model_config(base), tokenizer, console)
     tree = _merged(tree, _choose(found, given))
     for setting in settings:
         apply_override(tree, setting)
     config = make_config(tree, str(file))
-    _build(config, console)  # Refuses what a run would.
+    _build(config, found.model, tokenizer, console)  # Refuses what a run would.
     text = "".join(f"{line}\n" for line in (*_header(file, found), *_lines(tree, _comments(found))))
     with atomic_file(file) as new:
         new.write_text(text, encoding="utf-8")
@@ -93,36 +93,19 @@ def _with(tree: Tree, settings: Sequence[str]) -> Config:
     return config
 
 
-def _look(config: Config, console: Console) -> _Found:
-    base = resolve_model(config.model.path, config.model.revision)
-    tokenizer = load_tokenizer(base, config.model.chat_template)
-    lengths = _build(config, console)
+def _look(config: Config, model: ModelConfig, tokenizer: Any, console: Console) -> _Found:
+    train = _build(config, model, tokenizer, console)
+    reading = train.sources[0].store.understood[0][0].reading  # The commonest.
     return _Found(
-        load_model_config(base),
-        bool(tokenizer.chat_template),
-        _format(config),
-        lengths,
-        jax.devices(),
+        model, bool(tokenizer.chat_template), reading.format, train.lengths, jax.devices()
     )
 
 
-def _build(config: Config, console: Console) -> np.ndarray:
-    """Tokens of each training example; they are kept, so that a run does not tokenise again."""
-    base = resolve_model(config.model.path, config.model.revision)
-    tokenizer = load_tokenizer(base, config.model.chat_template)
-    vocab_size = load_model_config(base).vocab_size
+def _build(config: Config, model: ModelConfig, tokenizer: Any, console: Console) -> Split:
+    """The training data; its tokens are kept, so that a run does not tokenise again."""
     cache = Path(config.cache).expanduser()
-    context = DataContext(tokenizer, vocab_size, config.seed, cache, console)
-    return build_datasets(config.data, context).train.lengths
-
-
-def _format(config: Config) -> str:
-    """The format of the first record of the first source."""
-    source = config.data.train_sources()[0]
-    if source.format or source.path == STDLIB:
-        return source.format or "messages"
-    fields = set(source.columns or open_source(source.path, source.split or "train")[0])
-    return next((kind for kind, names in FORMATS.items() if fields.issuperset(names)), "unknown")
+    context = DataContext(tokenizer, model.vocab_size, config.seed, cache, console)
+    return build_datasets(config.data, context).train
 
 
 def _choose(found: _Found, given: Config) -> Tree:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from train.data import jsonl
 from train.data.jsonl import JsonlSource
 
 
@@ -88,3 +89,13 @@ def test_one_line_with_one_record_is_a_record(read_all: Any, tmp_path: Path) -> 
     file = tmp_path / "a.json"
     file.write_text('{"messages": []}\n')
     assert read_all(str(file)) == [{"messages": [], "where": f"{file}:1"}]
+
+
+def test_a_large_file_is_not_read_whole_for_a_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One broken first line must not bring a file of any size into memory."""
+    monkeypatch.setattr(jsonl, "_LARGEST_OBJECT", 10)
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text":\n "a"}\n')
+    assert jsonl.read_json_list(file) is None

@@ -45,6 +45,16 @@ def test_what_was_found_is_written(start: Start) -> None:
     assert config.evaluation.prompts is None
 
 
+def test_the_format_is_the_one_that_a_run_reads(
+    tiny_model: Path, cache: Path, tmp_path: Path
+) -> None:
+    data, file = tmp_path / "d.jsonl", tmp_path / "my.yaml"
+    data.write_text('{"conversation": [{"human": "a", "assistant": "b"}]}\n' * 3)
+    given = [f"cache={cache}"]
+    write_starter(file, str(tiny_model), str(data), given, Console(quiet=True))
+    assert "3 examples of the format conversations, of " in file.read_text()
+
+
 @pytest.mark.parametrize(
     ("count", "answer", "settings", "key", "value"),
     [
