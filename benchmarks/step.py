@@ -36,7 +36,7 @@ from train.model import (
     logical_axes,
     num_stacked_axes,
 )
-from train.objective.sft import sft_loss
+from train.objective.sft import Sft
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
 from train.step import TrainState, jit_train_step, state_shardings
 
@@ -66,16 +66,13 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
     split = param_shardings(mesh, shapes, logical_axes(config))
     shardings = state_shardings(mesh, optimizer, shapes, split)
 
-    def loss(params: Any, batch: Any) -> Any:
-        return sft_loss(config, params, batch, ComputeOptions(remat="dots"))
-
     params = load_params(folder, config, split)
     state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
     held = [jax.device_put(state, shardings)]
     tokens, targets = rows[None, :, :-1], rows[None, :, 1:]
     batch = {"tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)}
     batch = jax.device_put(batch, microbatch_sharding(mesh))
-    step = jit_train_step(loss, optimizer, mesh, shardings)
+    step = jit_train_step(Sft(config, ComputeOptions(remat="dots")), optimizer, mesh, shardings)
 
     def run() -> float:
         with jax.set_mesh(mesh):

@@ -12,8 +12,8 @@ import optax
 
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
-from train.model import ComputeOptions, load_model_config, num_stacked_axes
-from train.objective.sft import sft_loss
+from train.model import load_model_config, num_stacked_axes
+from train.objective.sft import Sft
 
 Tree = dict[str, jax.Array]
 Method = Callable[[], Any]
@@ -59,8 +59,8 @@ class Model:
     def loss(self, params: Tree) -> jax.Array:
         """The loss in nats per token."""
         tree = jax.tree.unflatten(self.treedef, list(params.values()))
-        total, weight = sft_loss(self.config, tree, self.batch, ComputeOptions())
-        return total / weight
+        sums = Sft(self.config)(tree, self.batch)
+        return sums.loss / sums.weight
 
     def step(self, *first: optax.GradientTransformation) -> Method:
         """A training step with AdamW."""

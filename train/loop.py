@@ -34,7 +34,7 @@ class Parts:
 
     Attributes:
       loader: yields each update's microbatches, and the tokens in them.
-      evaluate: params → eval loss, or None without evaluation data.
+      evaluate: params → loss and metrics on the evaluation data; empty if there is none.
       sample: params → prompts with their completions.
       learning_rate: updates done → the learning rate of the next update.
       peak_tokens_per_s: tokens per second at the devices' peak rate, if that is known.
@@ -42,7 +42,7 @@ class Parts:
 
     loader: Loader
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[optax.Params], float | None]
+    evaluate: Callable[[optax.Params], dict[str, float]]
     sample: Callable[[Any], list[tuple[str, str]]]
     learning_rate: Callable[[int], float]
     peak_tokens_per_s: float | None = None
@@ -146,9 +146,9 @@ def _refuse_non_finite(record: dict[str, Any], checkpoints: Checkpoints) -> None
 
 
 def _evaluate(state: TrainState, parts: Parts, run: Run, display: Display, step: int) -> None:
-    loss = parts.evaluate(state.params)
-    if loss is not None:
-        record = {"step": step, "eval_loss": loss}
+    figures = parts.evaluate(state.params)
+    if figures:
+        record = {"step": step} | {f"eval_{name}": value for name, value in figures.items()}
         run.log(record)
         display.show(record)
 

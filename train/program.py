@@ -18,10 +18,10 @@ from .model import (
     choose_attention,
     logical_axes,
 )
-from .objective.sft import sft_loss
+from .objective.sft import Sft
 from .optimizer import make_optimizer
 from .sharding import abstract, microbatch_sharding, param_shardings
-from .step import Batch, TrainState, jit_train_step, state_shardings
+from .step import Batch, Objective, TrainState, jit_train_step, state_shardings
 
 
 def keep_compiled(config: Config) -> None:
@@ -37,7 +37,7 @@ def keep_compiled(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """Loss, optimizer, shardings and train step of a config on a mesh; nothing is allocated.
+    """Objective, optimizer, shardings and train step of a config on a mesh; nothing is allocated.
 
     Raises:
       UserError: where the model has too few positions, or the config's attention cannot be
@@ -59,11 +59,12 @@ class Program:
         section = self.config.model
         return choose_attention(section.attention, self.model, self.mesh, section.compute_dtype)
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The summed loss of one microbatch, and the sum of its weights."""
+    @cached_property
+    def objective(self) -> Objective:
+        """What is minimised."""
         section = self.config.model
         options = ComputeOptions(section.compute_dtype, section.remat, self.attention)
-        return sft_loss(self.model, params, batch, options)
+        return Sft(self.model, options)
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
@@ -101,4 +102,4 @@ class Program:
 
     def train_step(self) -> Any:
         """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics)."""
-        return jit_train_step(self.loss, self.optimizer, self.mesh, self.shardings)
+        return jit_train_step(self.objective, self.optimizer, self.mesh, self.shardings)

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
@@ -252,18 +253,20 @@ def _make_parts(program: Program, completer: _Completer, data: RunData) -> Parts
     )
 
 
-def _make_evaluate(program: Program, data: RunData) -> Callable[[optax.Params], float | None]:
-    """The mean loss over all tokens of the evaluation data that have one."""
-    eval_step = jit_eval_step(program.loss, program.mesh, program.shardings.params)
+def _make_evaluate(program: Program, data: RunData) -> Callable[[optax.Params], dict[str, float]]:
+    """The means of the objective's loss and metrics over all evaluation data; {} without any."""
+    eval_step = jit_eval_step(program.objective, program.mesh, program.shardings.params)
 
-    def evaluate(params: optax.Params) -> float | None:
+    def evaluate(params: optax.Params) -> dict[str, float]:
         if data.eval_batches is None:
-            return None
-        loss = weight = 0.0
+            return {}
+        totals: Counter[str] = Counter()
         with data.eval_batches() as batches:
             for batch in batches:
                 sums = jax.device_get(eval_step(params, batch))
-                loss, weight = loss + float(sums[0]), weight + float(sums[1])
-        return loss / weight
+                figures = {"weight": sums.weight, "loss": sums.loss} | sums.metrics
+                totals.update({name: float(value) for name, value in figures.items()})
+        weight = totals.pop("weight")
+        return {name: total / weight for name, total in totals.items()}
 
     return evaluate

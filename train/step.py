@@ -1,7 +1,7 @@
 """The pure training and evaluation steps, and their jitted forms on a mesh."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,34 @@ from jax.sharding import Mesh
 from .sharding import batch_sharding, microbatch_sharding, replicated
 
 Batch = dict[str, jax.Array]
-Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) -> (sum, weight)
+
+
+class Sums(NamedTuple):
+    """What an objective adds up over the rows of a batch; means are sums divided by the weight.
+
+    Attributes:
+      loss: float32 scalar.
+      weight: float32 scalar, as from `Objective.weight`.
+      metrics: float32 scalars by name.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What is minimised: the sum of a loss over a batch, divided by a weight."""
+
+    @property
+    def unit(self) -> str:
+        """What the weight counts, as records name it."""
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """The weight of a batch, or of all microbatches together; it needs no parameters."""
+
+    def __call__(self, params: Any, batch: Batch) -> Sums:
+        """The sums of a batch [B, ...]."""
 
 
 class TrainState(NamedTuple):
@@ -31,33 +58,41 @@ class TrainState(NamedTuple):
 
 
 def train_step(
-    loss: Loss, optimizer: optax.GradientTransformationExtraArgs, state: TrainState, batch: Batch
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    batch: Batch,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from the microbatches [N, B/N, T] of a batch.
+    """One update from the microbatches [N, B/N, ...] of a batch.
 
-    The loss is the mean over the tokens of all microbatches, weighted by their loss weights, so its
-    gradient does not depend on the number of microbatches.
+    Loss and metrics are means over all microbatches together, weighted as the objective says, so
+    the gradient does not depend on the number of microbatches.
     """
-    total = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-    value_and_grad = jax.value_and_grad(lambda params, rows: loss(params, rows)[0] / total)
+    total = jnp.maximum(objective.weight(batch), 1.0)
+
+    def means(params: Any, rows: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        sums = objective(params, rows)
+        return sums.loss / total, jax.tree.map(lambda metric: metric / total, sums.metrics)
+
+    value_and_grad = jax.value_and_grad(means, has_aux=True)
 
     def add(carry: Any, rows: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, value_and_grad(state.params, rows)), None
 
+    first = jax.tree.map(lambda x: x[0], batch)
     if batch["tokens"].shape[0] == 1:
-        carry = value_and_grad(state.params, jax.tree.map(lambda x: x[0], batch))
+        carry = value_and_grad(state.params, first)
     else:
-        start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        carry, _ = jax.lax.scan(add, start, batch)
-    value, grads = carry
+        names = jax.eval_shape(objective, state.params, first).metrics
+        zeros = jnp.float32(0), dict.fromkeys(names, jnp.float32(0))
+        carry = zeros, jax.tree.map(jnp.zeros_like, state.params)
+        carry, _ = jax.lax.scan(add, carry, batch)
+    (value, metrics), grads = carry
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {
-        "loss": value,
-        "grad_norm": optax.tree.norm(grads),
-        "num_loss_tokens": total,
-    } | _mask_metrics(opt_state)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    figures = {"loss": value, "grad_norm": optax.tree.norm(grads), objective.unit: total}
+    figures |= metrics | _mask_metrics(opt_state)
+    return TrainState(state.step + 1, params, opt_state), figures
 
 
 def _mask_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
@@ -90,21 +125,22 @@ def state_shardings(
 
 
 def jit_train_step(
-    loss: Loss, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh, shardings: TrainState
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+    shardings: TrainState,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted train_step on the mesh; it donates the state that is passed in."""
     return jax.jit(
-        lambda state, batch: train_step(loss, optimizer, state, batch),
+        lambda state, batch: train_step(objective, optimizer, state, batch),
         in_shardings=(shardings, microbatch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def jit_eval_step(
-    loss: Loss, mesh: Mesh, params: Any
-) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """The jitted function on the mesh from (params, batch [B, T]) to summed loss and weight."""
+def jit_eval_step(objective: Objective, mesh: Mesh, params: Any) -> Callable[[Any, Batch], Sums]:
+    """The jitted objective on the mesh."""
     return jax.jit(
-        loss, in_shardings=(params, batch_sharding(mesh)), out_shardings=replicated(mesh)
+        objective, in_shardings=(params, batch_sharding(mesh)), out_shardings=replicated(mesh)
     )

@@ -67,7 +67,7 @@ def _run(
     parts = Parts(
         loader=FakeLoader(start),  # type: ignore[arg-type]
         train_step=train_step,
-        evaluate=lambda params: 2.0,
+        evaluate=lambda params: {"loss": 2.0, "accuracy": 0.5},
         sample=lambda params: [("p", "c")],
         learning_rate=lambda step: 0.1 * step,
         peak_tokens_per_s=peak,

@@ -13,7 +13,7 @@ from train.config.masks import GmtMask
 from train.config.optimizer import OptimizerSection
 from train.optimizer import make_optimizer
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
-from train.step import TrainState, jit_train_step, state_shardings
+from train.step import Batch, Sums, TrainState, jit_train_step, state_shardings
 
 AXES = {"a": ("embed", "ffn"), "layers": {"b": ("layers", "ffn", "embed")}}
 
@@ -23,12 +23,24 @@ def _params() -> Any:
     return {"a": jax.random.normal(a, (8, 16)), "layers": {"b": jax.random.normal(b, (2, 16, 8))}}
 
 
-def _loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+class Classes:
     """A small network: tokens select one-hot inputs [B, T, 8], and targets are classes."""
-    hidden = jnp.tanh(jax.nn.one_hot(batch["tokens"] % 8, 8) @ params["a"])
-    out = sum(hidden @ w for w in params["layers"]["b"])
-    scores = optax.softmax_cross_entropy_with_integer_labels(out, batch["targets"] % 8)
-    return jnp.sum(scores * batch["weights"]), jnp.sum(batch["weights"])
+
+    unit = "num_tokens"
+
+    def weight(self, batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def __call__(self, params: Any, batch: Batch) -> Sums:
+        hidden = jnp.tanh(jax.nn.one_hot(batch["tokens"] % 8, 8) @ params["a"])
+        out = sum(hidden @ w for w in params["layers"]["b"])
+        scores = optax.softmax_cross_entropy_with_integer_labels(out, batch["targets"] % 8)
+        right = jnp.argmax(out, -1) == batch["targets"] % 8
+        metrics = {"accuracy": jnp.sum(right.astype(jnp.float32) * batch["weights"])}
+        return Sums(jnp.sum(scores * batch["weights"]), self.weight(batch), metrics)
+
+
+OBJECTIVE = Classes()
 
 
 def _batch() -> dict[str, np.ndarray]:
@@ -57,19 +69,19 @@ def _train(
     mesh: jax.sharding.Mesh,
     steps: int = 5,
     optimizer: optax.GradientTransformation = PLAIN,
-) -> tuple[list[float], TrainState]:
+) -> tuple[list[list[float]], TrainState]:
     params = _params()
     shapes = jax.eval_shape(lambda: params)
     shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     state = jax.device_put(state, shardings)
-    step = jit_train_step(_loss, optimizer, mesh, shardings)
+    step = jit_train_step(OBJECTIVE, optimizer, mesh, shardings)
     cut = {k: v.reshape(num_microbatches, -1, *v.shape[1:]) for k, v in _batch().items()}
     losses = []
     with jax.set_mesh(mesh):
         for _ in range(steps):
             state, metrics = step(state, jax.device_put(cut, microbatch_sharding(mesh)))
-            losses.append(float(metrics["loss"]))
+            losses.append([float(metrics["loss"]), float(metrics["accuracy"])])
     return losses, state
 
 
@@ -83,15 +95,16 @@ def _name(value: object) -> str:
 
 
 @cache
-def _alone(optimizer: optax.GradientTransformation = PLAIN) -> tuple[list[float], TrainState]:
+def _alone(optimizer: optax.GradientTransformation = PLAIN) -> tuple[list[list[float]], TrainState]:
     """Five updates on one device, without microbatches."""
     return _train(1, _one_device(), optimizer=optimizer)
 
 
-def test_the_loss_is_the_mean_over_all_target_tokens() -> None:
-    total, weight = _loss(_params(), jax.tree.map(jnp.asarray, _batch()))
+def test_loss_and_metrics_are_means_over_all_target_tokens() -> None:
+    total, weight, metrics = OBJECTIVE(_params(), jax.tree.map(jnp.asarray, _batch()))
     losses, _ = _train(4, _one_device(), steps=1)
-    assert losses[0] == pytest.approx(float(total / weight), rel=1e-6)
+    expected = [float(total / weight), float(metrics["accuracy"] / weight)]
+    assert losses[0] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +165,7 @@ def test_the_second_update_compiles_nothing() -> None:
     shapes = jax.eval_shape(lambda: params)
     shardings = state_shardings(mesh, MASKED, shapes, param_shardings(mesh, shapes, AXES))
     state = jax.device_put(TrainState(jnp.int32(0), params, MASKED.init(params)), shardings)
-    step = jit_train_step(_loss, MASKED, mesh, shardings)
+    step = jit_train_step(OBJECTIVE, MASKED, mesh, shardings)
     batch = jax.device_put({k: v[None] for k, v in _batch().items()}, microbatch_sharding(mesh))
     for _ in range(2):
         state, metrics = step(state, batch)

@@ -4,6 +4,7 @@ from .attention_kernels import choose_attention
 from .config import ComputeOptions, ModelConfig, load_model_config
 from .decoder import Cache, Decoder, Documents
 from .functional import (
+    FLOAT32,
     Params,
     abstract_params,
     decode,
@@ -19,6 +20,7 @@ from .functional import (
 from .layers import compute_logits, weight_gradient
 
 __all__ = [
+    "FLOAT32",
     "Cache",
     "ComputeOptions",
     "Decoder",

@@ -1,34 +1,44 @@
 """Supervised fine-tuning: the cross-entropy of the tokens in the loss mask."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from ..model import ComputeOptions, Documents, ModelConfig, head_weight, hidden_states
+from ..model import FLOAT32, ComputeOptions, Documents, ModelConfig, head_weight, hidden_states
+from ..step import Batch, Sums
 from .cross_entropy import cross_entropy
 
 
-def sft_loss(
-    config: ModelConfig,
-    params: Any,
-    batch: dict[str, jax.Array],
-    options: ComputeOptions,
-) -> tuple[jax.Array, jax.Array]:
-    """The summed cross-entropy of a batch in nats, and the sum of its weights.
+@dataclass(frozen=True)
+class Sft:
+    """The cross-entropy in nats, averaged over the tokens that have a loss.
 
-    Args:
-      batch: tokens and targets int32 [B, T], weights float32 [B, T] (0 where the loss is masked);
-        for packed rows also segment_ids and positions int32 [B, T].
+    A batch has tokens and targets int32 [B, T], weights float32 [B, T] (0 where the loss is
+    masked); for packed rows also segment_ids and positions int32 [B, T].
     """
-    packed = "segment_ids" in batch
-    documents = Documents(batch["segment_ids"], batch["positions"]) if packed else None
-    hidden = hidden_states(config, params, batch["tokens"], options, documents=documents)
-    loss = cross_entropy(
-        hidden,
-        head_weight(config, params),
-        batch["targets"],
-        batch["weights"],
-        jnp.dtype(options.dtype),
-    )
-    return loss, jnp.sum(batch["weights"])
+
+    model: ModelConfig
+    options: ComputeOptions = FLOAT32
+    unit: ClassVar[str] = "num_loss_tokens"
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """The sum of the loss weights."""
+        return jnp.sum(batch["weights"])
+
+    def __call__(self, params: Any, batch: Batch) -> Sums:
+        """The summed cross-entropy of a batch."""
+        packed = "segment_ids" in batch
+        documents = Documents(batch["segment_ids"], batch["positions"]) if packed else None
+        hidden = hidden_states(
+            self.model, params, batch["tokens"], self.options, documents=documents
+        )
+        loss = cross_entropy(
+            hidden,
+            head_weight(self.model, params),
+            batch["targets"],
+            batch["weights"],
+            jnp.dtype(self.options.dtype),
+        )
+        return Sums(loss, self.weight(batch), {})

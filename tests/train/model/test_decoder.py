@@ -19,8 +19,8 @@ from train.data.packing import best_fit
 from train.data.tokenize import Example
 from train.hf.load import load_params
 from train.hf.save import save_params
-from train.model import ComputeOptions, Documents, ModelConfig, forward, load_model_config
-from train.objective.sft import sft_loss
+from train.model import Documents, ModelConfig, forward, load_model_config
+from train.objective.sft import Sft
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24)).astype(np.int32)
 LENGTHS = (7, 3, 11, 2, 5, 9, 2, 16)  # Some above and some below every window.
@@ -29,7 +29,7 @@ JITTED = pytest.mark.parametrize(
     "jitted", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "jitted"]
 )
 FORWARD = jax.jit(forward, static_argnums=0)
-LOSS = jax.jit(sft_loss, static_argnums=(0, 3))
+LOSS = jax.jit(lambda config, *inputs: Sft(config)(*inputs), static_argnums=0)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +117,7 @@ def test_each_document_of_a_packed_row_has_the_logits_and_losses_that_it_has_alo
     with jax.disable_jit(not jitted):
         together = FORWARD(config, params, packed["tokens"], documents=documents)
         apart = FORWARD(config, params, alone["tokens"])
-        sums = [LOSS(config, params, batch, ComputeOptions()) for batch in (packed, alone)]
+        sums = [LOSS(config, params, batch) for batch in (packed, alone)]
     losses, expected_losses = _losses(together, packed), _losses(apart, alone)
     for row, members in enumerate(ROWS):
         end = 0

@@ -1,14 +1,12 @@
 """The loss on target tokens, against a plain computation."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.model import ComputeOptions, ModelConfig, forward, init_params
-from train.objective.sft import sft_loss
+from train.model import ModelConfig, forward, init_params
+from train.objective.sft import Sft
 
 CONFIG = ModelConfig.from_hf(
     {
@@ -34,16 +32,13 @@ def _batch() -> dict[str, jax.Array]:
     return jax.tree.map(jnp.asarray, {"tokens": tokens, "targets": targets, "weights": weights})
 
 
-def _loss(params: Any) -> tuple[jax.Array, jax.Array]:
-    return sft_loss(CONFIG, params, _batch(), ComputeOptions())
-
-
 def test_it_is_the_negative_log_probability_of_the_targets() -> None:
     params, batch = init_params(CONFIG, jax.random.key(0)), _batch()
     scores = np.asarray(forward(CONFIG, params, batch["tokens"]), np.float64)
     logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     picked = np.take_along_axis(logprobs, np.asarray(batch["targets"])[..., None], -1)[..., 0]
-    loss, weight = _loss(params)
+    loss, weight, metrics = Sft(CONFIG)(params, batch)
     weights = np.asarray(batch["weights"])
     assert float(loss) == pytest.approx(-(picked * weights).sum(), rel=1e-5)
     assert float(weight) == weights.sum()
+    assert not metrics
