@@ -40,10 +40,7 @@ def cross_entropy(
 def _forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
 ) -> tuple[jax.Array, Any]:
-    start = constrain(jnp.zeros(head.shape, jnp.float32), "vocab", "embed")
-    whole = constrain(head.astype(dtype), "vocab", None)  # Gathered once for all pieces.
-    step = partial(_loss_and_gradient, whole, dtype)
-    d_head, (losses, d_hidden) = _in_pieces(step, start, (hidden, targets, weights))
+    d_head, (losses, d_hidden) = _with_gradient(hidden, head, targets, weights, dtype)
     # An empty slice carries the head's dtype to the backward pass.
     return jnp.sum(losses * weights), (d_hidden, d_head, losses, head[:0])
 
@@ -59,6 +56,50 @@ def _backward(dtype: DTypeLike, residuals: Any, d_loss: jax.Array) -> Any:
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def target_logprobs(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+    """The log-probability of each target, log softmax(H h)[target], float32 [B, T].
+
+    For losses that are not linear in it: its gradient is known only after all pieces, so each piece
+    of the logits is computed a second time in the backward pass.
+
+    Args: as those of `cross_entropy`.
+    """
+    weights = jnp.ones(targets.shape, jnp.float32)
+    _, losses = _in_pieces(partial(_loss, head, dtype), None, (hidden, targets, weights))
+    return -losses
+
+
+def _logprobs_forward(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, Any]:
+    return target_logprobs(hidden, head, targets, dtype), (hidden, head, targets)
+
+
+def _logprobs_backward(dtype: DTypeLike, residuals: Any, d_logprobs: jax.Array) -> Any:
+    hidden, head, targets = residuals
+    d_head, (_, d_hidden) = _with_gradient(hidden, head, targets, -d_logprobs, dtype)
+    return d_hidden, d_head.astype(head.dtype), None
+
+
+target_logprobs.defvjp(_logprobs_forward, _logprobs_backward)
+
+
+def _with_gradient(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The head's gradient; each token's loss [B, T], and the gradient of its hidden state."""
+    start = constrain(jnp.zeros(head.shape, jnp.float32), "vocab", "embed")
+    whole = constrain(head.astype(dtype), "vocab", None)  # Gathered once for all pieces.
+    step = partial(_loss_and_gradient, whole, dtype)
+    gradients: tuple[jax.Array, tuple[jax.Array, jax.Array]] = _in_pieces(
+        step, start, (hidden, targets, weights)
+    )
+    return gradients
 
 
 def _loss(head: jax.Array, dtype: DTypeLike, carry: None, piece: Piece) -> tuple[None, jax.Array]:

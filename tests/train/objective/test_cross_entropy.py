@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from train.objective import cross_entropy as module
-from train.objective.cross_entropy import cross_entropy
+from train.objective.cross_entropy import cross_entropy, target_logprobs
 from train.sharding import make_mesh, partition_spec
 
 V, D = 2048, 8
@@ -97,3 +97,28 @@ def test_a_loss_without_gradient_computes_none() -> None:
     assert products == 1
     with_gradient = jax.jit(jax.grad(_ours, argnums=(0, 1))).lower(*inputs).as_text()
     assert with_gradient.count("dot_general") == 3
+
+
+@pytest.mark.parametrize("length", [8, 31])
+def test_log_probabilities_and_their_gradients_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(module, "TOKENS", 24)
+    hidden, head, targets, weights = _inputs(2, length)
+
+    def bent(logprobs: jax.Array) -> jax.Array:
+        """Not linear, as losses of preferences are not."""
+        return jnp.sum(jnp.square(jnp.sum(logprobs * weights, axis=-1)))
+
+    def ours(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return bent(target_logprobs(hidden, head, targets, jnp.dtype("float32")))
+
+    def whole(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        scores = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+        return bent(-optax.softmax_cross_entropy_with_integer_labels(scores, targets))
+
+    value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(hidden, head)
+    expected, others = jax.value_and_grad(whole, argnums=(0, 1))(hidden, head)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    for a, b in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
