@@ -18,7 +18,8 @@ from .model import (
     choose_attention,
     logical_axes,
 )
-from .objective.sft import Sft
+from .objective.build import make_objective
+from .objective.preference import SIDES
 from .optimizer import make_optimizer
 from .sharding import abstract, microbatch_sharding, param_shardings
 from .step import Batch, Objective, TrainState, jit_train_step, state_shardings
@@ -64,7 +65,7 @@ class Program:
         """What is minimised."""
         section = self.config.model
         options = ComputeOptions(section.compute_dtype, section.remat, self.attention)
-        return Sft(self.model, options)
+        return make_objective(self.config.objective, self.model, options)
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
@@ -87,12 +88,15 @@ class Program:
 
     def abstract_batch(self) -> Batch:
         """The ShapeDtypeStructs of an update's microbatches, with rows of the greatest length."""
-        batch, data = self.config.batch, self.config.data
-        shape = (batch.num_microbatches, batch.size // batch.num_microbatches, data.max_length)
-        names = ["tokens", "targets", "weights"]
+        batch, data, objective = self.config.batch, self.config.data, self.config.objective
+        sides = (SIDES,) if objective.is_preference else ()
+        rows = batch.num_microbatches, batch.size // batch.num_microbatches
+        shape = (*rows, *sides, data.max_length)
+        dtypes = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
         if data.packing == "packed":
-            names += ["segment_ids", "positions"]
-        dtypes = {name: np.float32 if name == "weights" else np.int32 for name in names}
+            dtypes |= {"segment_ids": np.int32, "positions": np.int32}
+        if objective.has_reference:
+            dtypes["reference"] = np.float32
         sharding = microbatch_sharding(self.mesh)
         structs: Any = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -39,7 +39,9 @@ class _Reference:
     def lines(self) -> Iterator[str]:
         yield from self._section("A run", self._root)
         for key, schema in self._root["properties"].items():
-            if "$ref" in schema:
+            if "oneOf" in schema:
+                yield from self._kinds(f"`{key}`", schema)
+            elif "$ref" in schema:
                 yield from self._section(f"`{key}`", self._resolve(schema))
                 if key == "data":
                     source = self._definitions["Source"]

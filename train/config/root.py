@@ -12,6 +12,7 @@ from ..files import shipped
 from .base import Count, Section
 from .data import DataSection
 from .faults import explain
+from .objectives import ObjectiveSection, Sft
 from .optimizer import OptimizerSection
 from .renames import find_renamed
 from .sections import (
@@ -31,6 +32,9 @@ class Config(Section):
     """The folder of everything that the run writes."""
     model: ModelSection
     data: DataSection
+    objective: ObjectiveSection = Sft()
+    """What is minimised, by kind. `gmt-train sft` runs sft, `gmt-train dpo` the others, which are
+    trained on preference pairs."""
     seed: int = Field(0, ge=0)
     """The seed of everything random: the same seed and devices give the same weights."""
     steps: Count | None = None
@@ -55,6 +59,23 @@ class Config(Section):
         if self.data.streaming and self.steps is None:
             raise ValueError(
                 "steps is required when data.streaming is true: a stream has no epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_complete(self) -> Self:
+        if not self.objective.is_preference:
+            return self
+        kind = self.objective.kind
+        if self.data.streaming:
+            raise ValueError(
+                f"data.streaming is not for objective {kind}, whose pairs are indexed; set it to "
+                "false"
+            )
+        if self.data.loss_on == "everything":
+            raise ValueError(
+                f"data.loss_on everything is not for objective {kind}, which compares answers; "
+                "set it to assistant or last"
             )
         return self
 

@@ -49,7 +49,7 @@ class BatchSection(Section):
     """The rows of one update."""
 
     size: Count = 32
-    """Rows per update, over all devices."""
+    """Rows per update, over all devices; a row of preference pairs has both their answers."""
     num_microbatches: Count = 1
     """Parts of a batch that are computed one after another, their gradients added up."""
 
