@@ -64,6 +64,16 @@ def assert_comes_back(state: Any, folder: Path) -> None:
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compact_jax", "compact_nnx"])
+def test_a_compact_script_trains(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(name)
+    losses, masked = figures(capsys.readouterr().out)
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 5
+    assert all(fraction == pytest.approx(0.95, abs=0.01) for fraction in masked)
+
+
 @pytest.mark.parametrize("name", ["jax_jit", "flax_linen"])
 def test_a_script_trains_and_its_state_comes_back(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -1,0 +1,194 @@
+"""The parameters of a model of which a few are trained, and what the model computes with.
+
+The weights keep their dtype, bfloat16 as a rule. Only the chosen entries have float32 masters, the
+values, and only these have moments and a gradient.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gmt_jax.compact import choices
+from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
+from gmt_jax.compact.slots import EMPTY, slots_per_group
+from gmt_jax.tree_paths import path_name
+from gmt_jax.types import Mask, PyTree
+
+
+class CompactParams(NamedTuple):
+    """The parameters of a model of which a few are trained.
+
+    Attributes:
+      weights: the weights that the model computes with; only the chosen entries ever change.
+      chosen: a choice for each weight: `Slots`, `Rows`, `Whole` or `Frozen`.
+      values: the chosen entries in float32, None for `Frozen`: all that an optimizer sees.
+    """
+
+    weights: PyTree
+    chosen: PyTree
+    values: PyTree
+
+
+class Form(NamedTuple):
+    """How entries of one array are chosen.
+
+    Attributes:
+      kind: `Slots`, `Rows`, `Whole` or `Frozen`.
+      mask_ratio: the fraction that is not chosen.
+    """
+
+    kind: type[Choice]
+    mask_ratio: float
+
+
+def is_form(node: object) -> bool:
+    """Whether a node of a tree is a form; a predicate for `is_leaf`."""
+    return isinstance(node, Form)
+
+
+def plan_forms(
+    params: PyTree, mask_ratio: float | Mapping[str, float], rows: str | None = None
+) -> PyTree:
+    """How entries of each array are chosen.
+
+    Args:
+      params: a tree of arrays, or of their shapes.
+      mask_ratio: the fraction that is not trained, or fractions by path as in ``gmt_mask``. An
+        array with a fraction of 0 is trained as a whole, one with 1 is frozen.
+      rows: a regular expression; matrices in whose path it is found are chosen by rows, such as
+        embeddings, whose gradients are in few of them. All other arrays have slots.
+
+    Returns:
+      A tree of `Form`.
+
+    Raises:
+      ValueError: if no pattern of `mask_ratio` is found in a path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gmt_jax import compact
+      >>> params = {"embed": jnp.ones((9, 256)), "norm": jnp.ones(256)}
+      >>> forms = compact.plan_forms(params, {"norm": 0.0, ".*": 0.95}, rows="embed")
+      >>> print({name: form.kind.__name__ for name, form in forms.items()})
+      {'embed': 'Rows', 'norm': 'Whole'}
+    """
+    ratios = mask_ratio if isinstance(mask_ratio, Mapping) else {"": mask_ratio}
+
+    def form_of(path: Any, leaf: Any) -> Form:
+        name = path_name(path)
+        ratio = next((ratios[pattern] for pattern in ratios if re.search(pattern, name)), None)
+        if ratio is None:
+            raise ValueError(
+                f"no pattern of mask_ratio is found in {name}; add '.*' last for all other leaves"
+            )
+        if ratio == 0:
+            return Form(Whole, 0.0)
+        if rows is not None and len(leaf.shape) == 2 and re.search(rows, name):
+            return Form(Rows if ratio < 1 else Frozen, ratio)
+        none = not leaf.shape or not slots_per_group(ratio)
+        return Form(Frozen if none else Slots, ratio)
+
+    return jax.tree_util.tree_map_with_path(form_of, params)
+
+
+def choose(forms: PyTree, scores: PyTree) -> PyTree:
+    """A tree of choices: the entries with the largest scores, balanced over groups.
+
+    Args:
+      forms: as from `plan_forms`.
+      scores: a tree of arrays, of whose entries the magnitudes are compared, such as a gradient.
+    """
+    return jax.tree.map(
+        lambda form, score: choices.choose(jnp.abs(score), *form), forms, scores, is_leaf=is_form
+    )
+
+
+def read(chosen: PyTree, arrays: PyTree) -> PyTree:
+    """The chosen entries of every array, float32; None where nothing is chosen."""
+    return jax.tree.map(choices.read, chosen, arrays, is_leaf=is_choice)
+
+
+def write(params: CompactParams) -> CompactParams:
+    """The parameters with the values in their weights, in place if they are donated."""
+    return params._replace(
+        weights=jax.tree.map(
+            choices.write, params.chosen, params.weights, params.values, is_leaf=is_choice
+        )
+    )
+
+
+def mask(chosen: PyTree, params: PyTree) -> Mask:
+    """The choice as a mask: a tree of bools shaped as the parameters, True where trained.
+
+    Under it, an optimizer trains the same entries of whole weights, which shows what the choice
+    does beside others.
+    """
+    return jax.tree.map(
+        lambda choice, leaf: choices.mask(choice, leaf.shape), chosen, params, is_leaf=is_choice
+    )
+
+
+def on_values(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of `CompactParams`, equal to `inner` under the mask of their choice.
+
+    It is given the gradient of the values, and `inner` sees the values as its parameters. A matrix
+    keeps its path and its number of axes, so that rules by path or rank, such as a mask of weight
+    decay, still hold. What does not belong to single entries differs: the rows and columns of
+    Adafactor, or Muon's matrices.
+
+    Args:
+      inner: an optimizer, whose state has the size of the values.
+
+    Returns:
+      The optimizer; `compact.apply_updates` applies its updates.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: Any) -> optax.OptState:
+        return inner.init(params.values)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(
+                "an optimizer of CompactParams needs them: update(grads, state, params)"
+            )
+        updates, state = inner.update(updates, state, params.values, **extra_args)
+        return jax.tree.map(_only_filled, params.chosen, updates, is_leaf=is_choice), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _only_filled(choice: Choice, update: jax.Array | None) -> jax.Array | None:
+    """The update, 0 for empty slots: they are no weights, whatever the optimizer makes of them."""
+    if update is None or not isinstance(choice, Slots):
+        return update
+    return jnp.where(choice.positions == EMPTY, 0, update)
+
+
+def apply_updates(params: CompactParams, updates: optax.Updates) -> CompactParams:
+    """The parameters with the updates added to the values, and the weights that follow."""
+    values = optax.apply_updates(params.values, updates)
+    return write(params._replace(values=values))
+
+
+def num_chosen(chosen: PyTree, params: PyTree) -> jax.Array:
+    """The number of entries that are trained, a float32 scalar."""
+
+    def count(choice: Choice, leaf: Any) -> jax.Array:
+        if isinstance(choice, Slots):
+            return jnp.sum((choice.positions != EMPTY).astype(jnp.float32))
+        if isinstance(choice, Rows):
+            return jnp.float32(choice.indices.size * leaf.shape[-1])
+        return jnp.float32(leaf.size if isinstance(choice, Whole) else 0)
+
+    counts = jax.tree.map(count, chosen, params, is_leaf=is_choice)
+    return jnp.asarray(sum(jax.tree.leaves(counts)), jnp.float32)

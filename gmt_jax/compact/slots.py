@@ -1,0 +1,173 @@
+"""Groups of 128 entries, and the few of each that are trained: their positions and values.
+
+The last axis of an array is cut into groups of 128, the lanes of a TPU; the last group may have
+fewer. Each group has k slots, and a slot is a position in its group and a value. A position never
+leaves its group, so an array of slots `[..., G k]` is sharded as the array `[..., n]` is, wherever
+the parts of a mesh are whole groups: nothing is exchanged.
+
+On TPUs slots are read and written by comparing every entry with the positions of its group, which
+vector units do at the speed of memory; elsewhere by gathers and scatters within the groups.
+"""
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+GROUP = 128
+EMPTY = 255  # The position of a slot without an entry: its group has fewer chosen entries.
+
+
+def num_groups(size: int) -> int:
+    """The number of groups of an axis."""
+    return math.ceil(size / GROUP)
+
+
+def slots_per_group(mask_ratio: float, size: int = GROUP) -> int:
+    """The number of entries that are chosen of a group of this size, rounded to the nearest.
+
+    >>> slots_per_group(0.95)
+    6
+    """
+    return math.floor((1 - Fraction(str(mask_ratio))) * size + Fraction(1, 2))
+
+
+def choose_slots(scores: jax.Array, mask_ratio: float) -> jax.Array:
+    """The positions of the entries with the largest scores of each group, in ascending order.
+
+    Of equal scores the first are chosen; NaN counts as larger than infinity.
+
+    Args:
+      scores: at least 0, or NaN, `[..., n]`.
+      mask_ratio: the fraction of each group that is not chosen.
+
+    Returns:
+      uint8 `[..., G k]`.
+    """
+    size, k = scores.shape[-1], slots_per_group(mask_ratio)
+    groups = _grouped(scores, -1.0)
+    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
+    positions = jnp.zeros((*groups.shape[:-1], k), jnp.uint8)
+
+    def choose(slot: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left, positions = carry
+        best = jnp.argmax(left, axis=-1)
+        positions = lax.dynamic_update_index_in_dim(
+            positions, best.astype(jnp.uint8), slot, positions.ndim - 1
+        )
+        return jnp.where(lane == best[..., None], -1, left), positions
+
+    _, positions = lax.fori_loop(0, k, choose, (groups, positions))
+    # A last group that is shorter has fewer entries to choose: its last slots stay empty.
+    slot = lax.broadcasted_iota(jnp.int32, positions.shape, positions.ndim - 1)
+    group = lax.broadcasted_iota(jnp.int32, positions.shape, positions.ndim - 2)
+    chosen = slots_per_group(mask_ratio, size - GROUP * (num_groups(size) - 1))
+    unused = (group == num_groups(size) - 1) & (slot >= chosen)
+    positions = jnp.sort(jnp.where(unused, jnp.uint8(EMPTY), positions), axis=-1)
+    return positions.reshape(*scores.shape[:-1], -1)
+
+
+def read_slots(array: jax.Array, positions: jax.Array) -> jax.Array:
+    """The entries at these positions, float32 `[..., G k]`; 0 for an empty slot.
+
+    Args:
+      array: `[..., n]`, of any float dtype.
+      positions: uint8 `[..., G k]`.
+    """
+    values: jax.Array = lax.platform_dependent(
+        array, positions, tpu=_read_by_lanes, default=_read_by_index
+    )
+    return values
+
+
+def write_slots(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    """The array with these values at these positions; all other entries keep their bits.
+
+    Args:
+      array: `[..., n]`.
+      positions: uint8 `[..., G k]`, different ones within a group.
+      values: `[..., G k]`, rounded to the dtype of the array.
+    """
+    values = values.astype(array.dtype)
+    written: jax.Array = lax.platform_dependent(
+        array, positions, values, tpu=_write_by_lanes, default=_write_by_index
+    )
+    return written
+
+
+def _grouped(array: jax.Array, fill: float = 0.0) -> jax.Array:
+    """`[..., n]` → `[..., G, 128]`."""
+    size = array.shape[-1]
+    short = num_groups(size) * GROUP - size
+    if short:
+        widths = [(0, 0)] * (array.ndim - 1) + [(0, short)]
+        array = jnp.pad(array, widths, constant_values=np.array(fill, array.dtype))
+    return array.reshape(*array.shape[:-1], num_groups(size), GROUP)
+
+
+def _by_group(slots: jax.Array, size: int) -> jax.Array:
+    """`[..., G k]` → `[..., G, k]`."""
+    return slots.reshape(*slots.shape[:-1], num_groups(size), -1)
+
+
+def _read_by_lanes(array: jax.Array, positions: jax.Array) -> jax.Array:
+    groups, by_group = _grouped(array), _by_group(positions, array.shape[-1])
+    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
+    columns = []
+    for slot in range(by_group.shape[-1]):
+        chosen = lane == by_group[..., slot : slot + 1].astype(jnp.int32)
+        columns.append(jnp.sum(jnp.where(chosen, groups, 0).astype(jnp.float32), axis=-1))
+    return jnp.stack(columns, axis=-1).reshape(positions.shape)
+
+
+def _write_by_lanes(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    size, word = array.shape[-1], f"uint{8 * array.dtype.itemsize}"
+    # Chosen between the bits, so that a weight that is not chosen keeps them, whatever it is.
+    groups = _grouped(lax.bitcast_convert_type(array, word))
+    by_group = _by_group(positions, size)
+    new = _by_group(lax.bitcast_convert_type(values, word), size)
+    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
+    for slot in range(by_group.shape[-1]):
+        chosen = lane == by_group[..., slot : slot + 1].astype(jnp.int32)
+        groups = jnp.where(chosen, new[..., slot : slot + 1], groups)
+    bits = groups.reshape(*array.shape[:-1], -1)[..., :size]
+    return lax.bitcast_convert_type(bits, array.dtype)
+
+
+def _indices(array: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The array and the int32 indices along its last axis; those of empty slots are outside.
+
+    Whole groups are indexed within themselves, so that they may be on different devices.
+    """
+    size = array.shape[-1]
+    by_group = _by_group(positions, size).astype(jnp.int32)
+    if size % GROUP == 0:
+        return _grouped(array), by_group
+    start = GROUP * lax.broadcasted_iota(jnp.int32, by_group.shape, by_group.ndim - 2)
+    index = jnp.where(by_group == EMPTY, size, start + by_group)
+    return array, index.reshape(positions.shape)
+
+
+def _read_by_index(array: jax.Array, positions: jax.Array) -> jax.Array:
+    entries, index = _indices(array, positions)
+    values = jnp.take_along_axis(entries, index, axis=-1, mode="fill", fill_value=0)
+    return values.reshape(positions.shape).astype(jnp.float32)
+
+
+def _write_by_index(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    entries, index = _indices(array, positions)
+    others, last = tuple(range(entries.ndim - 1)), entries.ndim - 1
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(),
+        inserted_window_dims=(last,),
+        scatter_dims_to_operand_dims=(last,),
+        operand_batching_dims=others,
+        scatter_indices_batching_dims=others,
+    )
+    written = lax.scatter(
+        entries, index[..., None], values.reshape(index.shape), numbers, mode="drop"
+    )
+    return written.reshape(array.shape)

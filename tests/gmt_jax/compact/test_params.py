@@ -1,0 +1,74 @@
+"""Trees of compact parameters: forms by path, choices, and the optimizer over values."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gmt_jax import compact
+from gmt_jax.compact import Form, Frozen, Rows, Slots, Whole
+
+SHAPES = {"embed": (9, 130), "norm": (130,), "layers": {"w": (2, 3, 130)}, "scale": ()}
+
+
+def _tree(seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32),
+        SHAPES,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def test_forms_follow_from_paths_and_ratios() -> None:
+    ratios = {"norm": 0.0, "layers": 0.9, "embed": 1.0, ".*": 0.5}
+    assert compact.plan_forms(_tree(), ratios, rows="embed") == {
+        "embed": Form(Frozen, 1.0),
+        "norm": Form(Whole, 0.0),
+        "layers": {"w": Form(Slots, 0.9)},
+        "scale": Form(Frozen, 0.5),
+    }
+    assert compact.plan_forms(_tree(), 0.9, rows="embed")["embed"] == Form(Rows, 0.9)
+    assert compact.plan_forms(_tree(), 0.9)["embed"] == Form(Slots, 0.9)
+    with pytest.raises(ValueError, match="no pattern of mask_ratio is found in embed"):
+        compact.plan_forms(_tree(), {"norm": 0.5})
+
+
+@pytest.fixture(name="params")
+def _params() -> compact.CompactParams:
+    weights = _tree()
+    forms = compact.plan_forms(weights, {"norm": 0.0, ".*": 0.9}, rows="embed")
+    chosen = compact.choose(forms, _tree(1))
+    return compact.CompactParams(weights, chosen, compact.read(chosen, weights))
+
+
+def test_values_are_written_where_the_mask_is_true(params: compact.CompactParams) -> None:
+    mask = compact.mask(params.chosen, params.weights)
+    moved = compact.write(
+        params._replace(values=jax.tree.map(lambda x: x + 1, params.values))
+    ).weights
+    for old, new, part in zip(*map(jax.tree.leaves, (params.weights, moved, mask)), strict=True):
+        np.testing.assert_array_equal(np.asarray(old) != np.asarray(new), part)
+    trained = sum(int(part.sum()) for part in jax.tree.leaves(mask))
+    assert compact.num_chosen(params.chosen, params.weights) == trained
+
+
+def test_an_empty_slot_is_never_moved(params: compact.CompactParams) -> None:
+    ones = optax.stateless(lambda updates, _: jax.tree.map(jnp.ones_like, updates))
+    optimizer = compact.on_values(ones)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(params.values, state, params)
+    slots = params.chosen["layers"]["w"].positions
+    np.testing.assert_array_equal(updates["layers"]["w"] == 0, slots == 255)
+    assert (slots == 255).any()
+    with pytest.raises(ValueError, match="needs them"):
+        optimizer.update(params.values, state)
+
+
+def test_rules_by_rank_see_the_ranks_of_the_weights(params: compact.CompactParams) -> None:
+    ranks = jax.tree.map(jnp.ndim, params.weights)
+    ranks["scale"] = None  # Not trained.
+    assert jax.tree.map(jnp.ndim, params.values) == ranks
