@@ -2,25 +2,52 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import optax
+import numpy as np
 
 from .checkpoint import Checkpoints
-from .data.loader import Loader, TrainBatch
+from .data.loader import Loader
 from .distributed.preemption import preemption_guard
 from .errors import UserError
-from .observe.progress import Display
-from .run import Run
-from .step import Batch, TrainState
+from .step import TrainState
+
+Record = dict[str, Any]  # Figures with the `step`, the number of updates done, that they belong to.
+
+
+def _ignore(*_: Any) -> None:
+    """Does nothing."""
+
+
+@dataclass(frozen=True)
+class Callback:
+    """Functions that the loop calls, in every process; those that are not needed are left out.
+
+    Parameters that they are given are overwritten by the next update: copy what is to be kept.
+
+    Attributes:
+      on_start: called with the number of updates done before the first one of this call.
+      on_record: called with the figures of an update or an evaluation.
+      evaluate: called with the parameters and the number of updates done, when it is time to
+        evaluate; returns figures to record, or None.
+      on_save: called with the parameters and the number of updates done, when a checkpoint of them
+        is being written.
+      on_end: called after the last update, or when the loop ends with an exception.
+    """
+
+    on_start: Callable[[int], object] = _ignore
+    on_record: Callable[[Record], object] = _ignore
+    evaluate: Callable[[Any, int], Mapping[str, Any] | None] = _ignore
+    on_save: Callable[[Any, int], object] = _ignore
+    on_end: Callable[[], object] = _ignore
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often the loop does what, in updates."""
+    """How often the loop does what, in updates; 0 for never."""
 
     steps: int
     log_every: int
@@ -33,71 +60,105 @@ class Parts:
     """What the loop calls; it knows nothing of models, data or meshes.
 
     Attributes:
-      loader: yields each update's microbatches, and the tokens in them.
-      evaluate: params → loss and metrics on the evaluation data; empty if there is none.
-      sample: params → prompts with their completions.
-      learning_rate: updates done → the learning rate of the next update.
-      peak_tokens_per_s: tokens per second at the devices' peak rate, if that is known.
+      loader: yields each update's microbatches, and how many tokens or rows are in them.
+      train_step: the update, (state, microbatches) → (state, metrics).
+      learning_rate: updates done → the learning rate of the next update, to record it.
+      unit: what the loader counts.
+      peak_per_s: tokens or rows per second at the devices' peak rate, if that is known.
     """
 
     loader: Loader
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[optax.Params], dict[str, float]]
-    sample: Callable[[Any], list[tuple[str, str]]]
-    learning_rate: Callable[[int], float]
-    peak_tokens_per_s: float | None = None
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    learning_rate: Callable[[int], Any] | None = None
+    unit: str = "tokens"
+    peak_per_s: float | None = None
 
 
 def train(
     state: TrainState,
     parts: Parts,
-    checkpoints: Checkpoints,
     cadence: Cadence,
-    run: Run,
-    display: Display,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[Callback] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainState:
     """Updates the state until `cadence.steps`, or until SIGINT or SIGTERM asks to stop.
 
-    The state that is returned is saved. The loop waits for the device only where there is something
-    to log, to evaluate or to save. Data is transferred between host and device only where the code
-    says so (`jax.transfer_guard`).
+    The state that is returned is saved, if there are checkpoints. The loop waits for the device
+    only where there is something to log, to evaluate or to save. Data is transferred between host
+    and device only where the code says so (`jax.transfer_guard`).
 
     Raises:
       UserError: if the loss is not finite; such a state is never saved.
     """
     step = int(state.step)
-    with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
-        if step == 0:
-            _evaluate(state, parts, run, display, 0)
-            _sample(state, parts, run, 0)
-        window = _Window(clock, step)
-        last = step >= cadence.steps
-        while not last:
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                batch, num_tokens = window.take(parts.loader)
-                state, metrics = parts.train_step(state, batch)
-            step += 1
-            window.num_tokens += num_tokens
-            last = step == cadence.steps or should_stop(step)
-            save = last or step % cadence.save_every == 0
-            if save or step % cadence.log_every == 0:
-                record = _to_record(step, metrics, parts)
-                _refuse_non_finite(record, checkpoints)
-                record |= window.close(step, cadence.steps)
-                if parts.peak_tokens_per_s:
-                    record["mfu"] = record["tokens_per_s"] / parts.peak_tokens_per_s
-                run.log(record)
-                display.show(record)
-            if step % cadence.evaluate_every == 0 or step == cadence.steps:
-                _evaluate(state, parts, run, display, step)
-            if step == cadence.steps:
-                _sample(state, parts, run, step)
-            if save:  # Last: a checkpoint's records are complete when it is.
-                checkpoints.save(state, parts.loader)
-            if save or step % cadence.evaluate_every == 0:
-                window = _Window(clock, step)  # The speed is that of training alone.
+    calls = _Calls(callbacks)
+    try:
+        calls.start(step)
+        with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
+            if step == 0:
+                calls.evaluate(state, 0)
+            window = _Window(clock, step)
+            last = step >= cadence.steps
+            while not last:
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    batch, count = window.take(parts.loader)
+                    state, metrics = parts.train_step(state, batch)
+                step += 1
+                window.count += count
+                last = step == cadence.steps or should_stop(step)
+                save = last or _is_time(step, cadence.save_every)
+                if save or _is_time(step, cadence.log_every):
+                    record = _to_record(step, metrics, parts)
+                    _refuse_non_finite(record, checkpoints)
+                    calls.record(record | window.close(step, cadence.steps, parts))
+                evaluate = _is_time(step, cadence.evaluate_every)
+                if evaluate or step == cadence.steps:
+                    calls.evaluate(state, step)
+                if save and checkpoints is not None:  # Last: its records are complete when it is.
+                    checkpoints.save(state, parts.loader)
+                    calls.save(state, step)
+                if save or evaluate:
+                    window = _Window(clock, step)  # The speed is that of training alone.
+    finally:
+        calls.end()
     return state
+
+
+class _Calls:
+    """Calls the callbacks, in their order; what they transfer is their own affair."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    def start(self, step: int) -> None:
+        for callback in self._callbacks:
+            callback.on_start(step)
+
+    def record(self, record: Record) -> None:
+        with jax.transfer_guard("allow"):
+            for callback in self._callbacks:
+                callback.on_record(record)
+
+    def evaluate(self, state: TrainState, step: int) -> None:
+        for callback in self._callbacks:
+            with jax.transfer_guard("allow"):
+                figures = callback.evaluate(state.params, step)
+            if figures:
+                self.record({"step": step, **figures})
+
+    def save(self, state: TrainState, step: int) -> None:
+        with jax.transfer_guard("allow"):
+            for callback in self._callbacks:
+                callback.on_save(state.params, step)
+
+    def end(self) -> None:
+        for callback in self._callbacks:
+            callback.on_end()
+
+
+def _is_time(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 class _Window:
@@ -105,54 +166,47 @@ class _Window:
 
     def __init__(self, clock: Callable[[], float], step: int) -> None:
         self._clock, self._since, self._step = clock, clock(), step
-        self._waited, self.num_tokens = 0.0, 0
+        self._waited, self.count = 0.0, 0
 
-    def take(self, loader: Loader) -> TrainBatch:
+    def take(self, loader: Loader) -> tuple[Any, int]:
         """The next batch; measures the time that the loop waits for it."""
         since = self._clock()
         batch = next(loader)
         self._waited += self._clock() - since
         return batch
 
-    def close(self, step: int, steps: int) -> dict[str, float]:
+    def close(self, step: int, steps: int, parts: Parts) -> Record:
         """The figures of the updates up to this step; the next window begins."""
         now = self._clock()
         seconds = now - self._since
+        rate = self.count / seconds
         figures = {
-            "tokens_per_s": self.num_tokens / seconds,
+            f"{parts.unit}_per_s": rate,
             "data_wait": self._waited / seconds,
             "seconds_left": seconds / (step - self._step) * (steps - step),
         }
-        self._since, self._step, self._waited, self.num_tokens = now, step, 0.0, 0
+        if parts.peak_per_s:
+            figures["mfu"] = rate / parts.peak_per_s
+        self._since, self._step, self._waited, self.count = now, step, 0.0, 0
         return figures
 
 
-def _to_record(step: int, metrics: dict[str, Any], parts: Parts) -> dict[str, Any]:
+def _to_record(step: int, metrics: dict[str, Any], parts: Parts) -> Record:
     """A step's metrics on the host; waits for the device."""
-    record: dict[str, Any] = {"step": step}
+    record: Record = {"step": step}
     record |= {name: float(value) for name, value in jax.device_get(metrics).items()}
-    return record | {"learning_rate": parts.learning_rate(step - 1)}
+    if parts.learning_rate is not None:
+        with jax.transfer_guard("allow"):  # A schedule is computed from a number of the host's.
+            record["learning_rate"] = float(np.asarray(parts.learning_rate(step - 1)))
+    return record
 
 
-def _refuse_non_finite(record: dict[str, Any], checkpoints: Checkpoints) -> None:
+def _refuse_non_finite(record: Record, checkpoints: Checkpoints | None) -> None:
     if math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]):
         return
-    newest = checkpoints.latest_step
+    newest = None if checkpoints is None else checkpoints.latest_step
     raise UserError(
         f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']}; "
         + ("nothing was saved before" if newest is None else f"the newest save is step {newest}")
         + "; lower optimizer.learning_rate or look at the data"
     )
-
-
-def _evaluate(state: TrainState, parts: Parts, run: Run, display: Display, step: int) -> None:
-    figures = parts.evaluate(state.params)
-    if figures:
-        record = {"step": step} | {f"eval_{name}": value for name, value in figures.items()}
-        run.log(record)
-        display.show(record)
-
-
-def _sample(state: TrainState, parts: Parts, run: Run, step: int) -> None:
-    for prompt, completion in parts.sample(state.params):
-        run.log_sample({"step": step, "prompt": prompt, "completion": completion})

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoint import Checkpoints
 from .config import Config, make_config
 from .data.loader import RunData, open_data
 from .data.prompts import prompt_ids
 from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
 from .errors import UserError
+from .fit import Fitted, fit
 from .flops import peak_tokens_per_s
 from .generate import Sampling, check_prompts, complete
 from .hf.card import model_card
@@ -28,15 +26,15 @@ from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer
-from .loop import Cadence, Parts, train
-from .model import ModelConfig, Params, load_model_config
+from .loop import Callback
+from .model import ModelConfig, Params, abstract_params, load_model_config
 from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule
 from .program import Program, keep_compiled
 from .run import Run
 from .sharding import check_rows, make_mesh
-from .step import TrainState, jit_eval_step
+from .step import jit_eval_step
 
 # Seconds in which process 0 must have tokenised the data, while the others wait.
 DATA_TIMEOUT = 6 * 3600
@@ -99,16 +97,16 @@ def sft(
     completer.add_ids(data.prompts)
     program = Program(config, model, mesh, data.steps)
     with jax.set_mesh(mesh), closing(data.loader):
-        state = _train(program, base, completer, data, run, console)
+        fitted = _fit(program, base, completer, data, run, console)
         if data.stream is not None:
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
-        if int(state.step) < data.steps:
-            console.print(f"stopped and saved at step {int(state.step)}; go on with --resume")
+        if fitted.step < data.steps:
+            console.print(f"stopped and saved at step {fitted.step}; go on with --resume")
             return run
         if config.export_dtype:
             export(
                 model,
-                state.params,
+                fitted.params,
                 base,
                 run.export,
                 config.export_dtype,
@@ -141,42 +139,61 @@ def _complete_config(
     return make_config(tree)
 
 
-def _train(
+def _fit(
     program: Program,
     base: Path,
     completer: "_Completer",
     data: RunData,
     run: Run,
     console: Console,
-) -> TrainState:
+) -> Fitted:
     """Begins the run or goes on with it, up to its last update or a request to stop."""
-    config = program.config
+    config, model, mesh = program.config, program.model, program.mesh
+    shardings = program.shardings.params
+
+    def load() -> Params:
+        return load_params(base, model, shardings)
+
     # Weights that cannot be read are reported before the run's folder is made.
-    state = None if run.checkpoints.is_dir() else _initial_state(program, base)
+    loaded = None if run.checkpoints.is_dir() else load()
     run.start(config, data.digest)
-    with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(program.abstract_state(), data.loader)
-        elif state is None:
-            state = _initial_state(program, base)
-        done = int(state.step)
-        run.forget_after(done or -1)  # What comes before the first update is repeated.
+    display = Display(data.steps, console)
+    devices = mesh.devices.flatten()
+
+    def log_data(done: int) -> None:
         if done == 0 and data.summary:
             run.log({"step": 0, "data": list(data.summary)})
-        cadence = Cadence(
-            data.steps, config.log_every, config.evaluation.every, config.checkpoint.every
-        )
-        parts = _make_parts(program, completer, data)
-        with Display(data.steps, done, console) as display:
-            return train(state, parts, checkpoints, cadence, run, display)
 
+    def complete_at_ends(params: Params, step: int) -> None:
+        if step in (0, data.steps):
+            for prompt, completion in completer(params):
+                run.log_sample({"step": step, "prompt": prompt, "completion": completion})
 
-def _initial_state(program: Program, base: Path) -> TrainState:
-    """Pre-trained weights and a fresh optimizer state, created in place on the mesh."""
-    shardings = program.shardings
-    params = load_params(base, program.model, shardings.params)
-    opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
-    return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
+    return fit(
+        abstract_params(model),
+        program.objective,
+        program.optimizer,
+        data.loader,
+        data.steps,
+        load=lambda: load() if loaded is None else loaded,
+        mesh=mesh,
+        shardings=shardings,
+        folder=run.folder,
+        resume=True,
+        log_every=config.log_every,
+        evaluate_every=config.evaluation.every,
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        callbacks=[
+            Callback(on_start=log_data),
+            Callback(display.start, display.show, on_end=display.stop),
+            Callback(evaluate=_make_evaluate(program, data)),
+            Callback(evaluate=complete_at_ends),
+        ],
+        learning_rate=make_schedule(config.optimizer, data.steps),
+        unit="tokens",
+        peak_per_s=peak_tokens_per_s(model, config.data.max_length, devices[0], len(devices)),
+    )
 
 
 class _Completer:
@@ -218,46 +235,23 @@ class _Completer:
         """The prompts with their completions."""
         if not self._ids:
             return []
-        with jax.transfer_guard("allow"):  # Tokens go to the devices and come back.
-            completions = complete(
-                self._model,
-                params,
-                self._tokenizer,
-                self._ids,
-                self._sampling,
-                self._stop_ids,
-                self._dtype,
-            )
+        completions = complete(
+            self._model,
+            params,
+            self._tokenizer,
+            self._ids,
+            self._sampling,
+            self._stop_ids,
+            self._dtype,
+        )
         return list(zip(self._prompts, completions, strict=True))
 
 
-def _make_parts(program: Program, completer: _Completer, data: RunData) -> Parts:
-    """The loop's parts, bound to this run."""
-    config, model = program.config, program.model
-    devices = program.mesh.devices.flatten()
-    schedule = make_schedule(config.optimizer, data.steps)
-
-    def learning_rate(done: int) -> float:
-        with jax.transfer_guard("allow"):  # The schedule is computed from a number of the host's.
-            return float(np.asarray(schedule(done)))
-
-    return Parts(
-        loader=data.loader,
-        train_step=program.train_step(),
-        evaluate=_make_evaluate(program, data),
-        sample=completer,
-        learning_rate=learning_rate,
-        peak_tokens_per_s=peak_tokens_per_s(
-            model, config.data.max_length, devices[0], len(devices)
-        ),
-    )
-
-
-def _make_evaluate(program: Program, data: RunData) -> Callable[[optax.Params], dict[str, float]]:
+def _make_evaluate(program: Program, data: RunData) -> Callable[[Params, int], dict[str, float]]:
     """The means of the objective's loss and metrics over all evaluation data; {} without any."""
     eval_step = jit_eval_step(program.objective, program.mesh, program.shardings.params)
 
-    def evaluate(params: optax.Params) -> dict[str, float]:
+    def evaluate(params: Params, step: int) -> dict[str, float]:
         if data.eval_batches is None:
             return {}
         totals: Counter[str] = Counter()
@@ -267,6 +261,6 @@ def _make_evaluate(program: Program, data: RunData) -> Callable[[optax.Params], 
                 figures = {"weight": sums.weight, "loss": sums.loss} | sums.metrics
                 totals.update({name: float(value) for name, value in figures.items()})
         weight = totals.pop("weight")
-        return {name: total / weight for name, total in totals.items()}
+        return {f"eval_{name}": total / weight for name, total in totals.items()}
 
     return evaluate

@@ -109,6 +109,27 @@ def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
     return shardings
 
 
+def as_shardings(mesh: Mesh, given: Any, tree: Any) -> Any:
+    """The NamedSharding of each leaf of a tree, from a prefix of PartitionSpecs or NamedShardings.
+
+    Raises:
+      UserError: if it is no prefix of the tree.
+    """
+
+    def is_sharding(node: Any) -> bool:
+        return isinstance(node, (PartitionSpec, NamedSharding))
+
+    def named(node: PartitionSpec | NamedSharding) -> NamedSharding:
+        return node if isinstance(node, NamedSharding) else NamedSharding(mesh, node)
+
+    try:
+        spread = jax.tree.broadcast(given, tree, is_leaf=is_sharding)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the shardings are no prefix of the tree of arrays: {reason}") from None
+    return jax.tree.map(named, spread, is_leaf=is_sharding)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays [B, ...]: rows split over the data and fsdp axes."""
     return NamedSharding(mesh, partition_spec(["batch"]))
@@ -122,6 +143,31 @@ def microbatch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divisible(shapes: Any, shardings: Any) -> None:
+    """Checks that the mesh can split every array of a tree.
+
+    Raises:
+      UserError: naming every array that it cannot split.
+    """
+    faults = []
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_flatten_with_path(shapes)[0], jax.tree.leaves(shardings), strict=True
+    ):
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError:
+            faults.append(
+                f"{path_name(path)} {list(leaf.shape)} cannot be split as {sharding.spec}"
+            )
+    if faults:
+        raise UserError("mesh: " + "; ".join(faults) + "; change the shardings or the mesh")
+
+
+def path_name(path: Any) -> str:
+    """The keys of a leaf's path, joined by "/"; "the array" for a tree that is a single leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from .sharding import batch_sharding, microbatch_sharding, replicated
+from .sharding import batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
 
@@ -61,14 +61,15 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
     state: TrainState,
-    batch: Batch,
+    batch: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from the microbatches [N, B/N, ...] of a batch.
 
     Loss and metrics are means over all microbatches together, weighted as the objective says, so
     the gradient does not depend on the number of microbatches.
     """
-    total = jnp.maximum(objective.weight(batch), 1.0)
+    weight = objective.weight(batch)
+    total = jnp.where(weight > 0, weight, 1)
 
     def means(params: Any, rows: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         sums = objective(params, rows)
@@ -80,7 +81,7 @@ def train_step(
         return jax.tree.map(jnp.add, carry, value_and_grad(state.params, rows)), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    if batch["tokens"].shape[0] == 1:
+    if jax.tree.leaves(batch)[0].shape[0] == 1:
         carry = value_and_grad(state.params, first)
     else:
         names = jax.eval_shape(objective, state.params, first).metrics
@@ -113,13 +114,20 @@ def state_shardings(
       params: the parameters' shardings.
     """
     whole = replicated(mesh)
+
+    def of_moment(leaf: Any, shape: Any, sharding: NamedSharding) -> Any:
+        if isinstance(leaf, optax.MaskedNode):  # Another optimizer of a partition has it.
+            return leaf
+        return sharding if leaf.shape == shape.shape else whole
+
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda leaf, shape, sharding: sharding if leaf.shape == shape.shape else whole,
+        of_moment,
         jax.eval_shape(optimizer.init, shapes),
         shapes,
         params,
         transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return TrainState(whole, params, opt_state)
 
@@ -129,11 +137,14 @@ def jit_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     shardings: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted train_step on the mesh; it donates the state that is passed in."""
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted train_step on the mesh; it donates the state that is passed in.
+
+    Batches keep the shardings that they are passed in with.
+    """
     return jax.jit(
         lambda state, batch: train_step(objective, optimizer, state, batch),
-        in_shardings=(shardings, microbatch_sharding(mesh)),
+        in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
 from train.errors import UserError
-from train.loop import Cadence, Parts, train
-from train.observe.progress import Display
+from train.loop import Cadence, Callback, Parts, train
 from train.run import Run, read_records
 from train.step import TrainState
 
@@ -53,6 +51,7 @@ def _run(
     at: dict[int, Any] | None = None,
     peak: float | None = None,
     touch: Callable[[], object] = lambda: None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[TrainState, FakeCheckpoints, Run]:
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         step = int(state.step) + 1
@@ -67,15 +66,19 @@ def _run(
     parts = Parts(
         loader=FakeLoader(start),  # type: ignore[arg-type]
         train_step=train_step,
-        evaluate=lambda params: {"loss": 2.0, "accuracy": 0.5},
-        sample=lambda params: [("p", "c")],
         learning_rate=lambda step: 0.1 * step,
-        peak_tokens_per_s=peak,
+        peak_per_s=peak,
     )
     run, saves = Run(tmp_path), FakeCheckpoints()
     state = TrainState(np.int32(start), None, ())
-    with Display(steps, start, Console()) as display:
-        state = train(state, parts, saves, Cadence(steps, 3, 5, 4), run, display)  # type: ignore[arg-type]
+    callbacks = [
+        Callback(
+            on_record=run.log,
+            evaluate=lambda params, step: {"eval_loss": 2.0, "eval_accuracy": 0.5},
+        ),
+        *callbacks,
+    ]
+    state = train(state, parts, Cadence(steps, 3, 5, 4), saves, callbacks)  # type: ignore[arg-type]
     return state, saves, run
 
 
@@ -85,7 +88,32 @@ def test_it_logs_evaluates_and_saves_when_it_is_time(tmp_path: Path) -> None:
     assert [r["step"] for r in records if "loss" in r] == [3, 4, 6, 8, 9, 10]
     assert [r["step"] for r in records if "eval_loss" in r] == [0, 5, 10]
     assert saves.saved == [4, 8, 10]
-    assert [r["step"] for r in read_records(run.samples_file)] == [0, 10]
+
+
+def test_callbacks_are_called_in_their_order(tmp_path: Path) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def callback(name: str) -> Callback:
+        return Callback(
+            on_start=lambda step: calls.append((name, "start", step)),
+            on_record=lambda record: calls.append((name, "record", record["step"])),
+            evaluate=lambda params, step: calls.append((name, "evaluate", step)),
+            on_save=lambda params, step: calls.append((name, "save", step)),
+            on_end=lambda: calls.append((name, "end")),
+        )
+
+    _run(tmp_path, start=7, steps=9, callbacks=[callback("a"), callback("b")])
+    events = [("start", 7), ("record", 8), ("save", 8), ("record", 9)]
+    # What another callback evaluates is recorded at once.
+    events += [("record", 9), ("evaluate", 9), ("save", 9), ("end",)]
+    assert calls == [(name, *event) for event in events for name in "ab"]
+
+
+def test_callbacks_are_told_of_the_end_of_a_loop_that_fails(tmp_path: Path) -> None:
+    ended: list[bool] = []
+    with pytest.raises(UserError):
+        _run(tmp_path, at={8: math.nan}, callbacks=[Callback(on_end=lambda: ended.append(True))])
+    assert ended == [True]
 
 
 def test_the_learning_rate_of_a_record_is_that_of_its_update(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_planned_step_is_the_one_that_sft_runs(
         texts.append(parts.train_step.lower(state, batch).as_text())
         raise StopHereError
 
-    monkeypatch.setattr("train.sft.train", loop)
+    monkeypatch.setattr("train.fit.train", loop)
     with pytest.raises(StopHereError):
         sft(config, resume=False, console=Console(quiet=True))
     model = load_model_config(Path(config.model.path))

@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import grain
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
@@ -28,6 +27,18 @@ from .validate import check_epoch
 TrainBatch = tuple[Batch, int]  # An update's microbatches [N, B/N, T], and the tokens in them.
 
 
+class Positioned(Protocol):
+    """An iterator over training batches with a position, as grain's are."""
+
+    def __next__(self) -> TrainBatch: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Loader(Iterator[TrainBatch]):
     """Training batches on the devices, computed ahead, from the position that it is set to.
 
@@ -36,7 +47,7 @@ class Loader(Iterator[TrainBatch]):
     state of grain's iterators, which each process saves for itself.
     """
 
-    def __init__(self, batches: grain.DatasetIterator[TrainBatch]) -> None:
+    def __init__(self, batches: Positioned) -> None:
         self._batches = batches
 
     def __next__(self) -> TrainBatch:

@@ -11,6 +11,7 @@ _LABELS_AND_FORMATS = {
     "loss": ("loss", "{:.4f}"),
     "eval_loss": ("eval loss", "{:.4f}"),
     "tokens_per_s": ("tokens/s", "{:,.0f}"),
+    "rows_per_s": ("rows/s", "{:,.0f}"),
     "mfu": ("MFU", "{:.1%}"),
     "masked_fraction": ("masked", "{:.2%}"),
     "learning_rate": ("lr", "{:.2e}"),
@@ -18,16 +19,16 @@ _LABELS_AND_FORMATS = {
 
 
 class Display:
-    """Shows the records of a run; use it as a context manager.
+    """Shows the records of a run between `start` and `stop`.
 
     Args:
       steps: updates in all.
-      done: updates done before the start.
+      console: where they are shown; None: on the screen.
     """
 
-    def __init__(self, steps: int, done: int, console: Console) -> None:
+    def __init__(self, steps: int, console: Console | None = None) -> None:
         self._steps = steps
-        self._console = console
+        self._console = console or Console()
         self._shown: dict[str, Any] = {}
         columns = (
             TextColumn("step"),
@@ -35,16 +36,18 @@ class Display:
             BarColumn(bar_width=30),
             TextColumn("{task.fields[left]}"),
         )
-        self._bar = Progress(*columns, console=console)
-        self._task = self._bar.add_task("train", total=steps, completed=done, left="")
-        self._live = Live(self._bar, console=console, refresh_per_second=4)
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("train", total=steps, left="")
+        self._live = Live(self._bar, console=self._console, refresh_per_second=4)
 
-    def __enter__(self) -> "Display":
+    def start(self, done: int) -> None:
+        """Shows that `done` updates are done; on a terminal, with a bar that stays in place."""
+        self._bar.update(self._task, completed=done)
         if self._console.is_terminal:
             self._live.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Leaves the bar as it is."""
         self._live.stop()
 
     def show(self, record: dict[str, Any]) -> None:

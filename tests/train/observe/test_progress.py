@@ -1,6 +1,8 @@
 """What the user sees of a run: a live line on a terminal, plain lines elsewhere."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -17,8 +19,17 @@ RECORD = {
 }
 
 
+@contextmanager
+def displaying(console: Console) -> Iterator[Display]:
+    """The display of a run of ten updates."""
+    display = Display(10, console)
+    display.start(0)
+    yield display
+    display.stop()
+
+
 def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(10, 0, Console()) as display:
+    with displaying(Console()) as display:
         display.show(RECORD)
         display.show({"step": 3, "eval_loss": 1.25})
     assert capsys.readouterr().out.splitlines() == [
@@ -31,7 +42,7 @@ def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_live_display_on_a_terminal(width: int) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system=None, width=width)
-    with Display(10, 0, console) as display:
+    with displaying(console) as display:
         display.show(RECORD)
         display.show({"step": 3, "eval_loss": 1.25})
     last = screen.getvalue().rpartition("step")[2]
@@ -41,12 +52,12 @@ def test_a_live_display_on_a_terminal(width: int) -> None:
 
 
 def test_mfu_is_shown_if_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(10, 0, Console()) as display:
+    with displaying(Console()) as display:
         display.show(RECORD | {"mfu": 0.4321})
     assert "tokens/s 1,234  MFU 43.2%" in capsys.readouterr().out
 
 
 def test_a_quiet_console_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(10, 0, Console(quiet=True)) as display:
+    with displaying(Console(quiet=True)) as display:
         display.show(RECORD)
     assert capsys.readouterr().out == ""

@@ -1,0 +1,285 @@
+"""fit: the training loop for any model, loss, optimizer, mesh and batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from .checkpoint import Checkpoints
+from .data.iterables import Batches, number_of, open_batches
+from .data.loader import Loader
+from .distributed.processes import barrier, is_main_process
+from .errors import UserError
+from .loop import Cadence, Callback, Parts, Record, train
+from .partition import Join, partition, refuse_changes
+from .run import Run
+from .sharding import abstract, as_shardings, check_divisible, replicated
+from .step import Objective, Sums, TrainState, jit_train_step, state_shardings
+
+__all__ = ["Callback", "Fitted", "fit"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training returns.
+
+    Attributes:
+      params: the trained parameters or model, in the form in which they were given.
+      opt_state: the optimizer's state.
+      step: the number of updates done; fewer than `steps` if a signal asked to stop.
+      records: the figures of the updates and evaluations, as they were given to the callbacks; of
+        the whole run if it has a folder.
+    """
+
+    params: Any
+    opt_state: optax.OptState
+    step: int
+    records: list[Record]
+
+
+def fit(
+    params: Any,
+    loss: Callable[[Any, Any], Any] | Objective,
+    optimizer: optax.GradientTransformation,
+    batches: Batches | Loader,
+    steps: int | None = None,
+    *,
+    weight: Callable[[Any], jax.Array] | None = None,
+    load: Callable[[], Any] | None = None,
+    mesh: Mesh | None = None,
+    shardings: Any = None,
+    batch_sharding: Any = None,
+    num_microbatches: int = 1,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    log_every: int = 10,
+    evaluate_every: int = 0,
+    save_every: int = 0,
+    keep: int = 2,
+    callbacks: Sequence[Callback] = (),
+    learning_rate: Callable[[int], Any] | None = None,
+    unit: str = "rows",
+    peak_per_s: float | None = None,
+) -> Fitted:
+    r"""Trains a model with any loss and any optax optimizer, and can go on to the same bits.
+
+    An update computes the gradient of the loss over all microbatches of a batch together,
+
+    .. math::
+      L(\theta) = \frac{\sum_n s_n(\theta)}{\sum_n w_n},
+
+    where microbatch n has the sum :math:`s_n` and the weight :math:`w_n`.
+
+    Args:
+      params: what is trained: a tree of arrays; a Flax NNX module, of which every ``nnx.Param`` is
+        trained; or an Equinox module or another tree, of which every array of floats is. The rest
+        of a module is constant. It is copied, and stays as it is.
+      loss: a pure function of ``(params, microbatch)``, with parameters in the form in which they
+        are given, that returns a mean over the rows; with ``weight``, a sum. It may return a dict
+        of further means or sums too, ``(loss, {name: value})``, which are recorded. Or one of the
+        program's objectives.
+      optimizer: any optax optimizer, with its schedule and its mask.
+      batches: trees of arrays with rows along the first axis, ``[B, ...]``; every process gives the
+        whole batch. Either a function of the number of updates done that returns a batch; or an
+        iterator with ``get_state`` and ``set_state``, such as grain's, whose position is saved; or
+        another iterable, of which a resumed run drops as many batches as it did updates.
+      steps: the number of updates of the whole run; by default, one for each batch in a sequence.
+      weight: a function of a microbatch that returns what its sum is divided by, such as the number
+        of tokens; None: every microbatch has the weight 1.
+      load: a function that returns the parameters, already sharded, for models that are read in
+        place. It is called if there is no checkpoint to go on from; ``params`` then only has to
+        have their shapes.
+      mesh: by default that of the parameters, or one device.
+      shardings: of the parameters: a tree of ``NamedSharding`` or ``PartitionSpec``, or a prefix of
+        one; by default that of the arrays given. The optimizer's state follows it.
+      batch_sharding: likewise of a batch; by default, rows are split over the mesh's axes named
+        ``data`` and ``fsdp``.
+      num_microbatches: the number of parts of a batch that are computed one after another.
+      folder: where checkpoints and records are stored; None: nowhere.
+      resume: whether to go on from the newest checkpoint in the folder, if there is one.
+      log_every: the number of updates between records, which wait for the device; 0: only where a
+        checkpoint is saved.
+      evaluate_every: the number of updates between evaluations; 0: before the first update and
+        after the last alone.
+      save_every: the number of updates between checkpoints; 0: after the last alone.
+      keep: the number of newest checkpoints that are kept.
+      callbacks: for logging, evaluation and saving; called in their order.
+      learning_rate: the schedule, to record the learning rate of each update.
+      unit: what is counted for the speed in the records.
+      peak_per_s: the number of units per second at the devices' peak rate, to record ``mfu``.
+
+    Returns:
+      The trained parameters, and the optimizer's state. SIGINT or SIGTERM ends training after the
+      current update, which is saved.
+
+    Raises:
+      UserError: if the folder holds a run and ``resume`` is false, if shardings do not fit, if the
+        batches end early, or if the loss is not finite.
+    """
+    tree, join = partition(params)
+    mesh = mesh or _mesh_of(tree)
+    named = _param_shardings(mesh, tree, shardings)
+    optimizer = optax.with_extra_args_support(optimizer)
+    of_state = state_shardings(mesh, optimizer, tree, named)
+    steps = number_of(batches) if steps is None else steps
+    cadence = Cadence(steps, log_every, evaluate_every, save_every)
+    parts = Parts(
+        loader=open_batches(batches, mesh, batch_sharding, num_microbatches, steps),
+        train_step=jit_train_step(_Objective(loss, weight, join), optimizer, mesh, of_state),
+        learning_rate=learning_rate,
+        unit=unit,
+        peak_per_s=peak_per_s,
+    )
+    run = None if folder is None else _checked(Run(Path(folder)), resume)
+
+    def begin() -> TrainState:
+        weights = _copy(tree, named) if load is None else partition(load())[0]
+        return _initial_state(optimizer, weights, of_state)
+
+    records: list[Record] = []
+    recorder = Callback(on_record=records.append if run is None else run.log)
+    calls = [recorder, *(_in_the_form_given(callback, join) for callback in callbacks)]
+    abstract_state = _abstract_state(optimizer, tree, of_state)
+    with (
+        jax.set_mesh(mesh),
+        _opened(run, keep, begin, abstract_state, parts.loader) as (state, checkpoints),
+    ):
+        state = train(state, parts, cadence, checkpoints, calls)
+    records = run.records if run else records
+    return Fitted(join(state.params), state.opt_state, int(state.step), records)
+
+
+def _mesh_of(params: Any) -> Mesh:
+    """The mesh that parameters are sharded over, or one of one device."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _param_shardings(mesh: Mesh, params: Any, given: Any) -> Any:
+    """The sharding of each parameter: as given, or as its array has it on the mesh, or whole."""
+    if given is not None:
+        shardings = as_shardings(mesh, given, params)
+        check_divisible(params, shardings)
+        return shardings
+
+    def of(leaf: Any) -> NamedSharding:
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh:
+            return sharding
+        return replicated(mesh)
+
+    return jax.tree.map(of, params)
+
+
+def _initial_state(optimizer: Any, params: Any, shardings: TrainState) -> TrainState:
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
+
+
+def _abstract_state(optimizer: Any, params: Any, shardings: TrainState) -> TrainState:
+    """The state's ShapeDtypeStructs with their shardings."""
+
+    def shapes(params: Any) -> TrainState:
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    return abstract(jax.eval_shape(shapes, params), shardings)
+
+
+def _copy(params: Any, shardings: Any) -> Any:
+    """The parameters with these shardings, in memory of their own: updates write over it."""
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
+    return copy(jax.device_put(params, shardings))
+
+
+class _Objective:
+    """A loss of the model in the form that was given, as an objective on a tree of arrays."""
+
+    def __init__(
+        self, loss: Callable[[Any, Any], Any], weight: Callable[[Any], Any] | None, join: Join
+    ) -> None:
+        self._loss, self._weight_of, self._join = loss, weight, join
+        self.unit = getattr(loss, "unit", "loss_weight")
+
+    def weight(self, batch: Any) -> jax.Array:
+        """The weight of all microbatches together."""
+        if self._weight_of is None and hasattr(self._loss, "weight"):
+            weight: jax.Array = self._loss.weight(batch)
+            return weight
+        return jnp.sum(jax.vmap(self._of_one)(batch))
+
+    def _of_one(self, rows: Any) -> jax.Array:
+        return jnp.asarray(1 if self._weight_of is None else self._weight_of(rows), jnp.float32)
+
+    def __call__(self, params: Any, batch: Any) -> Sums:
+        """The sums of one microbatch."""
+        with refuse_changes():
+            value = self._loss(self._join(params), batch)
+        if isinstance(value, Sums):
+            return value
+        loss, metrics = value if isinstance(value, tuple) else (value, {})
+        return Sums(loss, self._of_one(batch), metrics)
+
+
+def _in_the_form_given(callback: Callback, join: Join) -> Callback:
+    """The callback, whose functions take parameters in the form in which they were given."""
+    return replace(
+        callback,
+        evaluate=lambda params, step: callback.evaluate(join(params), step),
+        on_save=lambda params, step: callback.on_save(join(params), step),
+    )
+
+
+def _checked(run: Run, resume: bool) -> Run:
+    """The run, if its folder holds none that is not to be resumed, and nothing else.
+
+    Raises:
+      UserError: if it does.
+    """
+    folder = run.folder
+    if run.checkpoints.is_dir() or run.metrics_file.is_file():
+        if not resume:
+            raise UserError(
+                f"{folder} already holds a run; go on with it with resume=True, or choose another "
+                "folder"
+            )
+    elif run.config_file.is_file() or not folder.exists():
+        pass  # The program has begun it, or nobody has.
+    elif not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not a run; choose another folder")
+    return run
+
+
+@contextmanager
+def _opened(
+    run: Run | None,
+    keep: int,
+    begin: Callable[[], TrainState],
+    abstract_state: TrainState,
+    loader: Loader,
+) -> Iterator[tuple[TrainState, Checkpoints | None]]:
+    """Yields the state to go on from, and the checkpoints if the run has a folder."""
+    if run is None:
+        yield begin(), None
+        return
+    # Parameters that cannot be read are reported before anything is written.
+    begun = None if run.checkpoints.is_dir() else begin()
+    barrier(f"before creating {run.folder}")  # All processes have looked at it.
+    if is_main_process():
+        run.folder.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(run.checkpoints, keep) as checkpoints:
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(abstract_state, loader)
+        else:
+            state = begin() if begun is None else begun
+        run.forget_after(int(state.step) or -1)  # What precedes the first update is repeated.
+        yield state, checkpoints
