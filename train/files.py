@@ -62,7 +62,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
         try:
             new.mkdir(parents=True)
             yield new
-            _flush_folder(new)
+            flush_folder(new)
             _rename(new, destination, old if replace else None)
         except OSError:
             check(path)  # Another process may have been faster.
@@ -131,7 +131,7 @@ def _rename(new: Path, destination: Path, old: Path | None) -> None:
         if old and old.exists() and not destination.exists():
             old.rename(destination)
         raise
-    _flush_entries(destination.parent)
+    flush_entries(destination.parent)
     if old:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -146,11 +146,12 @@ def _user_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({where}{reason})") from error
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Waits until all files of a folder, and their names, are on the disk."""
     for root, _, files in os.walk(folder):
         for name in files:
             _flush_file(Path(root, name))
-        _flush_entries(Path(root))
+        flush_entries(Path(root))
 
 
 def _flush_file(path: Path) -> None:
@@ -159,8 +160,8 @@ def _flush_file(path: Path) -> None:
         os.fsync(file)
 
 
-def _flush_entries(folder: Path) -> None:
-    """The same for the names in a folder, on systems that can."""
+def flush_entries(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, on systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def fit(
     evaluate_every: int = 0,
     save_every: int = 0,
     keep: int = 2,
+    checkpoints: Callable[[Path], Checkpoints] | None = None,
     callbacks: Sequence[Callback] = (),
     learning_rate: Callable[[int], Any] | None = None,
     unit: str = "rows",
@@ -110,6 +112,7 @@ def fit(
         after the last alone.
       save_every: the number of updates between checkpoints; 0: after the last alone.
       keep: the number of newest checkpoints that are kept.
+      checkpoints: opens them in a folder, in place of ``keep``.
       callbacks: for logging, evaluation and saving; called in their order.
       learning_rate: the schedule, to record the learning rate of each update.
       unit: what is counted for the speed in the records.
@@ -149,9 +152,11 @@ def fit(
     abstract_state = _abstract_state(optimizer, tree, of_state)
     with (
         jax.set_mesh(mesh),
-        _opened(run, keep, begin, abstract_state, parts.loader) as (state, checkpoints),
+        _opened(
+            run, checkpoints or partial(Checkpoints, keep=keep), begin, abstract_state, parts.loader
+        ) as (state, saves),
     ):
-        state = train(state, parts, cadence, checkpoints, calls)
+        state = train(state, parts, cadence, saves, calls)
     records = run.records if run else records
     return Fitted(join(state.params), state.opt_state, int(state.step), records)
 
@@ -262,7 +267,7 @@ def _checked(run: Run, resume: bool) -> Run:
 @contextmanager
 def _opened(
     run: Run | None,
-    keep: int,
+    open_checkpoints: Callable[[Path], Checkpoints],
     begin: Callable[[], TrainState],
     abstract_state: TrainState,
     loader: Loader,
@@ -276,7 +281,7 @@ def _opened(
     barrier(f"before creating {run.folder}")  # All processes have looked at it.
     if is_main_process():
         run.folder.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(run.checkpoints, keep) as checkpoints:
+    with open_checkpoints(run.checkpoints) as checkpoints:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(abstract_state, loader)
         else:

@@ -15,6 +15,9 @@ from .distributed.preemption import preemption_guard
 from .errors import UserError
 from .step import TrainState
 
+# Seconds after which the last state is saved again, where it could not be.
+_SAVE_AGAIN = 5
+
 Record = dict[str, Any]  # Figures with the `step`, the number of updates done, that they belong to.
 
 
@@ -89,7 +92,8 @@ def train(
     and device only where the code says so (`jax.transfer_guard`).
 
     Raises:
-      UserError: if the loss is not finite; such a state is never saved.
+      UserError: if the loss or the weights are not finite, which are never saved, or if the state
+        cannot be saved.
     """
     step = int(state.step)
     calls = _Calls(callbacks)
@@ -105,6 +109,8 @@ def train(
                     batch, count = window.take(parts.loader)
                     state, metrics = parts.train_step(state, batch)
                 step += 1
+                if checkpoints is not None:
+                    checkpoints.poll()
                 window.count += count
                 last = step == cadence.steps or should_stop(step)
                 save = last or _is_time(step, cadence.save_every)
@@ -120,6 +126,9 @@ def train(
                     calls.save(state, step)
                 if save or evaluate:
                     window = _Window(clock, step)  # The speed is that of training alone.
+            while checkpoints is not None and checkpoints.wait():
+                time.sleep(_SAVE_AGAIN)
+                checkpoints.save(state, parts.loader)
     finally:
         calls.end()
     return state

@@ -37,15 +37,17 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         check_destination(out)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
+    step, params = _restore(run, model)
     export(
         model,
-        _restore(run, model),
+        params,
         base,
         out or run.export,
         dtype,
         tokenizer=load_tokenizer(base, config.model.chat_template),
         card=model_card(run.name, config, run.records),
         replace=out is None,
+        step=step,
     )
     return out or run.export
 
@@ -87,16 +89,16 @@ def complete_prompts(
     ends = find_ends(base, tokenizer)
     if ends.conflict and warn:
         warn(ends.conflict)
-    params = _restore(run, model) if config else load_params(base, model, _shardings(model))
+    params = _restore(run, model)[1] if config else load_params(base, model, _shardings(model))
     return complete(model, params, tokenizer, ids, sampling, ends.ids)
 
 
-def _restore(run: Run, model: ModelConfig) -> Params:
-    """The run's newest weights."""
+def _restore(run: Run, model: ModelConfig) -> tuple[int | None, Params]:
+    """The run's newest whole weights, and their step."""
     shapes = abstract(abstract_params(model), _shardings(model))
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with Checkpoints(run.checkpoints, verify=run.config().checkpoint.verify) as checkpoints:
         params: Params = checkpoints.restore_params(shapes)
-    return params
+    return checkpoints.restored_step, params
 
 
 def _shardings(model: ModelConfig) -> Any:

@@ -1,15 +1,18 @@
 """The folder of a run: its files, and whether a run may write to it."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .config import Config, differing_keys, dump_config, load_config
-from .distributed.processes import barrier, is_main_process, same_number
+from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
 from .errors import UserError
 from .files import atomic_file
+from .manifest import DamagedError, Manifest, Verify, check_folder
 
 # Config keys that may change when a run is resumed. None of them changes a weight, except the mesh,
 # which changes the order in which sums are added.
@@ -87,13 +90,27 @@ class Run:
             )
 
     def is_finished(self, config: Config) -> bool:
-        """Whether the last checkpoint exists, and the export if the config asks for one."""
-        exported = config.export_dtype is None or self.export.is_dir()
-        return (
-            config.steps is not None
-            and exported
-            and (self.checkpoints / str(config.steps)).is_dir()
-        )
+        """Whether there is the last checkpoint, and the export of it if the config asks for one."""
+        if config.steps is None:
+            return False
+        verify = config.checkpoint.verify
+        if _whole(self.checkpoints / str(config.steps), verify) is None:
+            return False
+        if config.export_dtype is None:
+            return True
+        exported = _whole(self.export, verify)
+        wanted = {"step": config.steps, "dtype": config.export_dtype}
+        return exported is not None and exported.facts == wanted
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest notes of its run: the config, the data and the versions."""
+        packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+        return {
+            "config": self.config().model_dump(mode="json"),
+            "data": self._data_facts(),
+            "versions": {name: version(name) for name in packages},
+        }
 
     def clock(self) -> datetime:
         """When the run was first started, to the second: all that it reads of the time.
@@ -165,6 +182,14 @@ class Run:
     def log_sample(self, record: dict[str, Any]) -> None:
         """Appends a completion to samples.jsonl."""
         _append(self.samples_file, record)
+
+
+def _whole(folder: Path, verify: Verify) -> Manifest | None:
+    """The manifest of a folder that is as it says; each process reads its share of the files."""
+    found = None
+    with contextlib.suppress(DamagedError):
+        found = check_folder(folder, verify, process_share())
+    return found if all_true(found is not None) else None
 
 
 def _line(record: dict[str, Any]) -> str:

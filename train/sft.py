@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from .checkpoint import Checkpoints
 from .config import Config, make_config
 from .data.loader import RunData, open_data
 from .data.prompts import prompt_ids
@@ -113,6 +115,7 @@ def sft(
                 tokenizer=tokenizer,
                 card=model_card(run.name, config, run.records),
                 replace=True,
+                step=data.steps,
             )
     print_report(run, console)
     return run
@@ -157,6 +160,7 @@ def _fit(
     # Weights that cannot be read are reported before the run's folder is made.
     loaded = None if run.checkpoints.is_dir() else load()
     run.start(config, data.digest)
+    checkpoint = config.checkpoint.model_dump(exclude={"every"})
     display = Display(data.steps, console)
     devices = mesh.devices.flatten()
 
@@ -183,7 +187,7 @@ def _fit(
         log_every=config.log_every,
         evaluate_every=config.evaluation.every,
         save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
+        checkpoints=partial(Checkpoints, **checkpoint, facts=run.facts),
         callbacks=[
             Callback(on_start=log_data),
             Callback(display.start, display.show, on_end=display.stop),

@@ -23,6 +23,7 @@ class FakeCheckpoints:
 
     def __init__(self) -> None:
         self.saved: list[int] = []
+        self.failures = 0  # Of the last save.
 
     @property
     def latest_step(self) -> int | None:
@@ -31,6 +32,16 @@ class FakeCheckpoints:
     def save(self, state: TrainState, loader: Any) -> None:
         self.saved.append(int(state.step))
         assert loader.taken == int(state.step), "the position is that of the state"
+
+    def poll(self) -> bool:
+        return False
+
+    def wait(self) -> bool:
+        if self.failures:
+            self.failures -= 1
+            self.saved.pop()
+            return True
+        return False
 
 
 class FakeLoader:
@@ -52,6 +63,7 @@ def _run(
     peak: float | None = None,
     touch: Callable[[], object] = lambda: None,
     callbacks: Sequence[Callback] = (),
+    failures: int = 0,
 ) -> tuple[TrainState, FakeCheckpoints, Run]:
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         step = int(state.step) + 1
@@ -70,6 +82,7 @@ def _run(
         peak_per_s=peak,
     )
     run, saves = Run(tmp_path), FakeCheckpoints()
+    saves.failures = failures
     state = TrainState(np.int32(start), None, ())
     callbacks = [
         Callback(
@@ -142,6 +155,16 @@ def test_a_signal_stops_after_the_update_and_saves(tmp_path: Path, number: int) 
     assert int(state.step) == 5
     assert saves.saved == [4, 5]
     assert signal.getsignal(number) is handler
+
+
+def test_the_last_state_is_saved_again_where_it_could_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("train.loop.time.sleep", waits.append)
+    _, saves, _ = _run(tmp_path, failures=2)
+    assert saves.saved == [4, 8, 10]
+    assert waits == [5, 5]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -4,14 +4,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
 from train.__main__ import main
+from train.checkpoint import Checkpoints
 from train.config import load_config
+from train.data.loader import Loader
 from train.errors import UserError
 from train.generate import Sampling
 from train.hf.load import load_params
@@ -19,6 +22,7 @@ from train.hf.tokenizer import load_tokenizer
 from train.model import load_model_config
 from train.restore import complete_prompts, export_run
 from train.run import Run
+from train.step import TrainState
 
 
 @pytest.fixture
@@ -28,8 +32,9 @@ def run(write_config: Callable[..., Path], tiny_model: Path) -> Run:
     run = Run(Path(config.run))
     run.start(config)
     params = load_params(tiny_model, load_model_config(tiny_model))
-    with ocp.training.Checkpointer(run.checkpoints.absolute()) as checkpointer:
-        checkpointer.save_checkpointables(1, {"params": jax.tree.map(lambda x: x / 2, params)})
+    state = TrainState(jnp.int32(1), jax.tree.map(lambda x: x / 2, params), {})
+    with Checkpoints(run.checkpoints, keep=1) as checkpoints:
+        checkpoints.save(state, Loader(iter(grain.MapDataset.range(1))))
     return run
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from train.config import load_config
 from train.errors import UserError
+from train.manifest import write_manifest
 from train.run import Run, read_records
 
 Write = Callable[..., Path]
@@ -67,17 +68,29 @@ def test_a_folder_that_cannot_be_created_is_one_line(write_config: Write, tmp_pa
         Run(tmp_path / "file" / "run").start(config)
 
 
-def test_a_run_is_finished_when_its_last_checkpoint_and_its_export_exist(
+def test_a_run_is_finished_when_its_last_checkpoint_and_the_export_of_it_are_whole(
     write_config: Write,
 ) -> None:
-    config = load_config(write_config(export_dtype="float32"))
+    file = write_config(export_dtype="float32")
+    config = load_config(file)
     run = Run(Path(config.run))
     run.start(config)
-    assert not run.is_finished(config)
-    (run.checkpoints / str(config.steps)).mkdir(parents=True)
-    assert not run.is_finished(config)
+    last = run.checkpoints / "6"
+    last.mkdir(parents=True)
     run.export.mkdir()
+    assert not run.is_finished(config)
+    (last / "data").write_text("weights")
+    write_manifest(last, {"step": 6})
+    assert not run.is_finished(config), "the export is none"
+    assert run.is_finished(load_config(file, ["export_dtype=null"]))
+    write_manifest(run.export, {"step": 4, "dtype": "float32"})
+    assert not run.is_finished(config), "the export is an older step's"
+    write_manifest(run.export, {"step": 6, "dtype": "float32"})
     assert run.is_finished(config)
+    assert not run.is_finished(load_config(file, ["export_dtype=bfloat16"]))
+    (last / "data").write_text("WEIGHTS")
+    assert not run.is_finished(config), "the checkpoint is damaged"
+    assert run.is_finished(load_config(file, ["checkpoint.verify=size"]))
 
 
 def test_a_run_has_one_clock_and_one_data(write_config: Write) -> None:

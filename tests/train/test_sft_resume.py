@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -129,11 +130,53 @@ def test_a_run_that_saved_nothing_begins_again_with_clean_records(write_config: 
     assert steps == [0, 1, 2, 3, 3, 4, 5, 6, 6]
 
 
-def test_a_finished_run_is_not_begun_again(write_config: Write) -> None:
-    file = write_config()
-    before = _train(file).metrics_file.read_text()
-    run = _train(file, resume=True)
+def test_a_finished_run_is_not_begun_again(write_config: Write, tmp_path: Path) -> None:
+    file = write_config(export_dtype="float32")
+    run = _train(file)
+    before = run.metrics_file.read_text()
+    whole = load_file(run.export / "model.safetensors")
+    (run.checkpoints / "6").rename(tmp_path / "6")
+    export_run(run.folder, None, "float32")  # Of step 4, while the run is stopped.
+    (tmp_path / "6").rename(run.checkpoints / "6")
+    _train(file, resume=True)
     assert run.metrics_file.read_text() == before
+    _assert_same_bits(load_file(run.export / "model.safetensors"), whole)
+    _train(file, "export_dtype=bfloat16", resume=True)
+    assert load_file(run.export / "model.safetensors")["model.norm.weight"].dtype == "bfloat16"
+
+
+@pytest.mark.slow
+def test_a_damaged_run_goes_on_from_the_checkpoint_before(
+    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config()
+    run = _train(file)
+    losses, before = _losses(run), _weights(run, tmp_path)
+    largest = max((run.checkpoints / "6").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    _train(file, resume=True)
+    assert "step 4 is used" in capsys.readouterr().err
+    assert _losses(run) == losses
+    again = export_run(run.folder, tmp_path / "again", "float32")
+    _assert_same_bits(load_file(again / "model.safetensors"), before)
+
+
+@pytest.mark.slow
+def test_weights_that_an_update_made_infinite_are_never_saved(write_config: Write) -> None:
+    file = write_config(checkpoint={"every": 5, "keep": 1}, export_dtype="float32")
+
+    def rate(done: jax.Array) -> jax.Array:
+        return jnp.where(done < 5, jnp.float32(0), jnp.float32(jnp.inf))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.optimizer.make_schedule", lambda *_: rate)
+        with pytest.raises(UserError, match=r"step 6: .* not finite .* newest save is step 5"):
+            _train(file)
+    run = Run(Path(load_config(file).run))
+    assert [path.name for path in run.checkpoints.iterdir()] == ["5"]
+    assert not run.export.exists()
 
 
 def test_a_run_is_not_written_over(write_config: Write, tmp_path: Path) -> None:

@@ -82,3 +82,9 @@ class CheckpointSection(Section):
     """Updates between checkpoints; the last update is also saved."""
     keep: Count = 2
     """The number of newest checkpoints that are kept."""
+    keep_every: Count | None = None
+    """A checkpoint whose step is a multiple of it is kept for good; null: none is."""
+    verify: Literal["full", "size"] = "full"
+    """What is compared with a checkpoint's manifest before it is restored: the digest of every
+    file (full), or the sizes of the files alone, which is quicker and does not notice bits that
+    changed (size)."""

@@ -131,6 +131,18 @@ def same_number(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
 
 
+def process_share() -> tuple[int, int]:
+    """This process's part of work that all share, and the number of parts."""
+    return jax.process_index(), jax.process_count()
+
+
+def all_true(flag: bool) -> bool:
+    """Whether `flag` is true in all processes, which call it together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.int32(flag)).all())
+
+
 def check_equal(what: str, content: str) -> None:
     """Checks that `content` is the same in all processes.
 

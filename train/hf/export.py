@@ -6,6 +6,7 @@ from typing import Any
 
 from ..distributed.processes import is_main_process
 from ..files import atomic_folder
+from ..manifest import write_manifest
 from ..model import ModelConfig, Params
 from .ends import end_ids, find_ends
 from .save import save_params
@@ -27,8 +28,9 @@ def export(
     tokenizer: Any = None,
     card: str | None = None,
     replace: bool = False,
+    step: int | None = None,
 ) -> None:
-    """Writes weights, config, tokenizer and chat templates to `out`: all of them, or nothing.
+    """Writes weights, config, tokenizer, templates and a manifest to `out`: all, or nothing.
 
     The files name every token at which the model stops (`find_ends`). Where there are several
     processes, all call this together and the first one writes.
@@ -38,6 +40,7 @@ def export(
       dtype: of the stored weights, float32 or bfloat16.
       tokenizer: the base's, with the chat template of the training; None: without a tokenizer.
       card: the model card, README.md.
+      step: the update after which the weights are those; the manifest notes it.
       replace: whether a folder at `out` may be replaced, such as a run's own earlier export.
 
     Raises:
@@ -58,6 +61,7 @@ def export(
         write_generation_config(folder, config.original, ends)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
+        write_manifest(folder, {"step": step, "dtype": dtype})
 
 
 def _ending_with(config: ModelConfig, ends: tuple[int, ...]) -> ModelConfig:

@@ -26,7 +26,8 @@ def test_an_export_has_the_weights_and_the_bases_companions(saved: Saved, tmp_pa
     out = tmp_path / "parent" / "out"
     export(config, params, base, out, "float32", card="of the tuned model")
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert names == {"config.json", "model.safetensors", "README.md", *COMPANIONS, *others}
+    written = {"config.json", "model.safetensors", "README.md", "manifest.json"}
+    assert names == {*written, *COMPANIONS, *others}
     for name in {*COMPANIONS, *others} - {"generation_config.json"}:
         assert (out / name).read_text() == name
     assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": 3}

@@ -1,0 +1,114 @@
+"""The folder of a run's checkpoints: names, verification and pruning, whatever a step holds.
+
+A folder with a number for its name has a manifest: it is a whole checkpoint, or one that was
+damaged later.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import manifest
+from .distributed.processes import all_true, barrier, is_main_process, process_share
+from .errors import warn
+from .files import flush_entries, flush_folder
+from .manifest import DamagedError, Verify
+
+# Names that a save has before it is complete, and a checkpoint that is being removed; orbax adds
+# to them while it writes. A run that was killed leaves them, and the next removes them.
+_SAVING, _REMOVING, _DAMAGED = ".saving", ".removing", ".damaged"
+_LEFT_BEHIND = re.compile(rf"\d+({_SAVING}|{_REMOVING}|\.orbax-checkpoint-tmp).*")
+
+
+class CheckpointFolder:
+    """One folder a step, complete or under a temporary name.
+
+    Args:
+      path: of the folder.
+      verify: whether checkpoints are digested, or only their sizes compared.
+    """
+
+    def __init__(self, path: Path, verify: Verify = "full") -> None:
+        self.path, self._verify = path.absolute(), verify
+
+    def step(self, step: int) -> Path:
+        """The folder of a checkpoint."""
+        return self.path / str(step)
+
+    def saving(self, step: int) -> Path:
+        """The folder in which a checkpoint is written."""
+        return self.path / f"{step}{_SAVING}"
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, in ascending order, without looking into them."""
+        return sorted(int(path.name) for path in self._entries(re.compile(r"\d+")))
+
+    def clear(self) -> None:
+        """Makes the folder, and removes what a killed run left in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self._entries(_LEFT_BEHIND):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def commit(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Vouches for a checkpoint that is written, and gives it its name."""
+        saving = self.saving(step)
+        manifest.write_manifest(saving, {**facts, "step": step})
+        flush_folder(saving)
+        saving.rename(self.step(step))
+        flush_entries(self.path)
+
+    def discard(self, step: int) -> None:
+        """Removes what there is of a checkpoint that could not be written."""
+        for left in self.path.glob(f"{step}{_SAVING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def prune(self, keep: int, keep_every: int | None) -> None:
+        """Removes all but the newest, those kept for good, and damaged ones that are newer."""
+        steps = self.steps
+        for step in steps[:-keep]:
+            if not (keep_every and step % keep_every == 0):
+                self._remove(self.step(step))
+        for damaged in self._entries(re.compile(rf"\d+{_DAMAGED}")):
+            if int(damaged.name.partition(".")[0]) <= steps[-1]:
+                self._remove(damaged)
+
+    def _remove(self, path: Path) -> None:
+        removing = path.with_name(path.name + _REMOVING)
+        with contextlib.suppress(OSError):  # It is tried again at the next save.
+            path.rename(removing)
+            shutil.rmtree(removing)
+
+    def fault(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, or None; each process reads its share of the files."""
+        fault = None
+        try:
+            found = manifest.check_folder(self.step(step), self._verify, process_share())
+            if found.facts.get("step") != step:
+                fault = f"is a copy of step {found.facts.get('step')}"
+        except DamagedError as error:
+            fault = str(error)
+        return None if all_true(fault is None) else fault or "is damaged, as another process found"
+
+    def set_aside(self, damaged: Mapping[int, str], used: int, *, rename: bool) -> None:
+        """Reports damaged checkpoints, and renames them so that their steps can be saved again."""
+        for step, fault in damaged.items():
+            path = self.step(step)
+            if is_main_process():
+                action = "is left out"
+                if rename:
+                    aside = path.with_name(path.name + _DAMAGED)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+                    action = f"is set aside as {aside.name}"
+                warn(f"{path} is damaged ({fault}) and {action}; step {used} is used")
+            if rename:
+                barrier(f"setting {path} aside")
+
+    def _entries(self, pattern: re.Pattern[str]) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return [path for path in self.path.iterdir() if pattern.fullmatch(path.name)]

@@ -1,0 +1,164 @@
+"""Manifests: the size and digest of every file of a folder, written when all of them are complete.
+
+A checkpoint, an export or a cached store counts only where its manifest vouches for it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+NAME = "manifest.json"
+Verify = Literal["full", "size"]
+Advance = Callable[[int], None]  # Called with the number of bytes that were just read.
+
+_FORMAT = 1
+_PIECE = 1 << 25  # Bytes of a file that are digested at once, on any core.
+_CHUNK = 1 << 20
+
+
+class DamagedError(Exception):
+    """A folder is not what its manifest says, or has no manifest that can be read."""
+
+
+class Manifest(NamedTuple):
+    """What a manifest says.
+
+    Attributes:
+      facts: what the writer noted, such as the step.
+      files: the size and digest of each file, by its path within the folder.
+    """
+
+    facts: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all files together."""
+        return sum(size for size, _ in self.files.values())
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Digests a folder's files and writes its manifest, which has to be the last file."""
+    names = sorted(_names(folder))
+    sizes = [(folder / name).stat().st_size for name in names]
+    digests = _digests(folder, list(zip(names, sizes, strict=True)))
+    files = {n: [s, d] for n, s, d in zip(names, sizes, digests, strict=True)}
+    content = {"format": _FORMAT, "facts": dict(facts), "files": files}
+    text = json.dumps(content | {"digest": _own_digest(content)}, indent=1)
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+      DamagedError: if there is none, or it is not as it was written.
+    """
+    try:
+        content = json.loads((folder / NAME).read_bytes())
+        if content.pop("digest") != _own_digest(content) or content["format"] != _FORMAT:
+            raise DamagedError(f"{NAME} is damaged")
+        files = {name: (size, digest) for name, (size, digest) in content["files"].items()}
+        return Manifest(content["facts"], files)
+    except FileNotFoundError:
+        raise DamagedError(f"has no {NAME}") from None
+    except OSError as error:
+        raise DamagedError(f"{NAME} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedError(f"{NAME} is damaged") from None
+
+
+def check_folder(
+    folder: Path,
+    verify: Verify = "full",
+    share: tuple[int, int] = (0, 1),
+    advance: Advance = lambda _: None,
+) -> Manifest:
+    """Checks a folder's files against its manifest, on all cores, and returns the manifest.
+
+    Args:
+      verify: whether contents are read, or sizes alone are compared.
+      share: the part of the files that this process reads, and the number of parts.
+
+    Raises:
+      DamagedError: naming the files that are missing, of another size or of other content.
+    """
+    manifest = read_manifest(folder)
+    faults, same_size = [], []
+    for name, (size, _) in manifest.files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            faults.append(f"{name} is missing" if _is_absent(error) else f"{name}: {error}")
+            continue
+        if found != size:
+            faults.append(f"{name} has {found:,} of {size:,} bytes")
+        else:
+            same_size.append((name, size))
+    if verify == "full" and not faults:
+        part = same_size[share[0] :: share[1]]
+        digests = _digests(folder, part, advance)
+        faults += [
+            f"{name} has other content"
+            for (name, _), digest in zip(part, digests, strict=True)
+            if digest != manifest.files[name][1]
+        ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise DamagedError(", ".join(faults[:3]) + more)
+    return manifest
+
+
+def _is_absent(error: OSError) -> bool:
+    return isinstance(error, (FileNotFoundError, NotADirectoryError))
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            path = Path(root, name)
+            if path != folder / NAME:
+                yield path.relative_to(folder).as_posix()
+
+
+def _digests(
+    folder: Path, files: list[tuple[str, int]], advance: Advance = lambda _: None
+) -> list[str]:
+    """The digest of each file: that of its pieces' digests. An unreadable piece is digested as "".
+
+    hashlib lets other threads run, so that pieces are digested on as many cores as there are.
+    """
+    pieces = [
+        (number, folder / name, start)
+        for number, (name, size) in enumerate(files)
+        for start in range(0, max(size, 1), _PIECE)
+    ]
+    wholes = [hashlib.sha256() for _ in files]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for (number, _, _), digest in zip(
+            pieces, threads.map(lambda piece: _digest(*piece[1:]), pieces), strict=True
+        ):
+            wholes[number].update(digest)
+            advance(min(_PIECE, files[number][1]))
+    return [whole.hexdigest() for whole in wholes]
+
+
+def _digest(path: Path, start: int) -> bytes:
+    digest, left = hashlib.sha256(), _PIECE
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while left and (chunk := file.read(min(_CHUNK, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+    except OSError:
+        return b""
+    return digest.digest()
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
