@@ -13,8 +13,7 @@ from .batches import Batches
 from .packing import Packing, concatenate, one_per_row, pack
 from .sampler import SourceRows, permutation
 from .summary import describe_notes
-from .token_store import TokenStore
-from .tokenize import Example
+from .token_store import JoinedExamples, TokenStore
 from .validate import fits
 
 
@@ -94,9 +93,14 @@ class Split:
     data: DataSection
 
     @property
-    def examples(self) -> "SplitExamples":
+    def examples(self) -> JoinedExamples:
         """The used examples."""
-        return SplitExamples(self.sources)
+        return JoinedExamples([(source.store, source.used) for source in self.sources])
+
+    def where(self, number: int) -> str:
+        """The position of a used example's record, as a user would look it up."""
+        store, index = self.examples.find(number)
+        return store.where(int(store.index["record"][index]))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -148,18 +152,6 @@ class Split:
         if self.data.packing == "packed":
             facts.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
         return ", ".join(facts)
-
-
-class SplitExamples:
-    """The used examples of several sources, numbered on from one to the next."""
-
-    def __init__(self, sources: Sequence[SourceSplit]) -> None:
-        self._stores = [source.store for source in sources]
-        self._numbers = np.concatenate([source.used for source in sources])
-        self._store = np.repeat(np.arange(len(sources)), [len(source.used) for source in sources])
-
-    def __getitem__(self, number: int) -> Example:
-        return self._stores[self._store[number]][int(self._numbers[number])]
 
 
 @dataclass(frozen=True)
