@@ -17,7 +17,7 @@ from .manifest import DamagedError, Manifest, Verify, check_folder
 # Config keys that may change when a run is resumed. None of them changes a weight, except the mesh,
 # which changes the order in which sums are added.
 RESUMABLE_KEYS = frozenset(
-    {"run", "mesh", "evaluation", "checkpoint", "log_every", "max_skipped", "export_dtype", "cache"}
+    {"run", "mesh", "evaluation", "checkpoint", "log_every", "export_dtype", "cache"}
 )
 
 
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """The completions: `step`, `prompt` and `completion`."""
+        """The completions: `step`, `prompt`, `completion`, and a pair's `chosen` and `rejected`."""
         return list(read_records(self.samples_file))
 
     def check(self, config: Config, resume: bool) -> None:
@@ -131,11 +131,25 @@ class Run:
             facts = json.loads(self.data_file.read_text(encoding="utf-8"))
         return facts
 
-    def start(self, config: Config, data_digest: str = "") -> None:
+    def check_reference(self, digest: str) -> None:
+        """Checks that the run was not started with another reference model.
+
+        Raises:
+          UserError: if it was.
+        """
+        if self._data_facts().get("reference", digest) != digest:
+            raise UserError(
+                f"{self.folder} was started with another reference: the model that "
+                "objective.reference or model.path names has other files now; bring them back, or "
+                "choose another folder with run=FOLDER"
+            )
+
+    def start(self, config: Config, data_digest: str = "", reference_digest: str = "") -> None:
         """Creates the folder, with the resolved config in it.
 
         Args:
           data_digest: equal for equal data; "" if that is not known.
+          reference_digest: equal for equal reference models; "" without one.
 
         Raises:
           UserError: if it cannot be written, if another process does not see its files, or if the
@@ -148,6 +162,7 @@ class Run:
                 "records now; bring the files back, or choose another folder with run=FOLDER"
             )
         facts = {"started": self.clock().isoformat(), "digest": data_digest}
+        facts |= {"reference": reference_digest} if reference_digest else {}
         barrier(f"before creating {self.folder}")  # All processes have checked the folder.
         if is_main_process() and not self.config_file.exists():
             try:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoints
 from .config import Config, make_config
 from .data.loader import RunData, open_data
-from .data.prompts import prompt_ids
+from .data.prompts import DataPrompt, prompt_ids
 from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
 from .errors import UserError
@@ -34,6 +35,7 @@ from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule
 from .program import Program, keep_compiled
+from .reference import Reference, compute_reference, find_reference
 from .run import Run
 from .sharding import check_rows, make_mesh
 from .step import jit_eval_step
@@ -87,18 +89,14 @@ def sft(
     if ends.conflict:
         console.print(ends.conflict, highlight=False, markup=False, soft_wrap=True)
     completer = _Completer(config, model, tokenizer, ends.ids)
-    now = run.clock()
-    completer.add_prompts(config.evaluation.prompts, now)
-    with main_process_first("tokenised data", DATA_TIMEOUT):
-        data = open_data(config, tokenizer, model.vocab_size, mesh, console, now)
-    settings = config.model_dump(exclude={"cache"})
-    check_equal(
-        "the config, the data or the run's folder",
-        f"{settings} {data.digest} {run.checkpoints.is_dir()}",
-    )
-    completer.add_ids(data.prompts)
+    completer.add_prompts(config.evaluation.prompts, run.clock())
+    reference = find_reference(config, base, tokenizer)
+    run.check_reference(reference.digest)
+    data = _open(config, tokenizer, model, mesh, run, reference, console)
+    completer.add_data_prompts(data.prompts)
     program = Program(config, model, mesh, data.steps)
     with jax.set_mesh(mesh), closing(data.loader):
+        compute_reference(program, reference, data.passes, console)
         fitted = _fit(program, base, completer, data, run, console)
         if data.stream is not None:
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
@@ -119,6 +117,27 @@ def sft(
             )
     print_report(run, console)
     return run
+
+
+def _open(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelConfig,
+    mesh: Mesh,
+    run: Run,
+    reference: Reference,
+    console: Console,
+) -> RunData:
+    """The run's data, which all processes agree on."""
+    now = run.clock()
+    with main_process_first("tokenised data", DATA_TIMEOUT):
+        data = open_data(config, tokenizer, model.vocab_size, mesh, console, now, reference.digest)
+    settings = config.model_dump(exclude={"cache"})
+    check_equal(
+        "the config, the data or the run's folder",
+        f"{settings} {data.digest} {reference.digest} {run.checkpoints.is_dir()}",
+    )
+    return data
 
 
 def _complete_config(
@@ -159,7 +178,7 @@ def _fit(
 
     # Weights that cannot be read are reported before the run's folder is made.
     loaded = None if run.checkpoints.is_dir() else load()
-    run.start(config, data.digest)
+    run.start(config, data.digest, data.reference_digest)
     checkpoint = config.checkpoint.model_dump(exclude={"every"})
     display = Display(data.steps, console)
     devices = mesh.devices.flatten()
@@ -170,8 +189,8 @@ def _fit(
 
     def complete_at_ends(params: Params, step: int) -> None:
         if step in (0, data.steps):
-            for prompt, completion in completer(params):
-                run.log_sample({"step": step, "prompt": prompt, "completion": completion})
+            for sample in completer(params):
+                run.log_sample({"step": step, **sample})
 
     return fit(
         abstract_params(model),
@@ -187,7 +206,6 @@ def _fit(
         log_every=config.log_every,
         evaluate_every=config.evaluation.every,
         save_every=config.checkpoint.every,
-        max_skipped=config.max_skipped,
         checkpoints=partial(Checkpoints, **checkpoint, facts=run.facts),
         callbacks=[
             Callback(on_start=log_data),
@@ -211,7 +229,7 @@ class _Completer:
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
     ) -> None:
-        self._prompts: list[str] = []
+        self._prompts: list[dict[str, str]] = []  # With the answers of the data, if there are any.
         self._ids: list[Sequence[int]] = []
         self._sampling = Sampling(config.evaluation.max_new_tokens)
         self._dtype = config.model.compute_dtype
@@ -228,15 +246,22 @@ class _Completer:
         """
         ids = [prompt_ids(self._tokenizer, prompt, now) for prompt in prompts or ()]
         check_prompts(self._model, ids, self._sampling)
-        self._prompts += prompts or ()
+        self._prompts += [{"prompt": prompt} for prompt in prompts or ()]
         self._ids += ids
 
-    def add_ids(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Adds prompts of the data, as tokens; they are recorded as text."""
-        self._ids += prompts
-        self._prompts += [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
+    def add_data_prompts(self, prompts: Sequence[DataPrompt]) -> None:
+        """Adds prompts of the data; they and their answers are recorded as text."""
+        self._ids += [prompt.ids for prompt in prompts]
+        for prompt in prompts:
+            named = {"prompt": prompt.ids, **prompt.answers}
+            self._prompts.append(
+                {
+                    name: self._tokenizer.decode(ids, skip_special_tokens=True)
+                    for name, ids in named.items()
+                }
+            )
 
-    def __call__(self, params: Params) -> list[tuple[str, str]]:
+    def __call__(self, params: Params) -> list[dict[str, str]]:
         """The prompts with their completions."""
         if not self._ids:
             return []
@@ -249,7 +274,10 @@ class _Completer:
             self._stop_ids,
             self._dtype,
         )
-        return list(zip(self._prompts, completions, strict=True))
+        return [
+            {**prompt, "completion": completion}
+            for prompt, completion in zip(self._prompts, completions, strict=True)
+        ]
 
 
 def _make_evaluate(program: Program, data: RunData) -> Callable[[Params, int], dict[str, float]]:

@@ -1,4 +1,5 @@
-"""Commands on a config: init writes one, config explains it; sft, plan and data check take one."""
+"""Commands on a config: init writes one, config explains it; sft, dpo, plan and data check take
+one."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +12,7 @@ def add_training_commands(commands: Commands) -> None:
     """Adds this module's commands to the program's."""
     _add_init(commands)
     _add_sft(commands)
+    _add_dpo(commands)
     _add_plan(commands)
     _add_data_check(add_group(commands, "data", "Inspect training data."))
     _add_config(commands)
@@ -52,6 +54,23 @@ def _add_sft(commands: Commands) -> None:
         "gmt-train sft --config configs/quickstart.yaml steps=20 optimizer.mask.mask_ratio=0.5\n"
         "  gmt-train sft model.path=models/base data.train=my.jsonl run=runs/mine",
     )
+    _add_run_arguments(parser)
+
+
+def _add_dpo(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "dpo",
+        _dpo,
+        "Learning from preference pairs, by DPO or another loss that the config's objective names.",
+        "gmt-train dpo --config configs/dpo-quickstart.yaml objective.beta=0.2\n"
+        "  gmt-train dpo model.path=runs/sft/export data.train=pairs.jsonl objective.kind=dpo "
+        "run=runs/dpo",
+    )
+    _add_run_arguments(parser)
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_config_arguments(parser)
     parser.add_argument(
         "--resume",
@@ -62,9 +81,24 @@ def _add_sft(commands: Commands) -> None:
 
 
 def _sft(args: argparse.Namespace) -> None:
+    _run(args, pairs=False)
+
+
+def _dpo(args: argparse.Namespace) -> None:
+    _run(args, pairs=True)
+
+
+def _run(args: argparse.Namespace, pairs: bool) -> None:
     from ..config import load_config
+    from ..errors import UserError
 
     config = load_config(args.config, args.overrides)
+    if config.objective.is_preference != pairs:
+        kinds = "dpo, robust_dpo, hinge, ipo, simpo or orpo" if pairs else "sft"
+        raise UserError(
+            f"objective.kind is {config.objective.kind}; set it to {kinds}, or run "
+            f"gmt-train {'sft' if pairs else 'dpo'}"
+        )
     with join_processes(args) as console:
         from ..sft import sft
 

@@ -12,11 +12,13 @@ from ..config.data import ControlTokens, DataSection, Source
 from ..errors import UserError
 from . import control
 from .conversation import RenderedChat, render_chat
-from .records import Chat, Fields, Pair, Reading, Record, Text, understand_record
+from .records import Chat, Fields, Pair, Reading, Record, Text, is_empty, understand_record
 from .template import Span, Template
 
 # The turns of a conversation that have a loss: the assistant's, its last one, or every turn.
 LossOn = Literal["assistant", "last", "everything"]
+
+EQUAL_ANSWERS = "has equal answers in chosen and rejected; correct it or remove the record"
 
 # Bits of Rendered.notes.
 PAIR = 1  # One answer of a preference pair.
@@ -111,19 +113,32 @@ class Renderer:
         record, reading = understand_record(fields, reader.format, reader.columns, reader.ignore)
         rendered = self._render(record)
         self.understood[Understood(reading, not rendered[0].plain)] += 1
-        digest = _digest(record.chosen if isinstance(record, Pair) else record)
+        digest = _digest(_prompt(record) if isinstance(record, Pair) else record)
         return [text._replace(record_digest=digest) for text in rendered]
 
     def _render(self, record: Record) -> list[Rendered]:
         if not isinstance(record, Pair):
             self._ask_for_template(record)
             return self._render_answer(record)
-        both = [self._render_answer(answer) for answer in (record.chosen, record.rejected)]
+        answers = {"chosen": record.chosen, "rejected": record.rejected}
+        if record.chosen == record.rejected:
+            raise UserError(EQUAL_ANSWERS)
+        for name, answer in answers.items():
+            if is_empty(answer):
+                raise UserError(f"has an empty answer in {name}; write it or remove the record")
+        self._ask_for_template(record.chosen, pair=True)
+        both = [self._render_answer(answer) for answer in answers.values()]
         if any(len(texts) != 1 for texts in both):
             raise UserError(
                 "is a preference pair, and the chat template renders its answers differently once "
                 "others follow; set data.loss_on to last, or name another template in "
                 "model.chat_template"
+            )
+        prompts = {text.text[: text.spans[0][0]] for [text] in both if text.spans}
+        if len(prompts) > 1 and self._reader.loss_on != "everything":
+            raise UserError(
+                "has answers to two different prompts in chosen and rejected; give both the same "
+                "turns before their answers, or remove the record"
             )
         return [text._replace(notes=text.notes | PAIR) for [text] in both]
 
@@ -141,9 +156,15 @@ class Renderer:
             ) from None
         return rendered
 
-    def _ask_for_template(self, record: Chat | Text) -> None:
+    def _ask_for_template(self, record: Chat | Text, pair: bool = False) -> None:
         if isinstance(record, Chat) or self._reader.format is not None:
             return
+        if pair and self._tokenizer.chat_template:
+            raise UserError(
+                "has strings as prompt, chosen and rejected, and the model has a chat template: "
+                "set data.format to preference to train on them as they are, or write each as a "
+                "list of turns to make conversations of them"
+            )
         if record.prompt and self._tokenizer.chat_template:
             columns = self._reader.columns or {}
             prompt, answer = (columns.get(name, name) for name in ("prompt", "completion"))
@@ -206,6 +227,14 @@ def _rendered(part: RenderedChat, notes: int) -> Rendered:
         text, spans, spelled = control.unmark(text, spans)
     notes |= SPLIT * part.is_split | FORGETS * part.forgets
     return Rendered(text, spans, plain=False, spelled=spelled, notes=notes)
+
+
+def _prompt(pair: Pair) -> Chat | Text:
+    """What all pairs of a prompt have in common; where there is no prompt, the chosen answer."""
+    chosen = pair.chosen
+    if isinstance(chosen, Text):
+        return Text(chosen.prompt, "") if chosen.prompt else chosen
+    return Chat(chosen.turns[: chosen.first], 0, chosen.tools) if chosen.first else chosen
 
 
 def _digest(record: Chat | Text) -> int:

@@ -19,11 +19,12 @@ from ..hf.tokenizer import load_tokenizer
 from ..model import load_model_config
 from .chat import NOTES, RecordReader, Renderer
 from .datasets import DataContext, load_sources
+from .pairs import side_of
 from .sampler import permutation
 from .splits import Datasets, Split, TokenisedSource, make_splits
 from .summary import describe_sources
 from .tokenize import Example
-from .validate import check_epoch, check_tokenizer, find_faults
+from .validate import check_epoch, check_tokenizer, find_faults, find_pair_faults
 
 _BARS = 12  # Bars of the histogram.
 _TRIED = 200  # Texts whose round trip is tried, and examples searched for an end token.
@@ -48,9 +49,13 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
     data = config.data.model_copy(update={"on_error": "report"})
     cache = Path(config.cache).expanduser()
     now = datetime.now()
-    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now)
+    pairs = config.objective.is_preference
+    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now, pairs)
     sources = load_sources(data, context)
-    faults = find_faults(data, [source.store for source in sources], vocab_size)
+    stores = [source.store for source in sources]
+    faults = find_faults(data, stores, vocab_size)
+    if not pairs:
+        faults += find_pair_faults(stores)
     try:
         check_tokenizer(tokenizer, vocab_size)
     except UserError as fault:
@@ -63,7 +68,8 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
     for split in datasets.splits:
         console.print(str(split), highlight=False, markup=False, soft_wrap=True)
         console.print(_count_table(split))
-        console.print(_length_histogram(split))
+        for answer, lengths in _lengths(split).items():
+            console.print(_length_histogram(f"{split.name}: tokens {answer}", lengths, split.data))
     console.print(_repetitions(datasets.train))
     console.print(_round_trip(sources, data, tokenizer, now))
     examples = datasets.train.examples
@@ -106,7 +112,7 @@ def _count_table(split: Split) -> Table:
     for name in ("used", "cut", "too long", "left out", "faulty", "tokens", "trained on"):
         table.add_column(name, justify="right")
     for part in split.sources:
-        num_tokens = int(part.lengths.sum(dtype=np.int64))
+        num_tokens = int(part.sizes.sum(dtype=np.int64))
         counts = [len(part.used), len(part.cut), part.num_dropped, part.num_left_out]
         counts += [len(part.store.faults), num_tokens]
         cells = [f"{count:,}" for count in counts]
@@ -114,14 +120,19 @@ def _count_table(split: Split) -> Table:
     return table
 
 
-def _length_histogram(split: Split) -> Text:
-    """A histogram of the examples' tokens, before they are cut or dropped."""
-    lengths = np.concatenate([part.store.index["length"][part.numbers] for part in split.sources])
+def _lengths(split: Split) -> dict[str, np.ndarray]:
+    """The tokens of each example or answer, before they are cut or dropped."""
+    sizes = np.concatenate([part.store.sizes[part.numbers] for part in split.sources])
+    names = ["an example"] if sizes.shape[1] == 1 else ["to the end of chosen", "… of rejected"]
+    return dict(zip(names, sizes.T, strict=True))
+
+
+def _length_histogram(title: str, lengths: np.ndarray, data: DataSection) -> Text:
     counts, edges = np.histogram(lengths, _BARS, (0, int(lengths.max()) + 1))
-    text = Text(f"\n{split.name}: tokens an example, median {int(np.median(lengths)):,}\n")
+    text = Text(f"\n{title}, median {int(np.median(lengths)):,}\n")
     for count, (low, high) in zip(counts.tolist(), pairwise(edges.tolist()), strict=True):
         bar = "█" * -(-40 * count // int(counts.max()))
-        over = "" if low <= split.data.max_length else "  over data.max_length"
+        over = "" if low <= data.max_length else "  over data.max_length"
         text.append(
             f"{int(np.ceil(low)):>9,} to {int(np.ceil(high)) - 1:<9,} {bar} {count:,}{over}\n"
         )
@@ -154,7 +165,14 @@ def _round_trip(
 
 
 def _mark(example: Example, tokenizer: Any, max_length: int, console: Console) -> Text:
-    """An example's text, in which what has a loss is in colour; without colour, in ⟦ ⟧."""
+    """An example's text, in which what has a loss is in colour; without colour, in ⟦ ⟧.
+
+    Of a preference pair, both answers, each after its prompt.
+    """
+    if example.tokens.ndim > 1:
+        sides = [side_of(example, side) for side in (0, 1)]
+        texts = [_mark(side, tokenizer, max_length, console) for side in sides]
+        return Text.assemble("chosen: ", texts[0], "rejected: ", texts[1])
     tokens, loss_mask = example.tokens[:max_length], example.loss_mask[:max_length]
     edges = [0, *(np.flatnonzero(np.diff(loss_mask)) + 1).tolist(), len(tokens)]
     text = Text()

@@ -13,12 +13,13 @@ from rich.progress import Progress
 from ..config.data import DataSection, Source
 from ..errors import DataError, UserError
 from .chat import RecordReader
+from .pairs import PairStore
 from .python_stdlib import NAME as STDLIB
 from .python_stdlib import load_stdlib
 from .sources import ListSource, RecordSource, is_hub_name, open_source
 from .splits import Datasets, Split, TokenisedSource, make_eval_split, make_splits
 from .token_store import Advance, open_store
-from .validate import check_tokenizer, find_faults, refuse_pairs
+from .validate import check_tokenizer, find_faults, find_pair_faults
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class DataContext:
     Attributes:
       vocab_size: the model's.
       cache: the folder of tokenised data.
+      pairs: whether preference pairs are trained on, and not single answers.
       now: what chat templates read of the time.
       console: where progress is shown, if it is a terminal.
     """
@@ -38,6 +40,7 @@ class DataContext:
     cache: Path
     console: Console | None = None
     now: datetime | None = None
+    pairs: bool = False
 
 
 def build_datasets(data: DataSection, context: DataContext) -> Datasets:
@@ -65,9 +68,10 @@ def _load_checked(data: DataSection, context: DataContext) -> list[TokenisedSour
     sources = load_sources(data, context)
     stores = [source.store for source in sources]
     faults = find_faults(data, stores, context.vocab_size)
+    if not context.pairs:
+        faults += find_pair_faults(stores)
     if faults:
         raise DataError(faults) if data.on_error == "report" else UserError(faults[0])
-    refuse_pairs(stores)
     return sources
 
 
@@ -80,7 +84,8 @@ def load_sources(data: DataSection, context: DataContext) -> list[TokenisedSourc
             reader = RecordReader.of(source, data, context.now)
             stop = data.on_error == "stop"
             store = open_store(records, context.tokenizer, reader, context.cache, advance, stop)
-            loaded.append(TokenisedSource(source, store, is_eval))
+            kind = PairStore.of(store) if context.pairs else store
+            loaded.append(TokenisedSource(source, kind, is_eval))
     return loaded
 
 

@@ -18,7 +18,8 @@ from ..config import Config
 from ..step import Batch
 from .datasets import DataContext, build_datasets, build_eval
 from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
-from .prompts import first_prompts
+from .prompts import DataPrompt, first_prompts
+from .reference import ReferencePass, ReferenceValues, open_values
 from .splits import Split
 from .stream import Shard, Stream, preview
 from .summary import describe_sources
@@ -45,15 +46,10 @@ class Loader(Iterator[TrainBatch]):
     Orbax saves the position beside the training state, and restores it with it: for indexed data
     the number of updates done, which any number of processes can resume from; for a stream the
     state of grain's iterators, which each process saves for itself.
-
-    Attributes:
-      describe: updates done → where the examples of the next update are from, if that is known.
     """
 
-    def __init__(
-        self, batches: Positioned, describe: Callable[[int], Sequence[str]] = lambda _: ()
-    ) -> None:
-        self._batches, self.describe = batches, describe
+    def __init__(self, batches: Positioned) -> None:
+        self._batches = batches
 
     def __next__(self) -> TrainBatch:
         return next(self._batches)
@@ -105,18 +101,22 @@ class RunData:
       loader: the training batches, one an update.
       eval_batches: opens an iterator over all evaluation data once, in batches [B, T]; None if
         there is none.
-      prompts: tokens of some prompts in the data, the evaluation data's if there are any.
+      prompts: some prompts in the data, the evaluation data's if there are any.
       summary: a line on the training data, and one on the evaluation data.
       digest: equal for equal data, where that is known before it is read.
+      passes: what a reference computes of each split before the first batch is taken.
+      reference_digest: equal for equal references; "" without one.
       stream: the stream that the loader reads, if it does.
     """
 
     steps: int
     loader: Loader
     eval_batches: Callable[[], AbstractContextManager[Iterator[Batch]]] | None
-    prompts: Sequence[Sequence[int]] = ()
+    prompts: Sequence[DataPrompt] = ()
     summary: Sequence[str] = ()
     digest: str = ""
+    passes: Sequence[ReferencePass] = ()
+    reference_digest: str = ""
     stream: Stream | None = None
 
 
@@ -127,26 +127,43 @@ def open_data(
     mesh: Mesh,
     console: Console,
     now: datetime | None = None,
+    reference_digest: str = "",
 ) -> RunData:
     """Opens the data that the config names, and prints how much of it is used.
 
     Args:
       now: what chat templates read of the time; None: the time.
+      reference_digest: the digest of the reference whose log-probabilities batches have; "" without
+        one.
 
     Raises:
       UserError: if data cannot be used, or is less than a batch.
     """
     cache = Path(config.cache).expanduser()
-    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now)
-    open_kind = _open_stream if config.data.streaming else _open_indexed
-    return open_kind(config, context, mesh, console)
+    pairs = config.objective.is_preference
+    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now, pairs)
+    if config.data.streaming:
+        return _open_stream(config, context, mesh, console)
+    return _open_indexed(config, context, mesh, console, reference_digest)
 
 
-def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
+def _open_indexed(
+    config: Config,
+    context: DataContext,
+    mesh: Mesh,
+    console: Console,
+    reference_digest: str,
+) -> RunData:
     datasets = build_datasets(config.data, context)
     _print_summary(datasets.splits, console)
     size, num_microbatches = config.batch.size, config.batch.num_microbatches
-    batches = datasets.train.batches(size, config.seed)
+    passes = [
+        _reference_pass(config, split, mesh, reference_digest)
+        for split in datasets.splits
+        if reference_digest
+    ]
+    values = [each.values for each in passes]
+    batches = datasets.train.batches(size, config.seed, *values[:1])
     check_epoch(batches.rows_per_epoch, size)
     local = microbatch_rows(mesh, num_microbatches, size // num_microbatches)
     steps = config.steps or math.ceil(batches.rows_per_epoch * config.epochs / size)
@@ -156,11 +173,20 @@ def _open_indexed(config: Config, context: DataContext, mesh: Mesh, console: Con
         steps,
     )
     digest = " ".join(split.digest for split in datasets.splits)
-    eval_batches = _eval_batches(config, datasets.eval, mesh)
+    eval_batches = _eval_batches(config, datasets.eval, mesh, *values[1:])
     prompts = _prompts(config, datasets.eval or datasets.train)
     summary = [str(split) for split in datasets.splits]
-    loader = Loader(iterator, lambda step: [*map(datasets.train.where, batches.examples(step))])
-    return RunData(steps, loader, eval_batches, prompts, summary, digest)
+    return RunData(
+        steps, Loader(iterator), eval_batches, prompts, summary, digest, passes,
+        reference_digest,
+    )  # fmt: skip
+
+
+def _reference_pass(config: Config, split: Split, mesh: Mesh, digest: str) -> ReferencePass:
+    batches = _eval_batches(config, split, mesh)
+    assert batches is not None
+    rows = split.batches(_eval_rows(config), config.seed)
+    return ReferencePass(split.name, open_values(config, split, digest), rows, batches)
 
 
 def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
@@ -182,11 +208,16 @@ def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Cons
     return RunData(config.steps, loader, eval_batches, _prompts(config, split), stream=stream)
 
 
-def _prompts(config: Config, split: Split | None) -> Sequence[Sequence[int]]:
+def _prompts(config: Config, split: Split | None) -> Sequence[DataPrompt]:
     """Prompts to complete where the config names none; a completion fits in a row with each."""
     if split is None or config.evaluation.prompts is not None:
         return ()
     return first_prompts(split, config.data.max_length - config.evaluation.max_new_tokens)
+
+
+def _eval_rows(config: Config) -> int:
+    """Rows of an evaluation batch: those of a microbatch."""
+    return config.batch.size // config.batch.num_microbatches
 
 
 def _print_summary(splits: Sequence[Split], console: Console, first: Sequence[str] = ()) -> None:
@@ -198,12 +229,13 @@ def _print_summary(splits: Sequence[Split], console: Console, first: Sequence[st
 
 
 def _eval_batches(
-    config: Config, split: Split | None, mesh: Mesh
+    config: Config, split: Split | None, mesh: Mesh, reference: ReferenceValues | None = None
 ) -> Callable[[], AbstractContextManager[Iterator[Batch]]] | None:
     if split is None:
         return None
-    num_rows = config.batch.size // config.batch.num_microbatches
-    batches, local = split.batches(num_rows, config.seed), local_rows(mesh, num_rows)
+    num_rows = _eval_rows(config)
+    batches = split.batches(num_rows, config.seed, reference)
+    local = local_rows(mesh, num_rows)
     return lambda: closing(
         prefetch(
             lambda number: batches.eval_batch(number, local),

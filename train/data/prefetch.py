@@ -56,7 +56,8 @@ def to_devices(arrays: Arrays, mesh: Mesh, num_microbatches: int | None = None) 
     lead = () if num_microbatches is None else (num_microbatches,)
     return {
         name: jax.make_array_from_process_local_data(
-            sharding, array.reshape(*lead, -1, array.shape[-1])
+            sharding,
+            array.reshape(*lead, -1, *array.shape[1:]),
         )
         for name, array in arrays.items()
     }

@@ -1,12 +1,12 @@
 """Prompts as tokens: a user's, and those of the data, which show what a run learns."""
 
 from datetime import datetime
-from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..hf.tokenizer import text_ids
+from .pairs import SIDES, side_of
 from .splits import Split
 from .template import Template
 
@@ -30,7 +30,18 @@ def prompt_ids(tokenizer: Any, prompt: str, now: datetime) -> list[int]:
     return ids
 
 
-def first_prompts(split: Split, most: int) -> list[list[int]]:
+class DataPrompt(NamedTuple):
+    """A prompt of the data, as tokens.
+
+    Attributes:
+      answers: of a preference pair, the tokens that follow it, as chosen and rejected.
+    """
+
+    ids: list[int]
+    answers: dict[str, list[int]]
+
+
+def first_prompts(split: Split, most: int) -> list[DataPrompt]:
     """The tokens before the first answer of the first examples that have any.
 
     A text that is learned as a whole has no prompt.
@@ -38,12 +49,17 @@ def first_prompts(split: Split, most: int) -> list[list[int]]:
     Args:
       most: the most tokens that a prompt may have.
     """
-    prompts: dict[tuple[int, ...], None] = {}
+    prompts: dict[tuple[int, ...], DataPrompt] = {}
     for number in range(min(len(split.lengths), TRIED)):
-        tokens, loss_mask = split.examples[number]
-        length = int(np.argmax(loss_mask))
+        example, sides = split.examples[number], {}
+        if example.tokens.ndim > 1:
+            sides = {name: side_of(example, side) for side, name in enumerate(SIDES)}
+            example = sides["chosen"]
+        length = int(np.argmax(example.loss_mask))
         if 1 < length <= most:
-            prompts[tuple(tokens[:length].tolist())] = None
+            ids = example.tokens[:length].tolist()
+            answers = {name: side.tokens[length:].tolist() for name, side in sides.items()}
+            prompts.setdefault(tuple(ids), DataPrompt(ids, answers))
         if len(prompts) == COUNT:
             break
-    return [list(prompt) for prompt in islice(prompts, COUNT)]
+    return list(prompts.values())

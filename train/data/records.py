@@ -52,6 +52,14 @@ class Pair:
 Record = Chat | Text | Pair
 
 
+def is_empty(answer: Chat | Text) -> bool:
+    """Whether nothing follows the prompt."""
+    if isinstance(answer, Text):
+        return not answer.completion.strip()
+    turns = [turn for turn in answer.turns[answer.first :] if turn["role"] == "assistant"]
+    return not any(str(t.get("content") or "").strip() or t.get("tool_calls") for t in turns)
+
+
 class Reading(NamedTuple):
     """How a record was understood.
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from ..config.data import DataSection, Source
 from ..errors import UserError
-from .batches import Batches
+from .batches import Batches, Reference
 from .packing import Packing, concatenate, one_per_row, pack
-from .sampler import SourceRows, permutation
+from .pairs import Store
+from .sampler import SourceRows
+from .selection import choose_eval, sample_used
 from .summary import describe_notes
-from .token_store import JoinedExamples, TokenStore
+from .tokenize import Example
 from .validate import fits
 
 
@@ -26,7 +28,7 @@ class TokenisedSource:
     """
 
     source: Source
-    store: TokenStore
+    store: Store
     is_eval: bool | None
 
 
@@ -41,7 +43,7 @@ class SourceSplit:
     """
 
     source: Source
-    store: TokenStore
+    store: Store
     numbers: np.ndarray
     used: np.ndarray
     fit: np.ndarray
@@ -49,8 +51,13 @@ class SourceSplit:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each used example, after cutting."""
+        """The length of each used example in a row, after cutting."""
         return np.minimum(self.store.index["length"][self.used], self.max_length)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each used example, after cutting: [N, 1], or of both answers [N, 2]."""
+        return np.minimum(self.store.sizes[self.used], self.max_length)
 
     @property
     def cut(self) -> np.ndarray:
@@ -71,7 +78,7 @@ class SourceSplit:
     def num_loss_tokens(self) -> int:
         """Tokens with a loss, after cutting."""
         lost = sum(
-            int(np.count_nonzero(self.store[number].loss_mask[self.max_length :]))
+            int(np.count_nonzero(self.store[number].loss_mask[..., self.max_length :]))
             for number in self.cut.tolist()
         )
         return int(self.store.index["num_loss_tokens"][self.used].sum(dtype=np.int64)) - lost
@@ -93,19 +100,19 @@ class Split:
     data: DataSection
 
     @property
-    def examples(self) -> JoinedExamples:
+    def examples(self) -> "SplitExamples":
         """The used examples."""
-        return JoinedExamples([(source.store, source.used) for source in self.sources])
-
-    def where(self, number: int) -> str:
-        """The position of a used example's record, as a user would look it up."""
-        store, index = self.examples.find(number)
-        return store.where(int(store.index["record"][index]))
+        return SplitExamples(self.sources)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each used example, after cutting."""
+        """The length of each used example in a row, after cutting."""
         return np.concatenate([source.lengths for source in self.sources])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each used example, after cutting: [N, 1], or of both answers [N, 2]."""
+        return np.concatenate([source.sizes for source in self.sources])
 
     @property
     def digests(self) -> np.ndarray:
@@ -120,14 +127,16 @@ class Split:
     @property
     def padding(self) -> float:
         """The fraction of the rows that is padding, if they are not bucketed."""
-        return self.rows.padding(self.lengths, self.data.max_length)
+        return self.rows.padding(self.sizes.mean(1), self.data.max_length)
 
-    def batches(self, batch_size: int, seed: int) -> Batches:
-        """Its rows in batches."""
+    def batches(self, batch_size: int, seed: int, reference: Reference | None = None) -> Batches:
+        """Its rows in batches, with a reference's log-probabilities if there is one."""
         return Batches(
             self.examples,
             self.rows,
             self.lengths,
+            sizes=self.sizes,
+            reference=reference,
             batch_size=batch_size,
             max_length=self.data.max_length,
             seed=seed,
@@ -141,9 +150,10 @@ class Split:
         num_left_out = sum(source.num_left_out for source in self.sources)
         num_loss = sum(source.num_loss_tokens for source in self.sources)
         limit = f"{self.data.max_length:,} tokens"
+        paired = self.sizes.shape[1] > 1
         facts = [
-            f"{self.name}: {len(self.lengths):,} examples",
-            f"{int(self.lengths.sum()):,} tokens ({num_loss:,} trained on)",
+            f"{self.name}: {len(self.lengths):,} {'pairs' if paired else 'examples'}",
+            f"{int(self.sizes.sum()):,} tokens ({num_loss:,} trained on)",
         ]
         facts += [f"{num_dropped:,} dropped as over {limit}"] * bool(num_dropped)
         facts += [f"{num_cut:,} cut to {limit}"] * bool(num_cut)
@@ -152,6 +162,18 @@ class Split:
         if self.data.packing == "packed":
             facts.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
         return ", ".join(facts)
+
+
+class SplitExamples:
+    """The used examples of several sources, numbered on from one to the next."""
+
+    def __init__(self, sources: Sequence[SourceSplit]) -> None:
+        self._stores = [source.store for source in sources]
+        self._numbers = np.concatenate([source.used for source in sources])
+        self._store = np.repeat(np.arange(len(sources)), [len(source.used) for source in sources])
+
+    def __getitem__(self, number: int) -> Example:
+        return self._stores[self._store[number]][int(self._numbers[number])]
 
 
 @dataclass(frozen=True)
@@ -245,48 +267,3 @@ def _make_split(
         for packing, part in zip(packings, parts, strict=True)
     ]
     return Split(name, parts, concatenate(packings), source_rows, data)
-
-
-def choose_eval(digests: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Whether each example is evaluation data: bool [N], about the fraction and at least one.
-
-    Equal digests are in one split, whichever sources they come from.
-
-    Args:
-      digests: uint64 [N].
-    """
-    if fraction == 0 or len(digests) == 0:
-        return np.zeros(len(digests), bool)
-    draws = _mix(digests ^ _mix(np.full(1, seed, np.uint64)))
-    count = max(1, round(fraction * len(draws)))
-    return draws <= np.partition(draws, count - 1)[count - 1]
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele et al. 2014) of uint64 [N]: a bijection."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def sample_used(
-    numbers: Sequence[np.ndarray], fit: Sequence[np.ndarray], limit: int | None, seed: int
-) -> list[np.ndarray]:
-    """The examples of each source that are used: all that fit, or a random sample of them.
-
-    Args:
-      numbers: each source's examples in the split.
-      fit: whether each example of each source can be used.
-      limit: the size of the sample over all sources, whose order is random; None takes all that
-        fit in their order.
-    """
-    source = np.repeat(np.arange(len(numbers)), [len(part) for part in numbers])
-    joined = np.concatenate(numbers)
-    usable = np.concatenate([ok[part] for ok, part in zip(fit, numbers, strict=True)])
-    if limit is None:
-        chosen = np.flatnonzero(usable)
-    else:
-        drawn = permutation(len(joined), seed, len(joined))
-        chosen = drawn[usable[drawn]][:limit]
-    return [joined[chosen][source[chosen] == number] for number in range(len(numbers))]

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .chat import NOTES, Understood
-from .token_store import TokenStore
+from .pairs import Store
 
 _SHOWN = 3  # Places of a kind of fault, ways of reading, columns.
 
 
-def describe_sources(named: Iterable[tuple[str, TokenStore]]) -> list[str]:
+def describe_sources(named: Iterable[tuple[str, Store]]) -> list[str]:
     """One line for each way in which each source's records were read."""
     lines: dict[str, None] = {}
     for name, store in named:

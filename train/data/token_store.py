@@ -30,7 +30,7 @@ from .tokenize import (
 )
 
 _BATCH = 512  # Records that are tokenised together.
-_LAYOUT = 3  # Version of the files; part of the digest.
+_LAYOUT = 4  # Version of the files; part of the digest.
 
 Advance = Callable[[int], None]  # Called with the number of records that were just tokenised.
 
@@ -60,6 +60,11 @@ class TokenStore:
         """Example i is stored from offsets[i] up to offsets[i + 1]: int64 [N + 1]."""
         return np.concatenate([[0], np.cumsum(self.index["length"], dtype=np.int64)])
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each example [N, 1]."""
+        return self.index["length"][:, None]
+
     def where(self, record: int) -> str:
         """A record's position as a user would look it up."""
         return self.records.where(record)
@@ -70,23 +75,6 @@ class TokenStore:
     def __getitem__(self, number: int) -> Example:
         span = slice(self.offsets[number], self.offsets[number + 1])
         return Example(self.tokens[span], self.loss_mask[span])
-
-
-class JoinedExamples:
-    """Some examples of several stores, numbered on from one to the next."""
-
-    def __init__(self, parts: Sequence[tuple[TokenStore, np.ndarray]]) -> None:
-        self._stores = [store for store, _ in parts]
-        self._numbers = np.concatenate([numbers for _, numbers in parts])
-        self._store = np.repeat(np.arange(len(parts)), [len(numbers) for _, numbers in parts])
-
-    def find(self, number: int) -> tuple[TokenStore, int]:
-        """The store that holds an example, and its number there."""
-        return self._stores[self._store[number]], int(self._numbers[number])
-
-    def __getitem__(self, number: int) -> Example:
-        store, index = self.find(number)
-        return store[index]
 
 
 def open_store(
@@ -184,7 +172,8 @@ class _Writer:
                 if self._stop and self._faults:
                     record, text = min(self._faults)
                     raise UserError(f"{self._records.where(record)}: {text}")
-                usable = index["first_loss_token"] >= 0
+                # No half of a pair, and no part of a conversation, is used without the others.
+                usable = ~np.isin(index["record"], [record for record, _ in self._faults])
                 for number in np.flatnonzero(usable).tolist():
                     tokens.write(examples[number].tokens)
                     loss_mask.write(examples[number].loss_mask)

@@ -2,13 +2,13 @@
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
-from .chat import Rendered
+from .chat import EQUAL_ANSWERS, PAIR, Rendered
 from .control import encode_spelled
 
 Fault = tuple[int, str]  # The number of a record, and why it cannot be trained on.
@@ -32,7 +32,11 @@ INDEX = np.dtype(
         ("record", "<i8"),  # The record that it comes from, counting from 0.
         ("length", "<i4"),  # Tokens.
         ("num_loss_tokens", "<i4"),
-        ("first_loss_token", "<i4"),  # Its position; the first token, which nothing predicts, aside
+        (
+            "first_loss_token",
+            "<i4",
+        ),  # Its position; the first token, which nothing predicts, aside
+        # Of a pair's answer: the first one that is not the other answer's too.
         ("highest_token", "<i4"),
         ("digest", "<u8"),  # Equal for equal tokens.
         ("record_digest", "<u8"),  # Equal for records that mean the same.
@@ -96,7 +100,8 @@ def to_examples(texts: Sequence[Rendered], encodings: Any, tokenizer: Any) -> li
             # A text may end with the token already. The end of an empty completion has a loss too.
             if not (any(mask) and ids[-1] == eos):
                 ids, mask = [*ids, eos], mask + b"\1"
-        examples.append(Example(np.array(ids, np.int32), np.frombuffer(mask, bool)))
+        examples.append(Example(np.array(ids, np.int32), np.frombuffer(bytearray(mask), bool)))
+    align_pairs(texts, examples)
     return examples
 
 
@@ -116,6 +121,40 @@ def _loss_mask(text: Rendered, count: int, encoding: Any) -> bytes:
         high = count if end >= len(text.text) else bisect_left(range(count), end, key=start)
         mask[low:high] = b"\1" * (high - low)
     return bytes(mask)
+
+
+def align_pairs(texts: Sequence[Rendered], examples: Sequence[Example]) -> None:
+    """Lets both answers of a preference pair have a loss from the same token on.
+
+    It is the first one at which the two differ or one of them has a loss: where a token holds the
+    end of the prompt and the beginning of one answer, the other answer's tokens of that text are
+    learned too, so that both continue the same tokens.
+    """
+    for chosen, rejected in _pairs(texts, examples):
+        starts = [_first(example.loss_mask) for example in (chosen, rejected)]
+        start = min(_first_difference(chosen, rejected), *starts)
+        for example, end in zip((chosen, rejected), starts, strict=True):
+            if end < len(example.loss_mask):
+                example.loss_mask[start:end] = True
+
+
+def _pairs(
+    texts: Sequence[Rendered], examples: Sequence[Example]
+) -> Iterator[tuple[Example, Example]]:
+    halves = (example for text, example in zip(texts, examples, strict=True) if text.notes & PAIR)
+    return zip(halves, halves, strict=True)
+
+
+def _first(loss_mask: np.ndarray) -> int:
+    """The first token with a loss, or the number of tokens."""
+    return int(np.argmax(loss_mask)) if loss_mask.any() else len(loss_mask)
+
+
+def _first_difference(chosen: Example, rejected: Example) -> int:
+    """The number of tokens that two examples begin with alike."""
+    count = min(len(chosen.tokens), len(rejected.tokens))
+    differ = chosen.tokens[:count] != rejected.tokens[:count]
+    return int(np.argmax(differ)) if differ.any() else count
 
 
 def index_examples(
@@ -138,12 +177,23 @@ def index_examples(
             text.record_digest,
             text.notes,
         )
+    pairs = np.flatnonzero(index["notes"] & PAIR)
+    for first, both in zip(pairs[::2], _pairs(texts, examples), strict=True):
+        for place in (first, first + 1):
+            if index["first_loss_token"][place] >= 0:
+                index["first_loss_token"][place] = max(
+                    index["first_loss_token"][place], _first_difference(*both)
+                )
     return index
 
 
 def without_loss(index: np.ndarray) -> list[Fault]:
-    """The records of an INDEX that have no token with a loss."""
-    return [
+    """The records of an INDEX that have no token with a loss, or a pair of equal answers."""
+    faults = [
         (record, "has no tokens to train on; add an assistant turn or text, or remove the record")
         for record in index["record"][index["first_loss_token"] < 0].tolist()
     ]
+    pairs = np.flatnonzero(index["notes"] & PAIR)
+    digest = index["digest"]
+    equal = pairs[::2][digest[pairs[::2]] == digest[pairs[1::2]]]
+    return faults + [(record, EQUAL_ANSWERS) for record in index["record"][equal].tolist()]

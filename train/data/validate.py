@@ -8,8 +8,8 @@ import numpy as np
 from ..config.data import DataSection
 from ..errors import UserError
 from .chat import PAIR
+from .pairs import Store
 from .summary import group_faults
-from .token_store import TokenStore
 from .tokenize import Fault
 
 
@@ -51,7 +51,7 @@ def find_pairs(index: np.ndarray) -> list[Fault]:
     message = (
         "is a preference pair, and sft trains on one answer; name it with "
         "data.columns: {prompt: prompt, completion: chosen}, or {messages: chosen} where chosen is "
-        "a whole conversation"
+        "a whole conversation, or train on pairs with gmt-train dpo"
     )
     pairs = index["record"][index["notes"] & PAIR != 0]
     return [(record, message) for record in np.unique(pairs).tolist()]
@@ -68,7 +68,7 @@ def fits(index: np.ndarray, data: DataSection) -> np.ndarray:
     return fit
 
 
-def find_faults(data: DataSection, stores: Iterable[TokenStore], vocab_size: int) -> list[str]:
+def find_faults(data: DataSection, stores: Iterable[Store], vocab_size: int) -> list[str]:
     """What keeps records of the stores from being used, a line a kind, with its first places."""
     return group_faults(
         (store.where(record), message)
@@ -79,15 +79,13 @@ def find_faults(data: DataSection, stores: Iterable[TokenStore], vocab_size: int
     )
 
 
-def refuse_pairs(stores: Iterable[TokenStore]) -> None:
-    """Checks that the stores hold no preference pairs.
-
-    Raises:
-      UserError: for the first pair.
-    """
-    for store in stores:
-        for record, message in find_pairs(store.index):
-            raise UserError(f"{store.where(record)}: {message}")
+def find_pair_faults(stores: Iterable[Store]) -> list[str]:
+    """The stores' preference pairs where single answers are trained on, as one line."""
+    return group_faults(
+        (store.where(record), message)
+        for store in stores
+        for record, message in find_pairs(store.index)
+    )
 
 
 def check_epoch(rows_per_epoch: int, batch_size: int) -> None:

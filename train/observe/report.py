@@ -22,6 +22,9 @@ def report(run: Run) -> RenderableType:
     if eval_losses:
         change = eval_losses[-1] / eval_losses[0] - 1
         table.add_row("eval loss", f"{eval_losses[0]:.4f} → {eval_losses[-1]:.4f}  ({change:+.1%})")
+    accuracies = [r["eval_accuracy"] for r in records if "eval_accuracy" in r]
+    if accuracies:
+        table.add_row("eval accuracy", f"{accuracies[0]:.1%} → {accuracies[-1]:.1%}")
     if trained:
         table.add_row("updates", str(trained[-1]["step"]))
         table.add_row("masked gradient", f"{trained[-1]['masked_fraction']:.2%} of all entries")

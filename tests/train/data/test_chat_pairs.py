@@ -5,14 +5,22 @@ from typing import Any
 
 import pytest
 
+from train.config.data import Format
 from train.data.chat import LossOn, RecordReader, Renderer
 from train.data.tokenize import Example, encode
+from train.errors import UserError
 
 Make = Callable[..., Any]
 
 
-def _encode(row: dict[str, Any], tokenizer: Any, loss_on: LossOn = "assistant") -> list[Example]:
-    return encode(Renderer(RecordReader(loss_on=loss_on), tokenizer).render(row), tokenizer)
+def _encode(
+    row: dict[str, Any],
+    tokenizer: Any,
+    loss_on: LossOn = "assistant",
+    format: Format | None = None,
+) -> list[Example]:
+    reader = RecordReader(format, loss_on=loss_on)
+    return encode(Renderer(reader, tokenizer).render(row), tokenizer)
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "last"])
@@ -32,7 +40,7 @@ def test_a_pair_shares_its_prompt(tokenizer: Any, turns: Make, draw: Make, loss_
 
 def test_a_pair_of_strings(tokenizer: Any, draw: Make) -> None:
     row = {"prompt": "1+1=", "chosen": "2", "rejected": "3!"}
-    pair = _encode(row, tokenizer)
+    pair = _encode(row, tokenizer, format="preference")
     assert [draw(tokenizer, side) for side in pair] == [
         ("1+1=2E", "    ^^"),
         ("1+1=3!E", "    ^^^"),
@@ -45,3 +53,39 @@ def test_a_pair_whose_prompt_is_a_string_and_whose_answers_are_turns(
     row = {"prompt": "1", "chosen": turns("a:2"), "rejected": turns("a:3")}
     pair = _encode(row, tokenizer)
     assert [draw(tokenizer, side)[0] for side in pair] == ["u:1E/a:2E/", "u:1E/a:3E/"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "1", "chosen": "2", "rejected": "3"}, "set data.format to preference"),
+        ({"prompt": "1", "chosen": ["a:2"], "rejected": ["a:2"]}, "has equal answers in chosen"),
+        ({"prompt": "1", "chosen": ["a:2"], "rejected": ["a: "]}, "has an empty answer in reject"),
+        ({"chosen": ["u:1", "a:2"], "rejected": ["u:1"]}, "has an empty answer in rejected"),
+        ({"chosen": ["u:1", "a:2"], "rejected": ["u:3", "a:4"]}, "two different prompts"),
+        ({"chosen": ["u:1", "a:2"], "rejected": ["s:0", "u:1", "a:4"]}, "two different prompts"),
+    ],
+)
+def test_what_is_no_pair_is_a_fault(
+    tokenizer: Any, turns: Make, row: dict[str, Any], message: str
+) -> None:
+    for name in ("chosen", "rejected"):
+        row[name] = turns(*row[name]) if isinstance(row[name], list) else row[name]
+    with pytest.raises(UserError, match=message):
+        _encode(row, tokenizer)
+
+
+def test_both_answers_continue_the_same_tokens() -> None:
+    """A token that holds the prompt's end and one answer's beginning is learned, on both sides."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: n for n, token in enumerate(["<e>", "1", "=", "2", "3", "=2"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[("=", "2")]))
+    merging = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
+    pair = _encode({"prompt": "1=", "chosen": "2", "rejected": "3"}, merging)
+    assert [side.tokens.tolist() for side in pair] == [[1, 5, 0], [1, 2, 4, 0]]
+    assert [side.loss_mask.tolist() for side in pair] == [
+        [False, True, True],
+        [False, True, True, True],
+    ]

@@ -28,11 +28,13 @@ def check(
     """Checks rows, and a config's data section laid over the usual one."""
 
     def check(
-        *rows: Any, model: dict[str, str] | None = None, **data: Any
+        *rows: Any, model: dict[str, str] | None = None, objective: str = "sft", **data: Any
     ) -> tuple[int, str, list[str]]:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        config = write_config(data={"train": str(file)} | data, model=model or {})
+        config = write_config(
+            data={"train": str(file)} | data, model=model or {}, objective={"kind": objective}
+        )
         status = main(["data", "check", "--config", str(config)])
         out, err = capsys.readouterr()
         return status, out, err.splitlines()
@@ -125,11 +127,32 @@ def test_an_end_of_turn_that_is_never_learned(
     assert "trains on an end token" in err[0]
 
 
-def test_pairs_are_checked_too(check: Check) -> None:
-    rows = [{"prompt": "1", "chosen": "2" * n, "rejected": "3" * n} for n in range(1, 40)]
-    status, out, _ = check(*rows)
+PAIRS = [
+    {"prompt": f"{n}", "chosen": "2" * (n % 7 + 1), "rejected": "3" * (n % 5 + 1)}
+    for n in range(1, 40)
+]
+
+
+def test_pairs_are_checked_for_the_objective(check: Check) -> None:
+    status, out, _ = check(*PAIRS, objective="dpo", format="preference")
     assert status == 0
-    assert "evaluation data" in out
+    for said in (
+        "training data: 31 pairs",
+        "training data: tokens to the end of chosen, median",
+        "evaluation data: tokens … of rejected, median",
+        "chosen: 1⟦22<|end|>⟧\nrejected: 1⟦33<|end|>⟧",
+        "78 of 78 texts survive a round trip",
+    ):
+        assert said in out, out
+    status, _, err = check(*PAIRS, format="preference")
+    assert (status, len(err)) == (2, 1)
+    assert "rows.jsonl:1: is a preference pair" in err[0]
+
+
+def test_single_answers_are_no_pairs(check: Check, tmp_path: Path) -> None:
+    status, _, err = check(*PAIRS, _row("2"), _row("3"), objective="dpo", format=None)
+    assert status == 2
+    assert any("is not a preference pair" in line for line in err), err
 
 
 def test_how_records_were_read_is_said_first(check: Check, tmp_path: Path) -> None:

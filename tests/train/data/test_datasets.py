@@ -200,7 +200,7 @@ def test_preference_pairs_are_not_for_sft(build: Any, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
     with pytest.raises(UserError, match=r"pairs.jsonl:1: is a preference pair"):
-        build(path)
+        build(path, format="preference")
 
 
 def test_a_hub_data_set_with_two_splits(

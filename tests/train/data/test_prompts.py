@@ -23,7 +23,10 @@ def test_the_first_prompts_are_taken_once_each(
     data = DataSection(train=str(file), eval_fraction=0)
     datasets = build_datasets(data, DataContext(tokenizer, 300, 0, tmp_path / "cache"))
     prompts = first_prompts(datasets.train, most=20)
-    assert [tokenizer.decode(ids) for ids in prompts] == ["u:first<e>\na:", "u:third<e>\na:"]
+    assert [tokenizer.decode(prompt.ids) for prompt in prompts] == [
+        "u:first<e>\na:",
+        "u:third<e>\na:",
+    ]
     assert first_prompts(datasets.train, most=0) == []
 
 

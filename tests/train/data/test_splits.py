@@ -1,42 +1,58 @@
-"""Which examples are used, and in which split."""
+"""What a split reports of its examples, of single answers and of pairs."""
 
-import numpy as np
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from train.data.splits import choose_eval, sample_used
+from train.config.data import DataSection
+from train.data.datasets import DataContext, build_datasets
+from train.data.splits import Split
+
+ROWS = [
+    {"prompt": "12", "completion": "3", "chosen": "3", "rejected": "456"},
+    {"prompt": "1", "completion": "23456", "chosen": "23456", "rejected": "3"},
+]
 
 
-@pytest.mark.parametrize("fraction", [0.001, 0.2, 0.5, 1.0])
-def test_a_share_of_the_examples_is_for_evaluation(fraction: float) -> None:
-    digests = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
-    held = choose_eval(digests, fraction, 0)
-    assert held.sum() == max(1, round(1000 * fraction))
+@pytest.fixture
+def build(tokenizer: Any, tmp_path: Path) -> Callable[..., Split]:
+    def build(pairs: bool, **options: Any) -> Split:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        kind = "preference" if pairs else "completion"
+        section = DataSection(train=str(file), eval_fraction=0, format=kind, **options)
+        context = DataContext(tokenizer, 300, 0, tmp_path / "cache", pairs=pairs)
+        return build_datasets(section, context).train
+
+    return build
 
 
-def test_equal_examples_are_in_one_split() -> None:
-    digests = np.arange(50, dtype=np.uint64) % np.uint64(10)
-    for seed in range(5):
-        held = choose_eval(digests, 0.3, seed).reshape(5, 10)
-        assert (held == held[0]).all()
+@pytest.mark.parametrize(
+    ("pairs", "sizes", "text"),
+    [
+        (False, [[4], [5]], "2 examples, 9 tokens (6 trained on), 1 cut to 5 tokens"),
+        (True, [[4, 5], [5, 3]], "2 pairs, 17 tokens (11 trained on), 2 cut to 5 tokens"),
+    ],
+)
+def test_tokens_are_those_that_are_used(build: Any, pairs: bool, sizes: Any, text: str) -> None:
+    split = build(pairs, max_length=5, overlong="truncate")
+    assert split.sizes.tolist() == sizes
+    assert split.lengths.tolist() == [max(size) for size in sizes]
+    assert str(split) == f"training data: {text}"
 
 
-def test_the_seed_decides_which_examples_those_are() -> None:
-    digests = np.arange(40, dtype=np.uint64)
-    assert len({choose_eval(digests, 0.2, seed).tobytes() for seed in range(5)}) == 5
+@pytest.mark.parametrize(("pairs", "padding"), [(False, 1 - 11 / 32), (True, 1 - 20 / 64)])
+def test_padding_is_the_share_of_all_rows(build: Any, pairs: bool, padding: float) -> None:
+    assert build(pairs, max_length=16).padding == pytest.approx(padding)
 
 
-def test_a_fraction_of_zero_chooses_nothing() -> None:
-    assert not choose_eval(np.arange(5, dtype=np.uint64), 0, 0).any()
-
-
-def test_a_limit_takes_a_sample_over_all_sources() -> None:
-    numbers = [np.arange(0, 100, 2), np.arange(30)]
-    fit = [np.arange(100) % 10 > 0, np.full(30, True)]
-    whole = sample_used(numbers, fit, None, 0)
-    assert whole[0].tolist() == [n for n in range(0, 100, 2) if n % 10]
-    assert whole[1].tolist() == list(range(30))
-    sample = sample_used(numbers, fit, 20, 0)
-    assert sum(map(len, sample)) == 20
-    assert all(len(part) > 2 for part in sample)
-    assert all(set(s) < set(w) for s, w in zip(sample, whole, strict=True))
-    assert sample[0].tolist() != sorted(sample[0].tolist())
+def test_the_digest_is_that_of_both_answers(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = build(True, max_length=16).digest
+    assert build(True, max_length=16).digest == before
+    for name in ("chosen", "rejected"):
+        with monkeypatch.context() as patch:
+            patch.setitem(ROWS[0], name, "9")
+            assert build(True, max_length=16).digest != before
