@@ -15,6 +15,7 @@ The threshold is exact and found by counting, so that a sharded gradient is neit
 sorted. From Li et al., https://arxiv.org/abs/2406.15330.
 """
 
+from gmt_jax.fixed import fixed_mask
 from gmt_jax.mask import GmtMaskState, gmt_mask
 from gmt_jax.merge import dare, interpolate
 from gmt_jax.methods import (
@@ -27,8 +28,10 @@ from gmt_jax.methods import (
     one_off,
     random_mask,
 )
+from gmt_jax.momentum import mofo
 from gmt_jax.report import MaskReport
 from gmt_jax.selective import SelectiveState, by_score, gmt, train_only
+from gmt_jax.skipping import magma, skip_update
 
 __all__ = [
     "GmtMaskState",
@@ -38,15 +41,19 @@ __all__ = [
     "dare",
     "every_few",
     "fisher",
+    "fixed_mask",
     "gmt",
     "gmt_mask",
     "gradient_to_weight",
     "hft",
     "interpolate",
     "lisa",
+    "magma",
     "magnitude",
+    "mofo",
     "one_off",
     "random_mask",
+    "skip_update",
     "train_only",
 ]
 __version__ = "0.1.0"

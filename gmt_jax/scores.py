@@ -1,6 +1,7 @@
 """Masks by a score: what is scored, and when a new mask is selected."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,10 @@ from gmt_jax.selection import GmtMaskState, LargestScores, Selector
 from gmt_jax.tree_paths import as_key, path_key
 from gmt_jax.types import Key, Mask, PyTree
 
+# The name of a score, or a function of the gradient and the parameters that returns the scores.
+Score: TypeAlias = str | Callable[[optax.Updates, optax.Params | None], PyTree]
+# Likewise with the state of the inner optimizer, as `by_score` takes it.
+ScoreFunction: TypeAlias = Callable[[optax.Updates, optax.Params | None, optax.OptState], PyTree]
 SCORES = ("gradient", "gradient_to_weight", "weight", "random", "fisher")
 
 
@@ -33,9 +38,13 @@ class ScoredState(NamedTuple):
 
 
 def score_selector(
-    largest: LargestScores, score: str, every: int | None, warmup: int, key: Key
+    largest: LargestScores, score: Score, every: int | None, warmup: int, key: Key
 ) -> Selector[ScoredState]:
-    """A selector of the entries with the largest scores; the arguments are those of `by_score`."""
+    """A selector of the entries with the largest scores.
+
+    The arguments are those of `by_score`; a function that is the score has two arguments here, the
+    gradient and the parameters.
+    """
     _check_options(score, every, warmup)
     every_update = every == 1 and warmup == 0
     if every_update and score == "fisher":
@@ -100,9 +109,9 @@ def _is_due(since_warmup: jax.Array, every: int | None) -> jax.Array:
     return (since_warmup >= 0) & (since_warmup % every == 0)
 
 
-def _check_options(score: str, every: int | None, warmup: int) -> None:
-    if score not in SCORES:
-        raise ValueError(f"score is one of {', '.join(SCORES)}; got {score!r}")
+def _check_options(score: Score, every: int | None, warmup: int) -> None:
+    if not callable(score) and score not in SCORES:
+        raise ValueError(f"score is one of {', '.join(SCORES)} or a function; got {score!r}")
     if every is not None:
         _check_updates("every", every, 1)
     _check_updates("warmup", warmup, 0)
@@ -116,8 +125,10 @@ def _check_updates(name: str, value: object, least: int) -> None:
         )
 
 
-def _scores(score: str, grads: optax.Updates, params: optax.Params | None) -> PyTree:
+def _scores(score: Score, grads: optax.Updates, params: optax.Params | None) -> PyTree:
     """Scores that follow from a gradient and the parameters alone."""
+    if callable(score):
+        return score(grads, params)
     if score == "gradient":
         return grads
     # Only of the parameters that have gradients.

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from gmt_jax.report import reported
-from gmt_jax.scores import score_selector
+from gmt_jax.scores import ScoreFunction, score_selector
 from gmt_jax.selection import LargestScores, Selector, apply_mask
+from gmt_jax.structured import refuse_constants
 from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, NumStackedAxes, PyTree
 
 
@@ -107,14 +108,14 @@ def gmt(
     """
     largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
     selector = score_selector(largest, "gradient", every=1, warmup=0, key=0)
-    return _selective(inner, selector, num_stacked_axes, apply_to, report)
+    return selective(inner, lambda _: selector, num_stacked_axes, apply_to, report)
 
 
 def by_score(
     inner: optax.GradientTransformation,
     mask_ratio: MaskRatio,
     *,
-    score: str = "gradient",
+    score: str | ScoreFunction = "gradient",
     every: int | None = 1,
     warmup: int = 0,
     key: Key = 0,
@@ -137,7 +138,9 @@ def by_score(
       score: the quantity of which the smallest are masked: ``"gradient"``, |g|;
         ``"gradient_to_weight"``, |g| / |w|, or 0 where g is 0; ``"weight"``, |w|; ``"random"``, a
         random number for each entry; ``"fisher"``, the sum of |g|² over the updates since a mask
-        was last selected.
+        was last selected. Or a function of the gradient, the parameters and the state of ``inner``
+        that returns a tree of scores, whose absolute values count. The state is that before the
+        update, and with ``apply_to="update"`` that after it.
       every: the number of updates that a mask lasts; None: the first mask stays.
       warmup: the number of updates before the first mask. They mask everything; the Fisher score
         sums up their gradients, and the inner optimizer counts them.
@@ -171,8 +174,16 @@ def by_score(
       [ 3. -4.  1.  2.]
     """
     largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
-    selector = score_selector(largest, score, every, warmup, key)
-    return _selective(inner, selector, num_stacked_axes, apply_to, report)
+
+    def selector_of(inner_state: Any) -> Selector[Any]:
+        def of_state(grads: optax.Updates, params: optax.Params | None) -> PyTree:
+            assert not isinstance(score, str)
+            return score(grads, params, inner_state)
+
+        bound = score if isinstance(score, str) else of_state
+        return score_selector(largest, bound, every, warmup, key)
+
+    return selective(inner, selector_of, num_stacked_axes, apply_to, report)
 
 
 def train_only(
@@ -224,6 +235,7 @@ def train_only(
     ) -> tuple[Mask, ScheduledState]:
         del params
         mask = jax.tree.broadcast(schedule(grads)(state.count), grads)
+        refuse_constants(mask, state.count)
         leaves = jax.tree.leaves(grads)
         means = [jnp.mean(part, dtype=jnp.float32) for part in jax.tree.leaves(mask)]
         entries = sum(g.size for g in leaves)
@@ -231,25 +243,40 @@ def train_only(
         fraction = jnp.asarray(1 - trained, jnp.float32)
         return mask, ScheduledState(jnp.asarray(optax.safe_increment(state.count)), fraction)
 
-    return _selective(inner, Selector(init, select), num_stacked_axes, apply_to, report)
+    return selective(inner, lambda _: Selector(init, select), num_stacked_axes, apply_to, report)
 
 
-def _selective(
+def selective(
     inner: optax.GradientTransformation,
-    selector: Selector[Any],
+    selector_of: Callable[[Any], Selector[Any]],
     num_stacked_axes: NumStackedAxes,
     apply_to: str,
     report: bool,
 ) -> optax.GradientTransformationExtraArgs:
+    """An optimizer under the mask of a selector, which may depend on the optimizer's state.
+
+    Args:
+      inner: any optimizer.
+      selector_of: a function of the state of ``inner``, before the update or, with
+        ``apply_to="update"``, after it; of None before the first update.
+      num_stacked_axes: this and the following as in `gmt`.
+      apply_to: as in `gmt`.
+      report: as in `gmt`.
+    """
     if apply_to not in ("both", "update", "gradient"):
         raise ValueError(f"apply_to is 'both', 'update' or 'gradient', got {apply_to!r}")
     inner = optax.with_extra_args_support(inner)
-    selector = reported(selector, num_stacked_axes) if report else selector
     # -0.0 added to a weight changes no bit of it, neither of 0.0 nor of -0.0.
     apply_to_update = partial(apply_mask, zero=-0.0)
 
+    def with_report(inner_state: Any) -> Selector[Any]:
+        selector = selector_of(inner_state)
+        return reported(selector, num_stacked_axes) if report else selector
+
+    first = with_report(None)  # Refuses options that make no sense.
+
     def init_fn(params: optax.Params) -> SelectiveState:
-        return SelectiveState(inner.init(params), selector.init(params))
+        return SelectiveState(inner.init(params), first.init(params))
 
     def update_fn(
         updates: optax.Updates,
@@ -257,10 +284,15 @@ def _selective(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelectiveState]:
-        mask, selector_state = selector.select(updates, state.selector_state, params)
-        if apply_to != "update":
+        inner_state, selector_state = state.inner_state, state.selector_state
+        if apply_to == "update":
+            grads = updates
+            updates, inner_state = inner.update(grads, inner_state, params, **extra_args)
+            mask, selector_state = with_report(inner_state).select(grads, selector_state, params)
+        else:
+            mask, selector_state = with_report(inner_state).select(updates, selector_state, params)
             updates = jax.tree.map(apply_mask, updates, mask)
-        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+            updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
         if apply_to != "gradient":
             updates = jax.tree.map(apply_to_update, updates, mask)
         return updates, SelectiveState(inner_state, selector_state)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gmt_jax.param_roles import ROLES, read_model
-from gmt_jax.tree_paths import as_key
+from gmt_jax.tree_paths import as_key, path_name
 from gmt_jax.types import Key, Mask, MaskSchedule
 
 
@@ -135,6 +135,17 @@ def lisa_schedule(
         return model.mask(dict.fromkeys(members, trained))
 
     return schedule
+
+
+def refuse_constants(mask: Mask, count: jax.Array) -> None:
+    """Refuses masks that a compiled update would hold as constants of some size."""
+    if isinstance(count, jax.core.Tracer):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+            if not isinstance(leaf, jax.core.Tracer) and np.size(leaf) >= 1 << 20:
+                raise ValueError(
+                    f"the schedule's mask of {path_name(path)} does not depend on the count, so "
+                    "that it would be a constant of the program; give it to fixed_mask"
+                )
 
 
 def _round_key(key: Key, count: jax.Array | int, every: int) -> jax.Array:

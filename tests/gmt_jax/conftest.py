@@ -127,3 +127,24 @@ class Run:
 @pytest.fixture(scope="session")
 def run() -> type[Run]:
     return Run
+
+
+class AdamW:
+    """`Run.adamw` in NumPy, with the defaults of optax: its moments, and its updates."""
+
+    def __init__(self) -> None:
+        self.count, self.mu, self.nu = 0, 0.0, 0.0
+
+    def __call__(self, gradient: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        g, w = gradient.astype(np.float64), weight.astype(np.float64)
+        self.count += 1
+        self.mu = 0.9 * self.mu + 0.1 * g
+        self.nu = 0.999 * self.nu + 0.001 * g**2
+        mu, nu = self.mu / (1 - 0.9**self.count), self.nu / (1 - 0.999**self.count)
+        update: np.ndarray = -1e-2 * (mu / (np.sqrt(nu) + 1e-8) + 0.1 * w)
+        return update
+
+
+@pytest.fixture(scope="session")
+def adamw_in_numpy() -> type[AdamW]:
+    return AdamW

@@ -221,3 +221,22 @@ def test_a_restored_state_continues_as_before(every: int | None, run: Any) -> No
         updates, state = optimizer.update(run.gradient(step), state, params)
         moved = jax.tree.map(lambda u: np.asarray(u) != 0, updates)
         jax.tree.map(np.testing.assert_array_equal, moved, whole[step])
+
+
+def test_a_function_of_gradient_weights_and_inner_state_is_the_score() -> None:
+    """|g + m · w|, with the momentum m before the update or after it."""
+
+    def score(grads: Any, params: Any, state: Any) -> Any:
+        return grads + optax.tree.get(state, "trace") * params
+
+    params = jnp.array([1.0, 8.0, 1.0, 1.0])
+    gradients = (jnp.array([4.0, 1.0, 2.0, 3.0]), jnp.array([1.0, 0.5, 2.0, 9.0]))
+    kept = {}
+    for apply_to in ("both", "update"):
+        optimizer = by_score(optax.sgd(1.0, momentum=1.0), 0.5, score=score, apply_to=apply_to)
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, params)
+            kept.setdefault(apply_to, []).append(np.flatnonzero(updates).tolist())
+    # Before: |4 1 2 3|, then with m = (4 0 0 3), |5 .5 2 12|. After: |8 9 4 6|, |6 12.5 6 21|.
+    assert kept == {"both": [[0, 3], [0, 3]], "update": [[0, 1], [1, 3]]}

@@ -1,0 +1,253 @@
+"""skip_update and magma: whole tensors are left out of an update at random."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import KeyPath
+
+from gmt_jax.mask_ratio import check_fraction, stacked_axes
+from gmt_jax.momentum import first_moment
+from gmt_jax.selection import apply_mask
+from gmt_jax.tree_paths import as_key, path_key, path_name
+from gmt_jax.types import Key, NumStackedAxes, PyTree
+
+Inner: TypeAlias = optax.GradientTransformation
+Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
+# One probability for all leaves, or a mapping of regular expressions searched in their paths.
+SkipRatio: TypeAlias = float | Mapping[str, float]
+_SKIP_RATIO = "skip_ratio is the probability that a tensor is not updated"
+
+
+class SkipState(NamedTuple):
+    """State of `skip_update` and `magma`.
+
+    Attributes:
+      inner_state: the state of the inner optimizer.
+      count: int32 scalar: the number of updates done.
+      masked_fraction: float32 scalar: the fraction of all entries that the latest update left out.
+      alignment: float32 of shape [*stacked axes] for each leaf: the running mean of how well
+        momentum and gradient agree; None for `skip_update`.
+    """
+
+    inner_state: optax.OptState
+    count: jax.Array  # type: ignore[assignment]  # tuple.count is a method
+    masked_fraction: jax.Array
+    alignment: PyTree
+
+
+def skip_update(
+    inner: Inner,
+    key: Key,
+    skip_ratio: SkipRatio = 0.5,
+    *,
+    num_stacked_axes: NumStackedAxes = None,
+) -> Optimizer:
+    r"""SkipUpdate: whole tensors are left out of an update at random, and the others move further.
+
+    Each tensor b is updated with probability p = 1 - ``skip_ratio``, drawn anew at each update, and
+    its update :math:`\Delta` divided by p, so that it is right on average:
+
+    .. math::
+      \theta^{(b)} \leftarrow \theta^{(b)} + \tfrac{1}{p} m^{(b)} \Delta^{(b)}, \qquad
+      m^{(b)} \sim \text{Bernoulli}(p).
+
+    The optimizer sees the whole gradient: its moments are those of plain training. A tensor that is
+    left out keeps its bits. The paper draws the matrices of attention and feed-forward layers and
+    updates the rest always: ``{"embed|head|norm": 0.0, ".*": 0.5}``.
+
+    Args:
+      inner: any optimizer; the paper's is RMSProp.
+      key: the key of the draws, as from ``jax.random.key``, or an integer n for
+        ``jax.random.key(n)``. They depend only on it, on the number of updates done and on the path
+        of a leaf: they are the same on every sharding and after a restart.
+      skip_ratio: the probability, in [0, 1), with which a tensor is left out; one for all, or by
+        path: of a mapping's keys, regular expressions, the first that is found in a leaf's path
+        applies.
+      num_stacked_axes: the leading axes of a leaf that index separate tensors, as in ``gmt_mask``.
+
+    Returns:
+      The optimizer, whose state is a ``SkipState``.
+
+    Raises:
+      ValueError: if ``skip_ratio`` is not in [0, 1); and when first given the parameters, if no
+        pattern is found in a path, or as ``gmt_mask``.
+      TypeError: as ``gmt_mask``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from gmt_jax import skip_update
+      >>> optimizer = skip_update(optax.sgd(1.0), key=0, skip_ratio={"norm": 0.0, ".*": 0.5})
+      >>> params = {"norm": jnp.zeros(2), "w": jnp.zeros(2)}
+      >>> state = optimizer.init(params)
+      >>> gradient = {"norm": jnp.ones(2), "w": jnp.ones(2)}
+      >>> for _ in range(3):
+      ...     updates, state = optimizer.update(gradient, state, params)
+      ...     print(updates["norm"], updates["w"])
+      [-1. -1.] [-0. -0.]
+      [-1. -1.] [-2. -2.]
+      [-1. -1.] [-2. -2.]
+
+    References:
+      Joo et al., `On Surprising Effectiveness of Masking Updates in Adaptive Optimizers
+      <https://arxiv.org/abs/2602.15322>`_, 2026, section 2.
+    """
+    _check_skip_ratio(skip_ratio)
+    return _skipping(inner, key, skip_ratio, num_stacked_axes, None)
+
+
+def magma(
+    inner: Inner,
+    key: Key,
+    skip_ratio: SkipRatio = 0.5,
+    *,
+    temperature: float = 2.0,
+    num_stacked_axes: NumStackedAxes = None,
+) -> Optimizer:
+    r"""Magma: SkipUpdate, with each tensor's update scaled by how well momentum and gradient agree.
+
+    For each tensor b, with the first moment :math:`\mu` after the update and the gradient g,
+
+    .. math::
+      s_t^{(b)} = 0.9\, s_{t-1}^{(b)}
+        + 0.1\, \text{sigmoid}(\cos(\mu_t^{(b)}, g_t^{(b)}) / \tau), \qquad
+      \theta^{(b)} \leftarrow \theta^{(b)} + s_t^{(b)} m^{(b)} \Delta^{(b)},
+
+    and :math:`m^{(b)}` is 1 with probability 1 - ``skip_ratio``, else 0. Unlike with `skip_update`
+    the update is not divided by that probability: by the paper's settings, it is about a quarter of
+    the optimizer's on average, so that the learning rate may have to be larger.
+
+    Tensors whose ``skip_ratio`` is 0 are updated as by ``inner`` alone.
+
+    The paper leaves two things open: :math:`s_0`, which is 1/2 here, the value where momentum and
+    gradient are orthogonal; and the cosine of a zero vector, which is 0 here.
+
+    Args:
+      inner: an optimizer with a first moment, as in `mofo`.
+      key: as in `skip_update`.
+      skip_ratio: as in `skip_update`.
+      temperature: the temperature τ of the paper.
+      num_stacked_axes: as in `skip_update`.
+
+    Returns:
+      The optimizer, whose state is a ``SkipState``.
+
+    Raises:
+      ValueError: as `skip_update`; if ``temperature`` is not positive; and at the first update, if
+        ``inner`` has no first moment.
+      TypeError: as `skip_update`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from gmt_jax import magma
+      >>> optimizer = magma(optax.sgd(1.0, momentum=0.9), key=0, skip_ratio=0.01)
+      >>> params = jnp.zeros(2)
+      >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(params), params)
+      >>> print(updates)  # 0.9 * 0.5 + 0.1 * sigmoid(1 / 2)
+      [-0.5122459 -0.5122459]
+
+    References:
+      Joo et al., `On Surprising Effectiveness of Masking Updates in Adaptive Optimizers
+      <https://arxiv.org/abs/2602.15322>`_, 2026, algorithm 1.
+    """
+    _check_skip_ratio(skip_ratio)
+    if isinstance(temperature, (int, float)) and temperature <= 0:
+        raise ValueError(f"temperature is a positive number; got {temperature!r}")
+    return _skipping(inner, key, skip_ratio, num_stacked_axes, temperature)
+
+
+def _skipping(
+    inner: Inner,
+    key: Key,
+    skip_ratio: SkipRatio,
+    num_stacked_axes: NumStackedAxes,
+    temperature: float | None,
+) -> Optimizer:
+    """`magma`, or without a temperature `skip_update`."""
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> SkipState:
+        def half(path: KeyPath, p: Any) -> jax.Array:
+            _ratio_of(skip_ratio, path)  # Refuses a path without one before anything is trained.
+            return jnp.full(p.shape[: stacked_axes(num_stacked_axes, path, p)], 0.5, jnp.float32)
+
+        alignment = jax.tree_util.tree_map_with_path(half, params)
+        return SkipState(
+            inner.init(params),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.float32),
+            None if temperature is None else alignment,
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: PyTree,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SkipState]:
+        grads = updates
+        updates, inner_state = inner.update(grads, state.inner_state, params, **extra_args)
+        alignment = state.alignment
+        if temperature is not None:
+            moments = first_moment(inner_state, grads)
+            scores = jax.tree.map(_alignment, grads, moments, alignment)
+            alignment = jax.tree.map(
+                lambda old, cos: 0.9 * old + 0.1 * jax.nn.sigmoid(cos / temperature),
+                alignment,
+                scores,
+            )
+        draw = jax.random.fold_in(as_key(key), state.count)
+        flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
+        factors = [None] * len(flat) if alignment is None else jax.tree.leaves(alignment)
+        size = max(sum(u.size for _, u in flat), 1)
+        made, masked = [], jnp.float32(0)
+        for (path, u), factor in zip(flat, factors, strict=True):
+            ratio = _ratio_of(skip_ratio, path)
+            if ratio == 0:
+                made.append(u)
+                continue
+            num_axes = stacked_axes(num_stacked_axes, path, u)
+            kept = jax.random.bernoulli(path_key(path, draw), 1 - ratio, u.shape[:num_axes])
+            scale = jnp.full(kept.shape, 1 / (1 - ratio)) if factor is None else factor
+            over = tuple(range(num_axes, u.ndim))
+            scaled = u * jnp.expand_dims(scale, over).astype(u.dtype)
+            made.append(apply_mask(scaled, jnp.expand_dims(kept, over), -0.0))
+            masked += (1 - jnp.mean(kept, dtype=jnp.float32)) * (u.size / size)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return jax.tree.unflatten(treedef, made), SkipState(inner_state, count, masked, alignment)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _alignment(g: jax.Array, moment: jax.Array, like: jax.Array) -> jax.Array:
+    """The cosine of gradient and moment, of the shape of `like`; 0 where one of them is zero."""
+    over = tuple(range(like.ndim, g.ndim))
+    a, b = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (g, moment))
+    dot = jnp.sum((a * jnp.conj(b)).real, over)
+    norms = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(a)), over) * jnp.sum(jnp.square(jnp.abs(b)), over))
+    return (dot / jnp.where(norms > 0, norms, 1)).astype(jnp.float32)
+
+
+def _check_skip_ratio(skip_ratio: SkipRatio) -> None:
+    for ratio in skip_ratio.values() if isinstance(skip_ratio, Mapping) else [skip_ratio]:
+        check_fraction(_SKIP_RATIO, ratio)
+        if ratio == 1:
+            raise ValueError(f"{_SKIP_RATIO}; with 1 nothing would be trained")
+
+
+def _ratio_of(skip_ratio: SkipRatio, path: KeyPath) -> float:
+    """The ratio of the first pattern found in a leaf's path."""
+    if not isinstance(skip_ratio, Mapping):
+        return skip_ratio
+    name = path_name(path)
+    for pattern, ratio in skip_ratio.items():
+        if re.search(pattern, name):
+            return ratio
+    raise ValueError(
+        f"no pattern of skip_ratio is found in {name}; add '.*' last for all other leaves"
+    )
