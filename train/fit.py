@@ -63,6 +63,7 @@ def fit(
     log_every: int = 10,
     evaluate_every: int = 0,
     save_every: int = 0,
+    max_skipped: int = 3,
     keep: int = 2,
     checkpoints: Callable[[Path], Checkpoints] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -111,6 +112,8 @@ def fit(
       evaluate_every: the number of updates between evaluations; 0: before the first update and
         after the last alone.
       save_every: the number of updates between checkpoints; 0: after the last alone.
+      max_skipped: the number of updates in a row whose loss or gradient is not finite after which
+        training ends. Such an update changes neither parameters nor the optimizer's state.
       keep: the number of newest checkpoints that are kept.
       checkpoints: opens them in a folder, in place of ``keep``.
       callbacks: for logging, evaluation and saving; called in their order.
@@ -124,7 +127,7 @@ def fit(
 
     Raises:
       UserError: if the folder holds a run and ``resume`` is false, if shardings do not fit, if the
-        batches end early, or if the loss is not finite.
+        batches end early, or if too many updates in a row are not finite.
     """
     tree, join = partition(params)
     mesh = mesh or _mesh_of(tree)
@@ -132,7 +135,7 @@ def fit(
     optimizer = optax.with_extra_args_support(optimizer)
     of_state = state_shardings(mesh, optimizer, tree, named)
     steps = number_of(batches) if steps is None else steps
-    cadence = Cadence(steps, log_every, evaluate_every, save_every)
+    cadence = Cadence(steps, log_every, evaluate_every, save_every, max_skipped)
     parts = Parts(
         loader=open_batches(batches, mesh, batch_sharding, num_microbatches, steps),
         train_step=jit_train_step(_Objective(loss, weight, join), optimizer, mesh, of_state),
@@ -156,7 +159,8 @@ def fit(
             run, checkpoints or partial(Checkpoints, keep=keep), begin, abstract_state, parts.loader
         ) as (state, saves),
     ):
-        state = train(state, parts, cadence, saves, calls)
+        skipped = sum("skipped" in record for record in run.records) if run else 0
+        state = train(state, parts, cadence, saves, calls, num_skipped=skipped)
     records = run.records if run else records
     return Fitted(join(state.params), state.opt_state, int(state.step), records)
 

@@ -1,6 +1,5 @@
 """The training loop: batch → step → log → evaluate → save."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from .distributed.preemption import preemption_guard
 from .errors import UserError
 from .step import TrainState
 
+# The metrics that tell whether an update was made, and why not.
+_FINITE = ("finite", "loss", "grad_norm")
 # Seconds after which the last state is saved again, where it could not be.
 _SAVE_AGAIN = 5
 
@@ -56,6 +57,7 @@ class Cadence:
     log_every: int
     evaluate_every: int
     save_every: int
+    max_skipped: int = 3  # Updates in a row, after which the loop ends.
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     callbacks: Sequence[Callback] = (),
     clock: Callable[[], float] = time.perf_counter,
+    num_skipped: int = 0,
 ) -> TrainState:
     """Updates the state until `cadence.steps`, or until SIGINT or SIGTERM asks to stop.
 
@@ -91,12 +94,16 @@ def train(
     only where there is something to log, to evaluate or to save. Data is transferred between host
     and device only where the code says so (`jax.transfer_guard`).
 
+    Args:
+      num_skipped: the updates of the run so far that were skipped.
+
     Raises:
-      UserError: if the loss or the weights are not finite, which are never saved, or if the state
-        cannot be saved.
+      UserError: if too many updates in a row are skipped because the loss or the gradient is not
+        finite, or if the state cannot be saved.
     """
     step = int(state.step)
     calls = _Calls(callbacks)
+    skipped = _Skipped(parts.loader, calls, cadence.max_skipped, num_skipped)
     try:
         calls.start(step)
         with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
@@ -112,11 +119,12 @@ def train(
                 if checkpoints is not None:
                     checkpoints.poll()
                 window.count += count
+                skipped.add(step, metrics)
                 last = step == cadence.steps or should_stop(step)
                 save = last or _is_time(step, cadence.save_every)
                 if save or _is_time(step, cadence.log_every):
-                    record = _to_record(step, metrics, parts)
-                    _refuse_non_finite(record, checkpoints)
+                    skipped.report()
+                    record = _to_record(step, metrics, parts, skipped.count)
                     calls.record(record | window.close(step, cadence.steps, parts))
                 evaluate = _is_time(step, cadence.evaluate_every)
                 if evaluate or step == cadence.steps:
@@ -200,22 +208,56 @@ class _Window:
         return figures
 
 
-def _to_record(step: int, metrics: dict[str, Any], parts: Parts) -> Record:
-    """A step's metrics on the host; waits for the device."""
+class _Skipped:
+    """The updates that changed nothing because their loss or gradient is not finite.
+
+    Attributes:
+      count: those of the run so far, which the optimizer has not counted.
+    """
+
+    def __init__(self, loader: Loader, calls: _Calls, most: int, count: int) -> None:
+        self._loader, self._calls, self._most, self.count = loader, calls, most, count
+        self._recent: list[tuple[int, dict[str, Any]]] = []
+        self._in_a_row: list[int] = []
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Notes an update, without waiting for it."""
+        self._recent.append((step, {name: metrics[name] for name in _FINITE}))
+
+    def report(self) -> None:
+        """Records those since the last call; waits for the device.
+
+        Raises:
+          UserError: if they are too many in a row.
+        """
+        finite = jax.device_get([figures["finite"] for _, figures in self._recent])
+        for (step, figures), is_finite in zip(self._recent, finite, strict=True):
+            if is_finite:
+                self._in_a_row = []
+                continue
+            self.count += 1
+            self._in_a_row.append(step)
+            loss, norm = (float(x) for x in jax.device_get([figures[n] for n in _FINITE[1:]]))
+            reason = f"loss {loss}, gradient norm {norm}"
+            examples = list(self._loader.describe(step - 1))
+            self._calls.record({"step": step, "skipped": reason, "examples": examples})
+            if len(self._in_a_row) >= self._most:
+                raise UserError(
+                    f"steps {self._in_a_row[0]} to {step} were skipped, the last for {reason}; the "
+                    "checkpoints before are whole; lower the learning rate, look at the data of "
+                    "these steps, or raise max_skipped"
+                )
+        self._recent = []
+
+
+def _to_record(step: int, metrics: dict[str, Any], parts: Parts, num_skipped: int) -> Record:
+    """A step's metrics on the host; waits for the device. A skipped update has none."""
     record: Record = {"step": step}
-    record |= {name: float(value) for name, value in jax.device_get(metrics).items()}
+    figures = jax.device_get(metrics)
+    if figures.pop("finite"):
+        record |= {name: float(value) for name, value in figures.items()}
     if parts.learning_rate is not None:
         with jax.transfer_guard("allow"):  # A schedule is computed from a number of the host's.
-            record["learning_rate"] = float(np.asarray(parts.learning_rate(step - 1)))
+            rate = parts.learning_rate(step - 1 - num_skipped)
+            record["learning_rate"] = float(np.asarray(rate))
     return record
-
-
-def _refuse_non_finite(record: Record, checkpoints: Checkpoints | None) -> None:
-    if math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]):
-        return
-    newest = None if checkpoints is None else checkpoints.latest_step
-    raise UserError(
-        f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']}; "
-        + ("nothing was saved before" if newest is None else f"the newest save is step {newest}")
-        + "; lower optimizer.learning_rate or look at the data"
-    )

@@ -17,7 +17,7 @@ from .manifest import DamagedError, Manifest, Verify, check_folder
 # Config keys that may change when a run is resumed. None of them changes a weight, except the mesh,
 # which changes the order in which sums are added.
 RESUMABLE_KEYS = frozenset(
-    {"run", "mesh", "evaluation", "checkpoint", "log_every", "export_dtype", "cache"}
+    {"run", "mesh", "evaluation", "checkpoint", "log_every", "max_skipped", "export_dtype", "cache"}
 )
 
 

@@ -206,6 +206,7 @@ def _fit(
         log_every=config.log_every,
         evaluate_every=config.evaluation.every,
         save_every=config.checkpoint.every,
+        max_skipped=config.max_skipped,
         checkpoints=partial(Checkpoints, **checkpoint, facts=run.facts),
         callbacks=[
             Callback(on_start=log_data),

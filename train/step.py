@@ -66,7 +66,8 @@ def train_step(
     """One update from the microbatches [N, B/N, ...] of a batch.
 
     Loss and metrics are means over all microbatches together, weighted as the objective says, so
-    the gradient does not depend on the number of microbatches.
+    the gradient does not depend on the number of microbatches. Where the loss or the gradient's
+    norm is not finite, weights and optimizer state stay as they are, and `finite` is False.
     """
     weight = objective.weight(batch)
     total = jnp.where(weight > 0, weight, 1)
@@ -89,9 +90,17 @@ def train_step(
         carry = zeros, jax.tree.map(jnp.zeros_like, state.params)
         carry, _ = jax.lax.scan(add, carry, batch)
     (value, metrics), grads = carry
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    figures = {"loss": value, "grad_norm": optax.tree.norm(grads), objective.unit: total}
+    # Selected rather than branched on: it is fused into the pass that writes each array.
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    figures = {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
     figures |= metrics | _mask_metrics(opt_state)
     return TrainState(state.step + 1, params, opt_state), figures
 

@@ -54,6 +54,9 @@ class FakeLoader:
         self.taken += 1
         return {}, 7
 
+    def describe(self, done: int) -> list[str]:
+        return [f"sums.jsonl:{done + 1}"]
+
 
 def _run(
     tmp_path: Path,
@@ -73,6 +76,7 @@ def _run(
             event()
         loss = event if event and not callable(event) else 1.0 / step
         metrics = {"loss": loss, "grad_norm": 1.0, "masked_fraction": 0.2, "num_loss_tokens": 5.0}
+        metrics["finite"] = isinstance(loss, _OnDevice) or math.isfinite(loss)
         return TrainState(np.int32(step), state.params, ()), metrics
 
     parts = Parts(
@@ -125,7 +129,11 @@ def test_callbacks_are_called_in_their_order(tmp_path: Path) -> None:
 def test_callbacks_are_told_of_the_end_of_a_loop_that_fails(tmp_path: Path) -> None:
     ended: list[bool] = []
     with pytest.raises(UserError):
-        _run(tmp_path, at={8: math.nan}, callbacks=[Callback(on_end=lambda: ended.append(True))])
+        _run(
+            tmp_path,
+            at=dict.fromkeys((6, 7, 8), math.nan),
+            callbacks=[Callback(on_end=lambda: ended.append(True))],
+        )
     assert ended == [True]
 
 
@@ -167,10 +175,28 @@ def test_the_last_state_is_saved_again_where_it_could_not_be(
     assert waits == [5, 5]
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run_unsaved(tmp_path: Path, loss: float) -> None:
-    with pytest.raises(UserError, match=rf"step 8: loss {loss}.*newest save is step 4"):
-        _run(tmp_path, at={8: loss})
+def test_updates_that_are_not_finite_are_recorded_and_trained_past(tmp_path: Path) -> None:
+    _, saves, run = _run(tmp_path, at={2: math.nan, 4: math.inf, 5: -math.inf})
+    assert saves.saved == [4, 8, 10]
+    skipped = [r for r in run.records if "skipped" in r]
+    assert [r["step"] for r in skipped] == [2, 4, 5]
+    assert skipped[1] == {
+        "step": 4,
+        "skipped": "loss inf, gradient norm 1.0",
+        "examples": ["sums.jsonl:4"],
+    }
+    rates = {r["step"]: r["learning_rate"] for r in run.records if "learning_rate" in r}
+    # The optimizer has not counted them. Update 4 has a record of the speed, and no loss.
+    expected = {3: 0.1, 4: 0.1, 6: 0.2, 8: 0.4, 9: 0.5, 10: 0.6}
+    assert rates == {step: pytest.approx(rate) for step, rate in expected.items()}
+    assert [r["step"] for r in run.records if "loss" in r] == [3, 6, 8, 9, 10]
+
+
+def test_too_many_of_them_in_a_row_end_the_loop(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(UserError, match=r"^steps 6 to 8 were skipped, the last for loss nan"):
+        _run(tmp_path, at=dict.fromkeys((2, 3, 6, 7, 8), math.nan))
+    assert [r["step"] for r in run.records if "skipped" in r] == [2, 3, 6, 7, 8]
 
 
 class _OnDevice:

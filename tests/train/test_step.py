@@ -172,3 +172,61 @@ def test_the_second_update_compiles_nothing() -> None:
     assert step._cache_size() == 1
     assert int(state.step) == 2
     assert float(metrics["masked_fraction"]) == pytest.approx(0.3, abs=0.01)
+
+
+class Steep(Classes):
+    """Its loss is finite, its gradient is not: that of a square root at zero."""
+
+    def __call__(self, params: Any, batch: Batch) -> Sums:
+        sums = super().__call__(params, batch)
+        return sums._replace(loss=sums.loss + jnp.sqrt(jnp.sum(params["a"] * jnp.float32(0))))
+
+
+def _update(
+    objective: Classes, optimizer: optax.GradientTransformation, batch: dict[str, np.ndarray]
+) -> tuple[TrainState, TrainState, dict[str, jax.Array]]:
+    """The states before and after an update, which follows a usual one; and its metrics."""
+    mesh, params = _one_device(), _params()
+    shapes = jax.eval_shape(lambda: params)
+    shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
+    state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)), shardings)
+    first, second = (jax.tree.map(lambda x: x[None], b) for b in (_batch(), batch))
+    state, _ = jit_train_step(OBJECTIVE, optimizer, mesh, shardings)(state, first)
+    before = jax.device_get(state)
+    after, metrics = jit_train_step(objective, optimizer, mesh, shardings)(state, second)
+    return before, jax.device_get(after), metrics
+
+
+def _infinite(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return batch | {"weights": np.full_like(batch["weights"], np.inf)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "optimizer", "batch"),
+    [
+        (OBJECTIVE, MASKED, _infinite(_batch())),
+        (Steep(), PLAIN, _batch()),
+        pytest.param(Steep(), MASKED, _batch(), marks=pytest.mark.slow),
+    ],
+    ids=["masked-loss", "plain-gradient", "masked-gradient"],
+)
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step(
+    objective: Classes, optimizer: optax.GradientTransformation, batch: dict[str, np.ndarray]
+) -> None:
+    before, after, metrics = _update(objective, optimizer, batch)
+    assert not metrics["finite"]
+    assert int(after.step) == int(before.step) + 1
+    for one, other in zip(
+        jax.tree.leaves(before._replace(step=0)),
+        jax.tree.leaves(after._replace(step=0)),
+        strict=True,
+    ):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def test_a_batch_without_targets_does_no_harm() -> None:
+    batch = _batch()
+    _, after, metrics = _update(OBJECTIVE, PLAIN, batch | {"weights": 0 * batch["weights"]})
+    assert metrics["finite"]
+    assert float(metrics["loss"]) == float(metrics["grad_norm"]) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))

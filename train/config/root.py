@@ -46,6 +46,9 @@ class Config(Section):
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    max_skipped: Count = 3
+    """Updates in a row whose loss or gradient is not finite, after which the run ends. Such an
+    update changes neither weights nor optimizer state, and is recorded with its examples."""
     log_every: Count = 10
     """Updates between records in metrics.jsonl and lines on the screen."""
     export_dtype: Literal["float32", "bfloat16"] | None = None

@@ -102,6 +102,13 @@ class Batches:
         rows = self._sampler.rows(step)
         return self._arrays(rows[local], self._batch_length(rows))
 
+    def examples(self, step: int) -> list[int]:
+        """The numbers of the examples in that batch, row by row."""
+        rows, offsets = self._sampler.rows(step).tolist(), self._rows.offsets
+        members = [self._rows.members[offsets[row] : offsets[row + 1]] for row in rows]
+        numbers: list[int] = np.concatenate(members).tolist()
+        return numbers
+
     def num_tokens(self, step: int) -> int:
         """Tokens in that batch, padding left out."""
         return int(self._row_tokens[self._sampler.rows(step)].sum())

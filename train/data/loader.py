@@ -46,10 +46,15 @@ class Loader(Iterator[TrainBatch]):
     Orbax saves the position beside the training state, and restores it with it: for indexed data
     the number of updates done, which any number of processes can resume from; for a stream the
     state of grain's iterators, which each process saves for itself.
+
+    Attributes:
+      describe: updates done → where the examples of the next update are from, if that is known.
     """
 
-    def __init__(self, batches: Positioned) -> None:
-        self._batches = batches
+    def __init__(
+        self, batches: Positioned, describe: Callable[[int], Sequence[str]] = lambda _: ()
+    ) -> None:
+        self._batches, self.describe = batches, describe
 
     def __next__(self) -> TrainBatch:
         return next(self._batches)
@@ -176,10 +181,8 @@ def _open_indexed(
     eval_batches = _eval_batches(config, datasets.eval, mesh, *values[1:])
     prompts = _prompts(config, datasets.eval or datasets.train)
     summary = [str(split) for split in datasets.splits]
-    return RunData(
-        steps, Loader(iterator), eval_batches, prompts, summary, digest, passes,
-        reference_digest,
-    )  # fmt: skip
+    loader = Loader(iterator, lambda step: [*map(datasets.train.where, batches.examples(step))])
+    return RunData(steps, loader, eval_batches, prompts, summary, digest, passes, reference_digest)
 
 
 def _reference_pass(config: Config, split: Split, mesh: Mesh, digest: str) -> ReferencePass:

@@ -98,3 +98,20 @@ def side_of(pair: Example, side: int) -> Example:
 
 
 Store = TokenStore | PairStore
+
+
+class JoinedExamples:
+    """Some examples of several stores, numbered on from one to the next."""
+
+    def __init__(self, parts: Sequence[tuple[Store, np.ndarray]]) -> None:
+        self._stores = [store for store, _ in parts]
+        self._numbers = np.concatenate([numbers for _, numbers in parts])
+        self._store = np.repeat(np.arange(len(parts)), [len(numbers) for _, numbers in parts])
+
+    def find(self, number: int) -> tuple[Store, int]:
+        """The store that holds an example, and its number there."""
+        return self._stores[self._store[number]], int(self._numbers[number])
+
+    def __getitem__(self, number: int) -> Example:
+        store, index = self.find(number)
+        return store[index]

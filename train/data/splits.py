@@ -11,11 +11,10 @@ from ..config.data import DataSection, Source
 from ..errors import UserError
 from .batches import Batches, Reference
 from .packing import Packing, concatenate, one_per_row, pack
-from .pairs import Store
+from .pairs import JoinedExamples, Store
 from .sampler import SourceRows
 from .selection import choose_eval, sample_used
 from .summary import describe_notes
-from .tokenize import Example
 from .validate import fits
 
 
@@ -100,9 +99,14 @@ class Split:
     data: DataSection
 
     @property
-    def examples(self) -> "SplitExamples":
+    def examples(self) -> JoinedExamples:
         """The used examples."""
-        return SplitExamples(self.sources)
+        return JoinedExamples([(source.store, source.used) for source in self.sources])
+
+    def where(self, number: int) -> str:
+        """The position of a used example's record, as a user would look it up."""
+        store, index = self.examples.find(number)
+        return store.where(int(store.index["record"][index]))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -162,18 +166,6 @@ class Split:
         if self.data.packing == "packed":
             facts.append(f"packed into {self.rows.num_rows:,} rows ({self.padding:.1%} padding)")
         return ", ".join(facts)
-
-
-class SplitExamples:
-    """The used examples of several sources, numbered on from one to the next."""
-
-    def __init__(self, sources: Sequence[SourceSplit]) -> None:
-        self._stores = [source.store for source in sources]
-        self._numbers = np.concatenate([source.used for source in sources])
-        self._store = np.repeat(np.arange(len(sources)), [len(source.used) for source in sources])
-
-    def __getitem__(self, number: int) -> Example:
-        return self._stores[self._store[number]][int(self._numbers[number])]
 
 
 @dataclass(frozen=True)

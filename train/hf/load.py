@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -20,6 +21,8 @@ from .safetensors import WEIGHT_DTYPES, SafetensorsReader, name_list, open_weigh
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 # Rows of a stored head that are compared with the embeddings at a time.
 ROWS_AT_A_TIME = 4096
+# Numbers that are looked at together for one that is not finite.
+NUMBERS_AT_A_TIME = 1 << 22
 
 _path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
 
@@ -44,16 +47,48 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
     specs = {spec.path: spec for spec in PARAM_SPECS}
     with open_weights(folder) as reader:
         _check(reader, config, shapes)
+        checked = _FiniteReader(reader)
 
         def load(path: Any, leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
-            return _load_param(reader, specs[_path_name(path)], leaf.shape, sharding)
+            return _load_param(checked, specs[_path_name(path)], leaf.shape, sharding)
 
         params: Params = jax.tree_util.tree_map_with_path(load, shapes, shardings)
+    if checked.infinite:
+        raise UserError(
+            f"{folder}: weights are not finite: {name_list(checked.infinite)}; "
+            "fetch the files again, or name another model"
+        )
     return params
 
 
+class _FiniteReader:
+    """Reads tensors, and notes the names of those that hold a NaN or an infinity."""
+
+    def __init__(self, reader: SafetensorsReader) -> None:
+        self._reader, self.infinite = reader, list[str]()
+
+    def read(self, name: str, bounds: tuple[slice, ...]) -> np.ndarray:
+        array = self._reader.read(name, bounds)
+        if name not in self.infinite and not _is_finite(array):
+            self.infinite.append(name)
+        return array
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite, looking at some of them at a time."""
+    flat = array.reshape(-1)
+    if flat.dtype == ml_dtypes.bfloat16:  # Its own isfinite is slow; an exponent of ones is none.
+        flat = flat.view(np.uint16)
+    for start in range(0, flat.size, NUMBERS_AT_A_TIME):
+        part = flat[start : start + NUMBERS_AT_A_TIME]
+        finite = (part & 0x7F80) != 0x7F80 if part.dtype == np.uint16 else np.isfinite(part)
+        if not finite.all():
+            return False
+    return True
+
+
 def _load_param(
-    reader: SafetensorsReader, spec: ParamSpec, shape: tuple[int, ...], sharding: Sharding
+    reader: _FiniteReader, spec: ParamSpec, shape: tuple[int, ...], sharding: Sharding
 ) -> jax.Array:
     """One parameter; a stacked one is put together from its layers' tensors.
 
@@ -70,7 +105,7 @@ def _load_param(
 
 
 def _load_tensor(
-    reader: SafetensorsReader, name: str, shape: tuple[int, ...], sharding: Sharding
+    reader: _FiniteReader, name: str, shape: tuple[int, ...], sharding: Sharding
 ) -> jax.Array:
     """A tensor in the file's type; a slice that several devices hold is read once."""
     slices: dict[str, np.ndarray] = {}

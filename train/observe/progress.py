@@ -58,6 +58,9 @@ class Display:
         """Shows a record: under the bar on a terminal, as a line elsewhere."""
         if self._console.quiet:
             return
+        if "skipped" in record:
+            self._console.print(_skipped(record), highlight=False, markup=False, soft_wrap=True)
+            return
         left = record.get("seconds_left")
         time_left = "" if left is None else f"{_clock(left)} left"
         if not self._console.is_terminal:
@@ -78,6 +81,14 @@ def _figures(record: dict[str, Any]) -> str:
         for key, (label, template) in _LABELS_AND_FORMATS.items()
         if key in record
     )
+
+
+def _skipped(record: dict[str, Any]) -> str:
+    """A line on an update that changed nothing, with the examples of its batch."""
+    examples = record["examples"]
+    more = f" and {len(examples) - 4} more" if len(examples) > 4 else ""
+    of = f"; its batch: {', '.join(examples[:4])}{more}" if examples else ""
+    return f"step {record['step']} is skipped: {record['skipped']}{of}"
 
 
 def _clock(seconds: float) -> str:

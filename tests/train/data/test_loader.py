@@ -91,6 +91,21 @@ def test_it_goes_on_from_a_saved_position(
                 np.testing.assert_array_equal(batch[name], expected[name])
 
 
+@pytest.mark.parametrize("packing", ["none", "packed"])
+def test_a_batch_is_described_by_the_records_that_are_in_it(
+    open_run: Open, tiny_data: Path, packing: str
+) -> None:
+    data = open_run(packing=packing)
+    lines = tiny_data.read_text().splitlines()
+    for step, (batch, _) in enumerate(_take(data.loader, 2)):
+        where = data.loader.describe(step)
+        assert all(name.startswith(f"{tiny_data}:") for name in where)
+        # Tokens are bytes, from 3 on, with three special ones before.
+        answers = [json.loads(lines[int(w.rpartition(":")[2]) - 1])["messages"][1] for w in where]
+        digits = sum(len(answer["content"]) for answer in answers)
+        assert np.count_nonzero(batch["weights"]) == digits + len(where), "and an end each"
+
+
 def test_more_processes_go_on_with_indexed_data_and_not_with_a_stream(
     open_run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,3 +176,25 @@ def test_a_tensor_in_two_files_is_named(saved: Saved) -> None:
     save_file({"lm_head.weight": np.ones((96, 32), np.float32)}, folder / "model-2.safetensors")
     with pytest.raises(UserError, match=r"in two files: lm_head\.weight"):
         load_params(folder, config)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    saved: Saved, dtype: Any, number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config, _ = saved
+    monkeypatch.setattr("train.hf.load.NUMBERS_AT_A_TIME", 100)
+    bad = ["model.layers.1.self_attn.q_proj.weight", "model.norm.weight"]
+
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].astype(dtype)
+        for name in bad:
+            tensors[name].reshape(-1)[-1] = number
+
+    rewrite(folder, spoil)
+    with pytest.raises(UserError, match="weights are not finite: ") as caught:
+        load_params(folder, config)
+    assert all(name in str(caught.value) for name in bad)
+    assert "layers.0" not in str(caught.value)

@@ -61,3 +61,13 @@ def test_a_quiet_console_shows_nothing(capsys: pytest.CaptureFixture[str]) -> No
     with displaying(Console(quiet=True)) as display:
         display.show(RECORD)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_skipped_update_is_shown_with_its_examples(terminal: bool) -> None:
+    out = io.StringIO()
+    display = Display(10, Console(file=out, force_terminal=terminal, width=200))
+    names = [f"a[0].jsonl:{line}" for line in range(1, 7)]
+    display.show({"step": 7, "skipped": "loss nan, gradient norm inf", "examples": names})
+    expected = "step 7 is skipped: loss nan, gradient norm inf; its batch: "
+    assert expected + ", ".join(names[:4]) + " and 2 more" in out.getvalue()
