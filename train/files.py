@@ -71,6 +71,19 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
 
 
+def discard_folder(path: Path) -> None:
+    """Removes a folder that the program wrote; nobody sees a part of it under its name.
+
+    Raises:
+      UserError: if it cannot be removed.
+    """
+    _, _, old = _paths(path)
+    with _user_errors(path):
+        with contextlib.suppress(FileNotFoundError):  # Another process was faster.
+            path.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def check_destination(path: Path, replaceable: Collection[str] = ()) -> None:
     """Refuses a destination that holds anything but the names in `replaceable`."""
     if not path.exists():

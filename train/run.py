@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ class Run:
         self.config_file = folder / "config.yaml"
         self.metrics_file = folder / "metrics.jsonl"
         self.samples_file = folder / "samples.jsonl"
-        self.data_file = folder / "data.json"  # The first start, and a digest of the data.
+        self.data_file = folder / "data.json"  # The first start, and what was found then.
         self._clock: datetime | None = None
         self.checkpoints = folder / "checkpoints"
         self.export = folder / "export"
@@ -131,38 +131,40 @@ class Run:
             facts = json.loads(self.data_file.read_text(encoding="utf-8"))
         return facts
 
-    def check_reference(self, digest: str) -> None:
-        """Checks that the run was not started with another reference model.
+    def check_contents(self, contents: Mapping[str, str]) -> None:
+        """Checks that the run was not started with other contents.
+
+        Args:
+          contents: digests, or short contents, by what they are of, such as "training data".
 
         Raises:
-          UserError: if it was.
+          UserError: naming those that have changed since.
         """
-        if self._data_facts().get("reference", digest) != digest:
+        started_with = self._data_facts().get("contents")
+        if started_with is None:
+            return
+        changed = [name for name in contents if started_with.get(name) != contents[name]]
+        if changed:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise UserError(
-                f"{self.folder} was started with another reference: the model that "
-                "objective.reference or model.path names has other files now; bring them back, or "
-                "choose another folder with run=FOLDER"
+                f"{self.folder} was started with other contents: {', '.join(changed[:5])}{more} "
+                "changed under the same path; bring them back, or choose another folder with "
+                "run=FOLDER"
             )
 
-    def start(self, config: Config, data_digest: str = "", reference_digest: str = "") -> None:
+    def start(self, config: Config, contents: Mapping[str, str] | None = None) -> None:
         """Creates the folder, with the resolved config in it.
 
         Args:
-          data_digest: equal for equal data; "" if that is not known.
-          reference_digest: equal for equal reference models; "" without one.
+          contents: all that a resumed run has to find as it was; see `check_contents`.
 
         Raises:
-          UserError: if it cannot be written, if another process does not see its files, or if the
-            run was started with other data.
+          UserError: if it cannot be written, if another process does not see its files, or if
+            contents have changed since the run was started.
         """
-        started_with = self._data_facts().get("digest", "")
-        if started_with and data_digest and started_with != data_digest:
-            raise UserError(
-                f"{self.folder} was started with other data: data.train or data.eval holds other "
-                "records now; bring the files back, or choose another folder with run=FOLDER"
-            )
-        facts = {"started": self.clock().isoformat(), "digest": data_digest}
-        facts |= {"reference": reference_digest} if reference_digest else {}
+        contents = dict(contents or {})
+        self.check_contents(contents)
+        facts = {"started": self.clock().isoformat(), "contents": contents}
         barrier(f"before creating {self.folder}")  # All processes have checked the folder.
         if is_main_process() and not self.config_file.exists():
             try:

@@ -28,7 +28,7 @@ from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
-from .hf.tokenizer import load_tokenizer
+from .hf.tokenizer import describe_tokenizer, load_tokenizer
 from .loop import Callback
 from .model import ModelConfig, Params, abstract_params, load_model_config
 from .observe.progress import Display
@@ -91,30 +91,24 @@ def sft(
     completer = _Completer(config, model, tokenizer, ends.ids)
     completer.add_prompts(config.evaluation.prompts, run.clock())
     reference = find_reference(config, base, tokenizer)
-    run.check_reference(reference.digest)
+    contents = {**model.describe(), **describe_tokenizer(tokenizer)}
+    contents["the tokens that end a completion"] = str(ends.ids)
+    contents["the reference model"] = reference.digest
+    run.check_contents(contents)  # Before the data, which take longer.
     data = _open(config, tokenizer, model, mesh, run, reference, console)
+    contents |= data.digests
     completer.add_data_prompts(data.prompts)
     program = Program(config, model, mesh, data.steps)
     with jax.set_mesh(mesh), closing(data.loader):
         compute_reference(program, reference, data.passes, console)
-        fitted = _fit(program, base, completer, data, run, console)
+        fitted = _fit(program, base, completer, data, run, contents, console)
         if data.stream is not None:
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
         if fitted.step < data.steps:
             console.print(f"stopped and saved at step {fitted.step}; go on with --resume")
             return run
         if config.export_dtype:
-            export(
-                model,
-                fitted.params,
-                base,
-                run.export,
-                config.export_dtype,
-                tokenizer=tokenizer,
-                card=model_card(run.name, config, run.records),
-                replace=True,
-                step=data.steps,
-            )
+            _export(run, config, model, fitted, base, tokenizer)
     print_report(run, console)
     return run
 
@@ -135,7 +129,7 @@ def _open(
     settings = config.model_dump(exclude={"cache"})
     check_equal(
         "the config, the data or the run's folder",
-        f"{settings} {data.digest} {reference.digest} {run.checkpoints.is_dir()}",
+        f"{settings} {data.digests} {reference.digest} {run.checkpoints.is_dir()}",
     )
     return data
 
@@ -167,6 +161,7 @@ def _fit(
     completer: "_Completer",
     data: RunData,
     run: Run,
+    contents: Mapping[str, str],
     console: Console,
 ) -> Fitted:
     """Begins the run or goes on with it, up to its last update or a request to stop."""
@@ -178,7 +173,7 @@ def _fit(
 
     # Weights that cannot be read are reported before the run's folder is made.
     loaded = None if run.checkpoints.is_dir() else load()
-    run.start(config, data.digest, data.reference_digest)
+    run.start(config, contents)
     checkpoint = config.checkpoint.model_dump(exclude={"every"})
     display = Display(data.steps, console)
     devices = mesh.devices.flatten()
@@ -217,6 +212,24 @@ def _fit(
         learning_rate=make_schedule(config.optimizer, data.steps),
         unit="tokens",
         peak_per_s=peak_tokens_per_s(model, config.data.max_length, devices[0], len(devices)),
+    )
+
+
+def _export(
+    run: Run, config: Config, model: ModelConfig, fitted: Fitted, base: Path, tokenizer: Any
+) -> None:
+    """Writes the run's final weights into its own folder."""
+    assert config.export_dtype is not None, "asked for"
+    export(
+        model,
+        fitted.params,
+        base,
+        run.export,
+        config.export_dtype,
+        tokenizer=tokenizer,
+        card=model_card(run.name, config, run.records),
+        replace=True,
+        step=fitted.step,
     )
 
 

@@ -104,7 +104,7 @@ def test_a_run_is_not_resumed_with_another_reference(
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)
-    with pytest.raises(UserError, match="was started with another reference: the model that"):
+    with pytest.raises(UserError, match="was started with other contents: the reference model"):
         _train(file, resume=True)
     assert len(_stored(tmp_path)) == 2
 

@@ -93,28 +93,32 @@ def test_a_run_is_finished_when_its_last_checkpoint_and_the_export_of_it_are_who
     assert run.is_finished(load_config(file, ["checkpoint.verify=size"]))
 
 
-def test_a_run_has_one_clock_and_one_data(write_config: Write) -> None:
+def test_a_run_has_one_clock_and_one_start(write_config: Write) -> None:
     config = load_config(write_config())
     run = Run(Path(config.run))
     started = run.clock()
-    run.start(config, "digest")
+    contents = {"training data": "a", "the tokenizer": "b"}
+    run.start(config, contents)
     again = Run(run.folder)
     assert again.clock() == started
-    again.start(config, "digest")
-    again.start(config)  # A stream's data is not known before it is read.
-    with pytest.raises(UserError, match=r"was started with other data: data\.train or data\.eval"):
-        again.start(config, "other")
+    again.start(config, contents)
+    for changed, names in (
+        ({"training data": "c"}, "training data"),
+        ({"the tokenizer": "c", "config.json rope": "d"}, "the tokenizer, config.json rope"),
+    ):
+        with pytest.raises(UserError, match=f"was started with other contents: {names} changed"):
+            again.start(config, contents | changed)
     facts = json.loads(run.data_file.read_text())
     facts["started"] = "2024-07-09T05:06:07"
     run.data_file.write_text(json.dumps(facts))
     assert Run(run.folder).clock() == datetime(2024, 7, 9, 5, 6, 7)
 
 
-def test_an_older_run_without_a_clock_goes_on(write_config: Write) -> None:
+def test_a_run_without_facts_of_its_start_goes_on(write_config: Write) -> None:
     config = load_config(write_config())
     run = Run(Path(config.run))
-    run.start(config, "digest")
+    run.start(config, {"training data": "a"})
     run.data_file.unlink()
     again = Run(run.folder)
-    again.start(config, "other")
-    assert json.loads(again.data_file.read_text())["digest"] == "other"
+    again.start(config, {"training data": "b"})
+    assert json.loads(again.data_file.read_text())["contents"] == {"training data": "b"}

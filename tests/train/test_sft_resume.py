@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from train.config import load_config
 from train.errors import UserError
+from train.model import ModelConfig
 from train.restore import export_run
 from train.run import Run, read_records
 from train.sft import sft
@@ -179,7 +180,9 @@ def test_weights_that_an_update_made_infinite_are_never_saved(write_config: Writ
     assert not run.export.exists()
 
 
-def test_a_run_is_not_written_over(write_config: Write, tmp_path: Path) -> None:
+def test_a_run_is_not_written_over(
+    write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_config()
     run = _train(file)
     before = sorted(run.folder.rglob("*"))
@@ -188,6 +191,9 @@ def test_a_run_is_not_written_over(write_config: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"started with another optimizer\.mask\.mask_ratio"):
         _train(file, "optimizer.mask.mask_ratio=0.5", resume=True)
     assert sorted(run.folder.rglob("*")) == before
+    monkeypatch.setattr(ModelConfig, "describe", lambda self: {"config.json rope": "other"})
+    with pytest.raises(UserError, match=r"with other contents: config\.json .* and \d+ more"):
+        _train(file, "export_dtype=float32", resume=True)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")

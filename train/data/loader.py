@@ -3,9 +3,9 @@
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,9 +108,9 @@ class RunData:
         there is none.
       prompts: some prompts in the data, the evaluation data's if there are any.
       summary: a line on the training data, and one on the evaluation data.
-      digest: equal for equal data, where that is known before it is read.
+      digests: of the training data and the evaluation data; equal for equal data. Of a stream's
+        files, pieces are digested.
       passes: what a reference computes of each split before the first batch is taken.
-      reference_digest: equal for equal references; "" without one.
       stream: the stream that the loader reads, if it does.
     """
 
@@ -119,9 +119,8 @@ class RunData:
     eval_batches: Callable[[], AbstractContextManager[Iterator[Batch]]] | None
     prompts: Sequence[DataPrompt] = ()
     summary: Sequence[str] = ()
-    digest: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
     passes: Sequence[ReferencePass] = ()
-    reference_digest: str = ""
     stream: Stream | None = None
 
 
@@ -177,12 +176,12 @@ def _open_indexed(
         lambda batch: (to_devices(batch[0], mesh, num_microbatches), batch[1]),
         steps,
     )
-    digest = " ".join(split.digest for split in datasets.splits)
+    digests = {split.name: split.digest for split in datasets.splits}
     eval_batches = _eval_batches(config, datasets.eval, mesh, *values[1:])
     prompts = _prompts(config, datasets.eval or datasets.train)
     summary = [str(split) for split in datasets.splits]
     loader = Loader(iterator, lambda step: [*map(datasets.train.where, batches.examples(step))])
-    return RunData(steps, loader, eval_batches, prompts, summary, digest, passes, reference_digest)
+    return RunData(steps, loader, eval_batches, prompts, summary, digests, passes)
 
 
 def _reference_pass(config: Config, split: Split, mesh: Mesh, digest: str) -> ReferencePass:
@@ -208,7 +207,11 @@ def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Cons
     assert config.steps is not None, "the config requires steps for a stream"
     loader = Loader(stream.prefetch(put))
     eval_batches = _eval_batches(config, split, mesh)
-    return RunData(config.steps, loader, eval_batches, _prompts(config, split), stream=stream)
+    digests = {"training data": stream.digest()}
+    if split is not None:
+        digests[split.name] = split.digest
+    prompts = _prompts(config, split)
+    return RunData(config.steps, loader, eval_batches, prompts, digests=digests, stream=stream)
 
 
 def _prompts(config: Config, split: Split | None) -> Sequence[DataPrompt]:

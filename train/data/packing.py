@@ -1,6 +1,8 @@
 """Which examples share a row, computed from their lengths alone."""
 
+import contextlib
 import hashlib
+import zipfile
 from bisect import bisect_left, insort
 from pathlib import Path
 from typing import NamedTuple
@@ -133,9 +135,12 @@ def pack(lengths: np.ndarray, capacity: int, cache: Path) -> Packing:
     content = np.concatenate([[_METHOD, capacity], lengths]).astype("<i8")
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     file = cache / f"{digest}.rows.npz"
-    if not file.exists():
-        packing = best_fit(lengths, capacity)
-        with atomic_file(file) as partial, partial.open("wb") as out:
-            np.savez(out, members=packing.members, offsets=packing.offsets)
-    with np.load(file) as saved:
-        return Packing(saved["members"], saved["offsets"])
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with file.open("rb") as opened, np.load(opened) as saved:  # Arrays have checksums.
+            packing = Packing(saved["members"], saved["offsets"])
+        if np.array_equal(np.sort(packing.members), np.arange(len(lengths))):
+            return packing
+    packing = best_fit(lengths, capacity)
+    with atomic_file(file) as partial, partial.open("wb") as out:
+        np.savez(out, members=packing.members, offsets=packing.offsets)
+    return packing

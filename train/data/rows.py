@@ -28,7 +28,7 @@ def keep_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
         raise UserError("there are no rows to train on")
     content = "".join(lines).encode()
     file = folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.jsonl"
-    if not file.exists():
+    if not file.exists() or file.read_bytes() != content:
         with atomic_file(file) as new:
             new.write_bytes(content)
     return file

@@ -18,6 +18,7 @@ from ..errors import UserError
 from .batches import Arrays, shift
 from .chat import RecordReader, Renderer
 from .datasets import DataContext
+from .digest import digest, digest_samples
 from .jsonl import parse_line, read_lines
 from .prefetch import AHEAD
 from .sources import find_files, is_hub_name
@@ -241,7 +242,7 @@ class Stream:
     ) -> None:
         self.counts = {"kept": 0, "cut": 0, "dropped": 0}
         seed = context.seed
-        sources = data.train_sources()
+        self._sources = sources = data.train_sources()
         streams: list[grain.IterDataset[Arrays]] = [
             grain.experimental.FlatMapIterDataset(
                 grain.experimental.WindowShuffleIterDataset(
@@ -274,6 +275,17 @@ class Stream:
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(
                 self._batches.map(put), prefetch_buffer_size=AHEAD
+            )
+        )
+
+    def digest(self) -> str:
+        """A digest of the files' sizes and of pieces of them; of hub sets, the revision."""
+        return digest(
+            *(
+                source.revision
+                if is_hub_name(source.path)
+                else digest_samples(find_files(source.path))
+                for source in self._sources
             )
         )
 

@@ -14,10 +14,15 @@ _ROWS_PER_READ = 256
 
 
 class TableSource:
-    """The records of a `datasets.Dataset`, memory-mapped where it is stored in files."""
+    """The records of a `datasets.Dataset`, memory-mapped where it is stored in files.
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        self._dataset, self._name = dataset, name
+    Args:
+      name: what positions call it.
+      content: the digest of the file that it was read from, if that is known.
+    """
+
+    def __init__(self, dataset: Any, name: str, content: str | None = None) -> None:
+        self._dataset, self._name, self._content = dataset, name, content
         self._block_index, self._block = -1, list[dict[str, Any]]()
 
     def __len__(self) -> int:
@@ -37,6 +42,8 @@ class TableSource:
         return f"{self._name} row {index + 1}"
 
     def digest(self) -> str:
+        if self._content is not None:
+            return digest(self._name, len(self), self._content)
         files = [Path(file["filename"]) for file in self._dataset.cache_files]
         content = digest_files(files) if files else json.dumps(self._dataset[:], default=str)
         return digest(self._name, len(self), content)
@@ -84,11 +91,15 @@ def open_csv(path: Path) -> TableSource:
 
 
 def _open_table(method: str, path: Path, kind: str, **options: Any) -> TableSource:
-    from datasets import Dataset  # Slow to import: imported only where it is used.
+    from datasets import Dataset, config  # Slow to import: imported only where it is used.
 
     _hide_progress()
+    # `datasets` knows a file by its path and time, which copies keep: it is given a cache of its
+    # own for each content.
+    content = digest_files([path])
+    options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "by-content" / content)
     try:
-        return TableSource(getattr(Dataset, method)(str(path), **options), str(path))
+        return TableSource(getattr(Dataset, method)(str(path), **options), str(path), content)
     except Exception as error:  # Its readers raise exceptions of many classes.
         causes = f"{error} {error.__cause__ or error.__context__ or ''}"
         line = re.search(r"\bline (\d+)", causes)

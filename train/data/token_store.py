@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import DestinationExistsError, atomic_folder
+from ..errors import UserError, warn
+from ..files import DestinationExistsError, atomic_folder, discard_folder
+from ..manifest import DamagedError, check_folder, write_manifest
 from .chat import RecordReader, Rendered, Renderer, Understood
 from .digest import digest
 from .records import Reading
@@ -87,19 +88,21 @@ def open_store(
 ) -> TokenStore:
     """Opens the examples of a source's records, and tokenises those that are not in the cache.
 
-    Only a few hundred records are held in memory at a time.
+    Only a few hundred records are held in memory at a time. What is in the cache is digested, and
+    tokenised anew if it is not what was written.
 
     Raises:
       UserError: if `stop`, for the first record that cannot be used.
     """
     folder = cache / _digest(records, tokenizer, reader)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         writer = _Writer(records, tokenizer, reader, stop)
         with (
             contextlib.suppress(DestinationExistsError),  # Another process was faster.
             atomic_folder(folder, replace=False) as partial,
         ):
             writer.write(partial, advance)
+            write_manifest(partial, {})
     return TokenStore(
         _map(folder / "tokens", np.int32),
         _map(folder / "loss_mask", np.bool_),
@@ -111,6 +114,19 @@ def open_store(
             for kind, used, unused, templated, count in _read_json(folder / "understood.json")
         ],
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a store is there; one that is damaged is removed."""
+    if not folder.is_dir():
+        return False
+    try:
+        check_folder(folder)
+    except DamagedError as fault:
+        warn(f"{folder} is damaged ({fault}); its records are tokenised anew")
+        discard_folder(folder)
+        return False
+    return True
 
 
 def _read_json(file: Path) -> Any:

@@ -1,5 +1,6 @@
 """Loads a model's tokenizer and chat template with transformers."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     from transformers import AutoTokenizer  # Imported here because it takes seconds.
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -36,6 +39,16 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
                 f"{chat_template}: {error.strerror}; model.chat_template names a Jinja file"
             ) from None
     return tokenizer
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """Digests of what a tokenizer makes of texts, and of its chat template."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+    parts = {
+        "the tokenizer": f"{backend} {tokenizer.special_tokens_map}",
+        "the chat template": str(tokenizer.chat_template),
+    }
+    return {name: hashlib.sha256(part.encode()).hexdigest() for name, part in parts.items()}
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,11 @@ class ModelConfig:
             qk_norm=kind == "qwen3",
             original=copy.deepcopy(dict(hf)),
         )
+
+    def describe(self) -> dict[str, str]:
+        """Each part of the architecture as text, by the key of config.json that it is read from."""
+        compared = (part for part in fields(self) if part.compare)
+        return {f"config.json {part.name}": repr(getattr(self, part.name)) for part in compared}
 
     def check_length(self, length: int, setting: str) -> None:
         """Checks that rows of this many tokens have positions.

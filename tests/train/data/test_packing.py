@@ -1,5 +1,7 @@
 """Best-fit packing against the plain algorithm, its waste, and its time."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,3 +70,24 @@ def test_a_plan_is_made_once(tmp_path, monkeypatch) -> None:  # type: ignore[no-
         pack(lengths[:-1], 10, tmp_path)
     with pytest.raises(TypeError):
         pack(lengths, 11, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "other"])
+def test_a_damaged_packing_is_computed_anew(tmp_path: Path, damage: str) -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+    expected = pack(lengths, 64, tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    elif damage == "cut":
+        del content[-10:]
+    else:
+        pack(lengths[:100], 64, tmp_path)
+        (other,) = set(tmp_path.iterdir()) - {file}
+        content = bytearray(other.read_bytes())
+    file.write_bytes(content)
+    for _ in range(2):
+        again = pack(lengths, 64, tmp_path)
+        np.testing.assert_array_equal(again.members, expected.members)
+        np.testing.assert_array_equal(again.offsets, expected.offsets)

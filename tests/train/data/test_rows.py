@@ -35,3 +35,9 @@ def test_rows_that_no_file_could_hold_are_refused(
     with pytest.raises(UserError, match=message):
         keep_rows(rows, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_were_changed_on_disk_are_written_anew(tmp_path: Path) -> None:
+    file = keep_rows([{"text": "a"}], tmp_path)
+    file.write_text('{"text": "b"}\n')
+    assert keep_rows([{"text": "a"}], tmp_path).read_text() == '{"text": "a"}\n'

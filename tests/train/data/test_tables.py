@@ -1,6 +1,7 @@
 """Parquet, CSV, Arrow folders and hub data sets, and what is broken about them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,22 @@ def test_a_null_that_a_line_has_stays(make_tokenizer: Any) -> None:
     renderer = Renderer(RecordReader(), make_tokenizer(TEMPLATE))
     [rendered] = renderer.render({"messages": [{"role": "user", "content": "?"}, turn]})
     assert '"arguments": {"a": null}' in rendered.text
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_that_changed_while_its_time_stayed_is_read_anew(
+    read_all: Any, write_parquet: Any, tmp_path: Path, kind: str
+) -> None:
+    """As after rsync -t, cp -p or tar; the size stays too."""
+    file = tmp_path / f"a.{kind}"
+
+    def write(answer: str) -> None:
+        if kind == "csv":
+            file.write_text(f"prompt,completion\n1+1=,{answer}\n")
+        else:
+            write_parquet(file, [{"prompt": "1+1=", "completion": answer}])
+        os.utime(file, (1e9, 1e9))
+
+    for answer in ("2", "3"):
+        write(answer)
+        assert [record["completion"] for record in read_all(str(file))] == [answer]

@@ -159,3 +159,24 @@ def test_how_records_were_understood_is_kept(write: Any, tokenizer: Any) -> None
             ((("text", ("text",), ()), False), 2),
             ((("completion", ("prompt", "completion"), ("id",)), False), 1),
         ]
+
+
+@pytest.mark.parametrize("name", ["tokens", "index", "faults.json", "manifest.json"])
+@pytest.mark.parametrize("change", ["zeros", "cut", "deleted"])
+def test_a_damaged_cache_is_made_anew(
+    write: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str], name: str, change: str
+) -> None:
+    file = write(GOOD, {"text": "ab"}, GOOD)
+    tokens = _store(file, tokenizer).tokens.tolist()
+    (damaged,) = (file.parent / "cache").rglob(name)
+    content = damaged.read_bytes()
+    damaged.unlink()
+    if change != "deleted":
+        damaged.write_bytes(bytes(len(content)) if change == "zeros" else content[:-4])
+    capsys.readouterr()
+    for line in ("tokenised anew", ""):
+        again = _store(file, tokenizer)
+        assert again.tokens.tolist() == tokens
+        assert len(again) == 3
+        assert line in capsys.readouterr().err
+    assert len(list((file.parent / "cache").iterdir())) == 1
