@@ -1,9 +1,8 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from .checkpoint import Checkpoints
 from .config import Config, make_config
 from .data.loader import RunData, open_data
-from .data.prompts import DataPrompt, prompt_ids
 from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
 from .errors import UserError
 from .fit import Fitted, fit
 from .flops import peak_tokens_per_s
-from .generate import Sampling, check_prompts, complete
 from .hf.card import model_card
 from .hf.ends import find_ends
 from .hf.export import export
@@ -37,6 +34,7 @@ from .optimizer import make_schedule
 from .program import Program, keep_compiled
 from .reference import Reference, compute_reference, find_reference
 from .run import Run
+from .samples import Completer
 from .sharding import check_rows, make_mesh
 from .step import jit_eval_step
 
@@ -88,7 +86,7 @@ def sft(
     ends = find_ends(base, tokenizer)
     if ends.conflict:
         console.print(ends.conflict, highlight=False, markup=False, soft_wrap=True)
-    completer = _Completer(config, model, tokenizer, ends.ids)
+    completer = Completer(config, model, tokenizer, ends.ids)
     completer.add_prompts(config.evaluation.prompts, run.clock())
     reference = find_reference(config, base, tokenizer)
     contents = {**model.describe(), **describe_tokenizer(tokenizer)}
@@ -158,7 +156,7 @@ def _complete_config(
 def _fit(
     program: Program,
     base: Path,
-    completer: "_Completer",
+    completer: Completer,
     data: RunData,
     run: Run,
     contents: Mapping[str, str],
@@ -231,67 +229,6 @@ def _export(
         replace=True,
         step=fitted.step,
     )
-
-
-class _Completer:
-    """Completes the run's prompts."""
-
-    def __init__(
-        self,
-        config: Config,
-        model: ModelConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        stop_ids: Sequence[int],
-    ) -> None:
-        self._prompts: list[dict[str, str]] = []  # With the answers of the data, if there are any.
-        self._ids: list[Sequence[int]] = []
-        self._sampling = Sampling(config.evaluation.max_new_tokens)
-        self._dtype = config.model.compute_dtype
-        self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
-
-    def add_prompts(self, prompts: Sequence[str] | None, now: datetime) -> None:
-        """Adds user turns.
-
-        Args:
-          now: what chat templates read of the time.
-
-        Raises:
-          UserError: if the model cannot complete one of them.
-        """
-        ids = [prompt_ids(self._tokenizer, prompt, now) for prompt in prompts or ()]
-        check_prompts(self._model, ids, self._sampling)
-        self._prompts += [{"prompt": prompt} for prompt in prompts or ()]
-        self._ids += ids
-
-    def add_data_prompts(self, prompts: Sequence[DataPrompt]) -> None:
-        """Adds prompts of the data; they and their answers are recorded as text."""
-        self._ids += [prompt.ids for prompt in prompts]
-        for prompt in prompts:
-            named = {"prompt": prompt.ids, **prompt.answers}
-            self._prompts.append(
-                {
-                    name: self._tokenizer.decode(ids, skip_special_tokens=True)
-                    for name, ids in named.items()
-                }
-            )
-
-    def __call__(self, params: Params) -> list[dict[str, str]]:
-        """The prompts with their completions."""
-        if not self._ids:
-            return []
-        completions = complete(
-            self._model,
-            params,
-            self._tokenizer,
-            self._ids,
-            self._sampling,
-            self._stop_ids,
-            self._dtype,
-        )
-        return [
-            {**prompt, "completion": completion}
-            for prompt, completion in zip(self._prompts, completions, strict=True)
-        ]
 
 
 def _make_evaluate(program: Program, data: RunData) -> Callable[[Params, int], dict[str, float]]:
