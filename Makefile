@@ -49,6 +49,11 @@ quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 quickstart: $(VENV)/train $(MODEL)/config.json  ## Fine-tune a real language model on this machine (minutes on a CPU)
 	$(BIN)/gmt-train sft --config configs/quickstart.yaml --resume $(QUICKSTART)
 
+.PHONY: dpo
+dpo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+dpo: $(VENV)/train $(MODEL)/config.json  ## Teach that model to prefer working functions, by DPO (minutes on a CPU)
+	$(BIN)/gmt-train dpo --config configs/dpo-quickstart.yaml --resume $(QUICKSTART)
+
 $(EXAMPLES)/ready: pyproject.toml
 	$(PYTHON) -m venv $(EXAMPLES)
 	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[examples]"

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from train import reference as module
 from train.config import load_config
 from train.errors import UserError
 from train.hf.tokenizer import load_tokenizer
 from train.reference import find_reference
+from train.restore import export_run
 from train.run import Run
 from train.sft import sft
 
@@ -149,6 +155,32 @@ def test_every_objective_trains(write: Write, kind: str) -> None:
     losses = _figures(run, "eval_loss")
     assert losses[-1] < losses[0]
     assert ("kl" in run.records[-2]) == (kind not in ("simpo", "orpo"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_devices")  # Its process has all of them.
+def test_a_killed_run_ends_with_the_same_bits(write: Write, tmp_path: Path) -> None:
+    file = write(steps=40, checkpoint={"every": 5}, evaluation={"every": 20})
+    whole = _train(file)
+    stored = _stored(tmp_path)
+    killed = Run(Path(f"{whole.folder}-killed"))
+    command = [sys.executable, "-m", "train", "dpo", "--config", str(file), f"run={killed.folder}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    for _ in range(6000):
+        if len(killed.records) >= 12 or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was to be killed on the way"
+    _train(file, f"run={killed.folder}", resume=True)
+    for key in ("loss", "eval_loss", "rewards/margin", "kl"):
+        assert _figures(killed, key) == _figures(whole, key), key
+    assert _stored(tmp_path).keys() == stored.keys()
+    folders = [r.folder for r in (whole, killed)]
+    weights = [export_run(f, tmp_path / f"{f.name}-out", "float32") for f in folders]
+    first, second = (load_file(folder / "model.safetensors") for folder in weights)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array.view(np.uint32), second[name].view(np.uint32), name)
 
 
 @pytest.mark.slow

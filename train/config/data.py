@@ -35,7 +35,8 @@ Columns = Annotated[dict[str, str], AfterValidator(_known_fields)]
 
 
 class Source(Section):
-    """Files, a folder, a hub data set or python-stdlib; a key that is null is taken from `data`."""
+    """Files, a folder, a hub data set, python-stdlib or python-stdlib-preferences; a key that is
+    null is taken from `data`."""
 
     path: str
     """A JSONL, JSON, Parquet or CSV file or pattern, also compressed; an Arrow folder; or a hub

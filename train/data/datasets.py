@@ -14,12 +14,13 @@ from ..config.data import DataSection, Source
 from ..errors import DataError, UserError
 from .chat import RecordReader
 from .pairs import PairStore
-from .python_stdlib import NAME as STDLIB
-from .python_stdlib import load_stdlib
+from .python_stdlib import NAME, PREFERENCES, load_stdlib
 from .sources import ListSource, RecordSource, is_hub_name, open_source
 from .splits import Datasets, Split, TokenisedSource, make_eval_split, make_splits
 from .token_store import Advance, open_store
 from .validate import check_tokenizer, find_faults, find_pair_faults
+
+STDLIB = (NAME, PREFERENCES)
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,18 @@ def _open_sources(data: DataSection) -> Iterator[tuple[Source, RecordSource, boo
     _check_eval_sources(data, eval_sources)
     undivided = None if data.eval_fraction and not eval_sources else False
     for source in () if data.streaming else data.train_sources():
-        if source.path != STDLIB:
+        if source.path not in STDLIB:
             yield source, _open(source), undivided
         else:  # The standard library is divided by module.
-            halves = load_stdlib(0 if eval_sources else data.eval_fraction)
+            halves = load_stdlib(0 if eval_sources else data.eval_fraction, source.path)
             for records, is_eval in zip(halves, (False, True), strict=True):
                 if records:
                     yield source, ListSource(records), is_eval
     for source in eval_sources:
-        if source.path != STDLIB:
+        if source.path not in STDLIB:
             yield source, _open(source), True
         else:
-            records = load_stdlib(data.eval_fraction)[1]
+            records = load_stdlib(data.eval_fraction, source.path)[1]
             if not records:
                 raise UserError("data: no evaluation data is left; change data.eval_fraction")
             yield source, ListSource(records), True
@@ -131,7 +132,7 @@ def _check_eval_sources(data: DataSection, eval_sources: Sequence[Source]) -> No
 
 
 def _has_splits(path: str) -> bool:
-    return path != STDLIB and (is_hub_name(path) or Path(path).expanduser().is_dir())
+    return path not in STDLIB and (is_hub_name(path) or Path(path).expanduser().is_dir())
 
 
 @contextmanager

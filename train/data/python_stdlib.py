@@ -1,8 +1,9 @@
-"""The `python-stdlib` source: functions of Python's own standard library, to be completed.
+"""The `python-stdlib` sources: functions of Python's own standard library, to be completed.
 
 It needs no download, every machine has it, and it is real code with real docstrings. The prompt
 holds a function's signature and docstring; the answer is the function without its docstring, so
-that the loss is on code.
+that the loss is on code. `python-stdlib-preferences` has the function as the chosen answer, and the
+same with faults as the rejected one.
 """
 
 import ast
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .corruption import corrupt
 
 NAME = "python-stdlib"
+PREFERENCES = "python-stdlib-preferences"
 
 # Tests, vendored packages and programs: little of it is code that a user of a library would write.
 _SKIPPED = frozenset(
@@ -51,7 +54,9 @@ class _Task:
     key: str
 
 
-def load_stdlib(eval_fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def load_stdlib(
+    eval_fraction: float, name: str = NAME
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Conversations that complete a function: training records and evaluation records.
 
     All functions of a top-level module or package are in the same split, chosen by a hash of its
@@ -60,6 +65,7 @@ def load_stdlib(eval_fraction: float) -> tuple[list[dict[str, Any]], list[dict[s
 
     Args:
       eval_fraction: the fraction of modules that is evaluation data.
+      name: NAME, or PREFERENCES for those functions that can have a fault.
 
     Raises:
       UserError: if this Python comes without its library's source.
@@ -73,7 +79,7 @@ def load_stdlib(eval_fraction: float) -> tuple[list[dict[str, Any]], list[dict[s
         for line, task in _tasks(path):
             if task.key not in seen:
                 seen.add(task.key)
-                records.append(_record(task, f"{NAME} {relative.as_posix()}:{line}"))
+                records += _records(task, name, f"{name} {relative.as_posix()}:{line}")
     if not seen:
         raise UserError(f"{NAME}: no Python source in {root}; use a Python that has it, or a file")
     return splits
@@ -94,15 +100,23 @@ def _is_eval(module: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _record(task: _Task, where: str) -> dict[str, Any]:
-    turns = [
-        {
-            "role": "user",
-            "content": f"Complete this Python function.\n\n```python\n{task.prompt}\n```",
-        },
-        {"role": "assistant", "content": f"```python\n{task.answer}\n```"},
-    ]
-    return {"messages": turns, "where": where}
+def _records(task: _Task, name: str, where: str) -> Iterator[dict[str, Any]]:
+    """The record of a task; none if there are to be faults and it can have none."""
+    question = {
+        "role": "user",
+        "content": f"Complete this Python function.\n\n```python\n{task.prompt}\n```",
+    }
+    if name == NAME:
+        yield {"messages": [question, _answer(task.answer)], "where": where}
+        return
+    rejected = corrupt(task.answer)
+    if rejected is not None:
+        answers = {"chosen": [_answer(task.answer)], "rejected": [_answer(rejected)]}
+        yield {"prompt": [question], **answers, "where": where}
+
+
+def _answer(code: str) -> dict[str, str]:
+    return {"role": "assistant", "content": f"```python\n{code}\n```"}
 
 
 def _tasks(path: Path) -> Iterator[tuple[int, _Task]]:

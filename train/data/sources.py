@@ -21,7 +21,7 @@ _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _OTHER_SUFFIXES = (*COMPRESSED, ".tsv", ".txt", ".tar", ".arrow", ".yaml")
 _KINDS = (
     "a .jsonl, .json, .parquet or .csv file or pattern (or its .gz, .bz2, .xz, .zst or .zip), an "
-    "Arrow folder, a hub data set or python-stdlib"
+    "Arrow folder, a hub data set, python-stdlib or python-stdlib-preferences"
 )
 
 

@@ -234,7 +234,7 @@ def test_the_standard_library(
     build: Any, tokenizer: Any, stdlib: Any, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     some = (stdlib[0][::every], stdlib[1][:: min(every, 5)])
-    monkeypatch.setattr("train.data.datasets.load_stdlib", lambda fraction: some)
+    monkeypatch.setattr("train.data.datasets.load_stdlib", lambda fraction, name: some)
     made = build("python-stdlib", max_length=512, limit=20, eval_limit=10)
     assert (len(made.train.lengths), len(made.eval.lengths)) == (20, 10)
     assert all("Complete this Python function" in text for text in _texts(made.train, tokenizer))
@@ -246,7 +246,7 @@ def test_the_standard_library_beside_a_file(
 ) -> None:
     asked = []
 
-    def load_stdlib(fraction: float) -> Any:
+    def load_stdlib(fraction: float, name: str) -> Any:
         asked.append(fraction)
         return ([{"text": "l", "where": "1"}], [{"text": "h", "where": "2"}] if fraction else [])
 

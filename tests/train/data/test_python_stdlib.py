@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from train.data.python_stdlib import load_stdlib
+from train.data.python_stdlib import PREFERENCES, load_stdlib
 from train.errors import UserError
 
 Sides = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -166,3 +166,19 @@ def test_a_function_in_two_places_is_used_once(library: Path) -> None:
 def test_python_without_its_source(library: Path) -> None:
     with pytest.raises(UserError, match="python-stdlib: no Python source in"):
         load_stdlib(0.05)
+
+
+def test_preferences_are_functions_with_and_without_faults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "m.py").write_text(
+        'def f(a, b):\n    """Subtract."""\n    return a - b\n'
+        'def g(a):\n    """Call."""\n    return h(a)\n'
+    )
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    (record,), _ = load_stdlib(0, PREFERENCES)  # The other function has nothing to change.
+    assert record["where"] == "python-stdlib-preferences m.py:1"
+    assert record["prompt"][0]["content"].endswith('"""Subtract."""\n```')
+    chosen, rejected = (record[name][0]["content"] for name in ("chosen", "rejected"))
+    assert chosen == "```python\ndef f(a, b):\n    return a - b\n```"
+    assert rejected == "```python\ndef f(a, b):\n    return b + a\n```"

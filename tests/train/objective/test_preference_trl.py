@@ -144,7 +144,9 @@ def _with_trls_supervised_term(objective: Any, config: Any) -> Any:
         logprobs = answer_logprobs(config, FLOAT32, params, batch)[:, 0]
         answers = batch["weights"][:, 0]
         own = jnp.sum(jnp.sum(logprobs * answers, -1) / jnp.sum(answers, -1))
-        last = jnp.max(jnp.arange(answers.shape[1])[None] * (answers > 0).astype(jnp.int32), -1, keepdims=True)
+        last = jnp.max(
+            jnp.arange(answers.shape[1])[None] * (answers > 0).astype(jnp.int32), -1, keepdims=True
+        )
         known = (jnp.arange(answers.shape[1])[None] <= last).astype(jnp.float32)
         whole = len(ROWS) * jnp.sum(logprobs * known) / jnp.sum(known)
         found: Sums = objective(params, batch)
