@@ -14,9 +14,11 @@ import numpy as np
 
 from ..config import Config
 from ..config.masks import NoMask
+from ..config.objectives import Sft
 from ..flops import find_chip
 from ..hf.hub import resolve_model
 from ..model import load_model_config
+from ..objective.preference import SIDES
 from ..program import Program
 from ..sharding import check_rows, make_mesh
 from .hlo import ProgramCost, program_cost
@@ -80,6 +82,7 @@ class StepPlan:
     unmasked: CompiledStep | None  # the same step without its mask, if it has one
     searched: tuple[CompiledStep, ...]  # the same step with other numbers of microbatches
     limit: int | None  # bytes of a device's memory; None if not known
+    supervised: CompiledStep | None = None  # sft on as many tokens, for preferences
 
     @property
     def largest(self) -> CompiledStep | None:
@@ -101,7 +104,8 @@ def plan_step(
 
     Args:
       slices: how many slices, joined by the network between slices.
-      plain: also compile the step without its mask.
+      plain: also compile the step without its mask and, if it learns from preferences, that of
+        supervised fine-tuning on as many tokens.
       explore: also compile other numbers of microbatches, until the largest microbatch that fits
         is known.
       on_compiled: called with each step after its compilation, which may take minutes.
@@ -125,15 +129,24 @@ def plan_step(
     with _cache_bypassed() if topology else nullcontext():
         given = compile_config(config)
         masked = config.optimizer.mask.kind != "none"
-        unmasked = compile_config(_unmasked(config)) if plain and masked and given.cost else None
+        plain = plain and given.cost is not None
+        unmasked = compile_config(_unmasked(config)) if plain and masked else None
+        paired = config.objective.is_preference
+        supervised = compile_config(_supervised(config)) if plain and paired else None
         may_fit = limit is not None and given.fixed_bytes < limit
         searched = search(given, compile_config) if explore and may_fit else []
-    return StepPlan(given, unmasked, tuple(searched), limit)
+    return StepPlan(given, unmasked, tuple(searched), limit, supervised)
 
 
 def _unmasked(config: Config) -> Config:
     optimizer = config.optimizer.model_copy(update={"mask": NoMask(kind="none")})
     return config.model_copy(update={"optimizer": optimizer})
+
+
+def _supervised(config: Config) -> Config:
+    """Supervised fine-tuning on rows that are both answers of a pair."""
+    batch = config.batch.model_copy(update={"size": SIDES * config.batch.size})
+    return config.model_copy(update={"objective": Sft(), "batch": batch})
 
 
 @contextmanager

@@ -16,8 +16,10 @@ def summary(step: CompiledStep) -> str:
     """One line on one compilation."""
     needs = "too much" if step.peak_bytes is None else format_bytes(step.peak_bytes)
     verdict = "" if step.fits is None else ", fits" if step.fits else ", does not fit"
+    kind = step.program.config.objective.kind
+    objective = "" if kind == "sft" else f"{kind}, "
     return (
-        f"mask {_mask_kind(step)}, {_microbatches(step)}: {needs} a device{verdict} "
+        f"{objective}mask {_mask_kind(step)}, {_microbatches(step)}: {needs} a device{verdict} "
         f"(compiled in {step.seconds:.0f} s)"
     )
 
@@ -39,6 +41,8 @@ def print_plan(plan: StepPlan, console: Console) -> None:
     config, mesh = step.program.config, step.program.mesh
     axes = ", ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
     rows = f"{config.batch.size} rows of {config.data.max_length} tokens"
+    if config.objective.is_preference:
+        rows = f"{config.batch.size} pairs of twice {config.data.max_length} tokens"
     lines = [
         f"{config.model.path}: {_num_parameters(step):,} parameters",
         f"{mesh.size} devices, {mesh.devices.flat[0].device_kind}: {axes}",
@@ -48,6 +52,8 @@ def print_plan(plan: StepPlan, console: Console) -> None:
     tables = [_memory(plan)] if step.peak_bytes is not None else []
     if step.cost is not None:
         tables += [_network(plan), _work(plan)]
+    if plan.supervised is not None:
+        tables.append(_beside_sft(plan.given, plan.supervised))
     for table in tables:
         console.print()
         console.print(table)
@@ -169,7 +175,8 @@ def _work(plan: StepPlan) -> Table:
     table = _table("work of a device, a step", "")
     config, mesh = step.program.config, step.program.mesh
     length = config.data.max_length
-    tokens = config.batch.size * length / mesh.size
+    sides = 2 if config.objective.is_preference else 1
+    tokens = sides * config.batch.size * length / mesh.size
     flops = tokens * flops_per_token(step.program.model, length)
     table.add_row("arithmetic of the model", f"{flops / 1e12:,.3f} TFLOP")
     chip = find_chip(mesh.devices.flat[0].device_kind)
@@ -184,6 +191,26 @@ def _work(plan: StepPlan) -> Table:
             table.add_row("… of the mask", f"{added / 1e6:,.1f} Mcycles")
         for search_pass in step.cost.passes:
             table.add_row("… each pass of a search", f"{search_pass.cycles / 1e6:,.1f} Mcycles")
+    return table
+
+
+def _beside_sft(step: CompiledStep, supervised: CompiledStep) -> Table:
+    """What learning from preferences needs, and supervised fine-tuning on as many tokens."""
+    kind = step.program.config.objective.kind
+    table = _table("a device, beside sft on as many tokens", kind, "sft", f"{kind} adds")
+    peaks = [each.peak_bytes for each in (step, supervised)]
+    if None not in peaks:
+        ours, theirs = (peak or 0 for peak in peaks)
+        added = format_bytes(ours - theirs)
+        table.add_row("memory at the fullest moment", *map(format_bytes, (ours, theirs)), added)
+    batches = [each.resident["batch"] for each in (step, supervised)]
+    added = format_bytes(batches[0] - batches[1])
+    table.add_row("of that, the batch", *map(format_bytes, batches), added)
+    costs = [each.cost.step for each in (step, supervised) if each.cost is not None]
+    if len(costs) == 2 and costs[1].cycles:
+        cycles = [f"{cost.cycles / 1e6:,.1f} Mcycles" for cost in costs]
+        added = f"{costs[0].cycles / costs[1].cycles - 1:+.1%}"
+        table.add_row("kernels, as the compiler estimates", *cycles, added)
     return table
 
 

@@ -146,3 +146,18 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
     assert (best.rows_per_device if best else 0) == max(
         n for n in (0, 1, 2, 4, 8, 16) if n <= largest
     )
+
+
+def test_preferences_are_planned_beside_supervised_fine_tuning(
+    write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(data={"max_length": 32}, objective={"kind": "dpo"})
+    settings = [f"model.path={architecture}", "optimizer.mask.kind=none", "batch.size=8"]
+    assert main(["plan", "--no-search", "--config", str(file), *settings]) == 0
+    out = capsys.readouterr().out
+    assert "8 pairs of twice 32 tokens an update" in out
+    # The reference's log-probabilities are all that a batch of pairs has more.
+    (line,) = [line for line in out.splitlines() if "of that, the batch" in line]
+    assert line.split()[-6:] == ["1.00", "KiB", "768", "B", "256", "B"]
+    assert "dpo, mask none, 1 microbatch of 1 row a device" in out
+    assert "\nmask none, 1 microbatch of 2 rows a device" in out
