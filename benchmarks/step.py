@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,11 @@ from train.model import (
     logical_axes,
     num_stacked_axes,
 )
+from train.objective.preference import Preference
+from train.objective.preference_losses import dpo
 from train.objective.sft import Sft
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
-from train.step import TrainState, jit_train_step, state_shardings
+from train.step import Objective, TrainState, jit_train_step, state_shardings
 
 torch: Any
 try:
@@ -47,6 +50,7 @@ except ImportError:
     torch = None
 
 RATE = 1e-5
+DOTS = ComputeOptions(remat="dots")
 Step = Callable[[], float]  # does one step, returns its loss
 
 
@@ -59,6 +63,27 @@ def rows_of(folder: Path, size: int, length: int) -> np.ndarray:
 
 def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -> Step:
     """The program's own step, with transformations before AdamW."""
+    tokens, targets = rows[None, :, :-1], rows[None, :, 1:]
+    batch = {"tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)}
+    return stepping(folder, Sft(load_model_config(folder), DOTS), batch, *first)
+
+
+def preferring(folder: Path, rows: np.ndarray) -> Step:
+    """DPO on the same tokens, as pairs of rows."""
+    pairs = rows.reshape(1, -1, 2, rows.shape[1])
+    tokens, targets = pairs[..., :-1], pairs[..., 1:]
+    floats = {name: np.ones(tokens.shape, np.float32) for name in ("weights", "reference")}
+    objective = Preference(load_model_config(folder), partial(dpo, beta=0.1), DOTS)
+    return stepping(folder, objective, {"tokens": tokens, "targets": targets, **floats})
+
+
+def stepping(
+    folder: Path,
+    objective: Objective,
+    batch: dict[str, np.ndarray],
+    *first: optax.GradientTransformation,
+) -> Step:
+    """A step with an objective on a batch [N, B/N, ...]."""
     config = load_model_config(folder)
     optimizer = optax.chain(*first, optax.adamw(RATE))
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -69,14 +94,12 @@ def ours(folder: Path, rows: np.ndarray, *first: optax.GradientTransformation) -
     params = load_params(folder, config, split)
     state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
     held = [jax.device_put(state, shardings)]
-    tokens, targets = rows[None, :, :-1], rows[None, :, 1:]
-    batch = {"tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)}
-    batch = jax.device_put(batch, microbatch_sharding(mesh))
-    step = jit_train_step(Sft(config, ComputeOptions(remat="dots")), optimizer, mesh, shardings)
+    device_batch = jax.device_put(batch, microbatch_sharding(mesh))
+    step = jit_train_step(objective, optimizer, mesh, shardings)
 
     def run() -> float:
         with jax.set_mesh(mesh):
-            held[0], metrics = step(held[0], batch)
+            held[0], metrics = step(held[0], device_batch)
         jax.block_until_ready(held)
         return float(metrics["loss"])
 
@@ -157,6 +180,7 @@ def main() -> None:
     rows = {
         "plain fine-tuning": (ours, *given),
         "with gmt_mask, tolerance 0.001": (masked, *given),
+        "dpo, on as many tokens": (preferring, *given),
     }
     if chosen.torch:
         rows["transformers on PyTorch"] = (theirs, *given, False)
