@@ -38,9 +38,10 @@ def _init(args: argparse.Namespace) -> None:
     from ..data.starter import write_starter
 
     config = write_starter(args.file, args.model, args.data, args.overrides, Console(stderr=True))
+    command = "dpo" if config.objective.is_preference else "sft"
     print(
         f"wrote {args.file}; look at the data with gmt-train data check --config {args.file}, and "
-        f"train with gmt-train sft --config {args.file}: the tuned model will be in "
+        f"train with gmt-train {command} --config {args.file}: the tuned model will be in "
         f"{Path(config.run) / 'export'}"
     )
 

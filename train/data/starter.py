@@ -40,6 +40,7 @@ class _Found:
     format: str
     lengths: np.ndarray  # tokens of each example
     devices: Sequence[jax.Device]
+    command: str  # that trains with it
 
     @property
     def num_parameters(self) -> int:
@@ -97,14 +98,20 @@ def _look(config: Config, model: ModelConfig, tokenizer: Any, console: Console) 
     train = _build(config, model, tokenizer, console)
     reading = train.sources[0].store.understood[0][0].reading  # The commonest.
     return _Found(
-        model, bool(tokenizer.chat_template), reading.format, train.lengths, jax.devices()
+        model,
+        bool(tokenizer.chat_template),
+        reading.format,
+        train.lengths,
+        jax.devices(),
+        "dpo" if config.objective.is_preference else "sft",
     )
 
 
 def _build(config: Config, model: ModelConfig, tokenizer: Any, console: Console) -> Split:
     """The training data; its tokens are kept, so that a run does not tokenise again."""
     cache = Path(config.cache).expanduser()
-    context = DataContext(tokenizer, model.vocab_size, config.seed, cache, console)
+    pairs = config.objective.is_preference
+    context = DataContext(tokenizer, model.vocab_size, config.seed, cache, console, pairs=pairs)
     return build_datasets(config.data, context).train
 
 
@@ -130,7 +137,7 @@ def _choose(found: _Found, given: Config) -> Tree:
         "data": {"max_length": longest, "eval_fraction": fraction},
         "batch": {"size": size, "num_microbatches": num_microbatches},
         "optimizer": {
-            "learning_rate": 2e-5,
+            "learning_rate": 2e-6 if given.objective.is_preference else 2e-5,
             "warmup_steps": steps // 20,
             "mask": {"kind": "gmt_mask", "mask_ratio": 0.2},
         },
@@ -182,7 +189,7 @@ def _header(file: Path, found: _Found) -> Iterator[str]:
     if needed > memory:
         yield "# That is more than there is: take a smaller model, or more devices."
     yield f"#   gmt-train data check --config {file}"
-    yield f"#   gmt-train sft --config {file}"
+    yield f"#   gmt-train {found.command} --config {file}"
     yield "# Every key: gmt-train config"
     yield ""
 

@@ -1,6 +1,6 @@
 """The model card of an export: what was tuned, on which data, how, and with which result."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,7 +39,7 @@ def _header(config: Config) -> str:
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["gmt-jax", "sft"],
+        "tags": ["gmt-jax", config.objective.kind],
     }
     if _is_hub_name(config.model.path):
         metadata["base_model"] = config.model.path
@@ -76,9 +76,12 @@ def _data(config: Config, records: Sequence[Record]) -> str:
         "last": "the assistant's last turn and completions",
         "everything": "every token",
     }
+    loss_on = f"is on {trained_on[data.loss_on]}"
+    if config.objective.is_preference:
+        loss_on = "compares the chosen and the rejected answer of each pair"
     lines += [
         "",
-        f"The loss is on {trained_on[data.loss_on]}; rows have at most {data.max_length:,} tokens "
+        f"The loss {loss_on}; rows have at most {data.max_length:,} tokens "
         f"(longer examples: {data.overlong}; packing: {data.packing}).",
         "",
     ]
@@ -97,25 +100,28 @@ def _method(config: Config, records: Sequence[Record]) -> str:
         else f"under the mask `{kind}`{share} "
         "([Gradient-Mask Tuning](https://arxiv.org/abs/2406.15330))"
     )
+    training, rows = "Supervised fine-tuning", "rows"
+    if config.objective.is_preference:
+        training, rows = f"Preferences by the objective `{config.objective.kind}`", "pairs"
     return (
-        f"## Training\n\nSupervised fine-tuning: {done:,} updates of {config.batch.size} rows by "
+        f"## Training\n\n{training}: {done:,} updates of {config.batch.size} {rows} by "
         f"AdamW, {mask}; matrix products in {config.model.compute_dtype}, weights in float32.\n\n"
         f"```yaml\n{_yaml(settings)}```\n"
     )
 
 
 def _results(records: Sequence[Record]) -> str:
-    losses = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
-    if not losses:
+    evaluated = [record for record in records if "eval_loss" in record]
+    if not evaluated:
         return ""
-    rows = "\n".join(f"| {step:,} | {loss:.4f} |" for step, loss in _ends(losses))
-    return f"## Results\n\n| updates | eval loss |\n|---|---|\n{rows}\n"
-
-
-def _ends(losses: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    yield losses[0]
-    if len(losses) > 1:
-        yield losses[-1]
+    names = ["eval_loss", *(["eval_accuracy"] if "eval_accuracy" in evaluated[0] else [])]
+    rows = [
+        " | ".join([f"{record['step']:,}", *(f"{record[name]:.4f}" for name in names)])
+        for record in (evaluated[0], *evaluated[1:][-1:])
+    ]
+    titles = " | ".join(["updates", *(name.replace("_", " ") for name in names)])
+    lines = [f"| {titles} |", "|---" * (1 + len(names)) + "|", *(f"| {row} |" for row in rows)]
+    return "## Results\n\n" + "\n".join(lines) + "\n"
 
 
 def _use(name: str) -> str:

@@ -132,3 +132,22 @@ def test_config_prints_the_reference_or_the_schema(capsys: Capture) -> None:
     assert capsys.readouterr().out == reference()
     assert main(["config", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out)["required"] == ["run", "model", "data"]
+
+
+def test_each_command_has_its_objectives(write_config: Write, capsys: Capture) -> None:
+    message = _fails(capsys, write_config(), "objective.kind=dpo")
+    assert "objective.kind is dpo; set it to sft, or run gmt-train dpo" in message
+    assert main(["dpo", "--config", str(write_config())]) == 2
+    message = capsys.readouterr().err
+    assert "objective.kind is sft; set it to dpo, robust_dpo, hinge, ipo, simpo or orpo" in message
+
+
+def test_single_answers_are_not_for_dpo(
+    write_config: Write, capsys: Capture, tmp_path: Path
+) -> None:
+    config = write_config(objective={"kind": "dpo"})
+    assert main(["dpo", "--config", str(config)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "sums.jsonl:1: is not a preference pair, which needs chosen and rejected" in message
+    assert not (tmp_path / "run").exists()

@@ -89,3 +89,40 @@ def test_both_answers_continue_the_same_tokens() -> None:
         [False, True, True],
         [False, True, True, True],
     ]
+
+
+ASKED = {"role": "user", "content": "1"}
+BETTER, WORSE = ({"role": "assistant", "content": text} for text in "23")
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        pytest.param(
+            {"prompt": "1", "prompt_id": "x", "messages": [ASKED, BETTER], "score_chosen": 8.0}
+            | {"chosen": [ASKED, BETTER], "rejected": [ASKED, WORSE]},
+            {"chosen": "chosen", "rejected": "rejected"},
+            id="UltraFeedback",
+        ),
+        pytest.param(
+            {"conversations": [{"from": "human", "value": "1"}]}
+            | {"chosen": {"from": "gpt", "value": "2"}, "rejected": {"from": "gpt", "value": "3"}},
+            None,
+            id="ShareGPT",
+        ),
+        pytest.param(
+            {"chosen": "\n\nHuman: 1\n\nAssistant: 2", "rejected": "\n\nHuman: 1\n\nAssistant: 3"},
+            None,
+            id="HH-RLHF",
+        ),
+    ],
+)
+def test_public_pairs(
+    tokenizer: Any, draw: Make, row: dict[str, Any], columns: dict[str, str] | None
+) -> None:
+    reader = RecordReader("preference", columns)
+    pair = encode(Renderer(reader, tokenizer).render(row), tokenizer)
+    assert [draw(tokenizer, side) for side in pair] == [
+        ("u:1E/a:2E/", "       ^^"),
+        ("u:1E/a:3E/", "       ^^"),
+    ]

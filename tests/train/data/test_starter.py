@@ -107,3 +107,16 @@ def test_faults_are_one_line_and_nothing_is_written(
     assert message in error
     assert error.count("\n") == 1
     assert not file.exists()
+
+
+def test_preferences_are_started_with_their_objective(
+    tiny_model: Path, cache: Path, tmp_path: Path
+) -> None:
+    data, file = tmp_path / "d.jsonl", tmp_path / "my.yaml"
+    rows = [{"prompt": f"{n}", "chosen": "b", "rejected": "c" * (1 + n % 3)} for n in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"cache={cache}", "objective.kind=dpo", "data.format=preference"]
+    write_starter(file, str(tiny_model), str(data), given, Console(quiet=True))
+    assert f"gmt-train dpo --config {file}" in file.read_text()
+    config = load_config(file)
+    assert (config.objective.kind, config.optimizer.learning_rate) == ("dpo", 2e-6)

@@ -71,3 +71,16 @@ def test_without_eval_data_or_mask_there_is_no_such_part(
     assert "Results" not in text
     assert "without a mask" in text
     assert "gradient-mask-tuning" not in metadata["tags"]
+
+
+def test_preferences_are_named_with_their_accuracy(write_config: Write) -> None:
+    records = [
+        {"step": 0, "eval_loss": 0.6931, "eval_accuracy": 0.5},
+        {"step": 6, "eval_loss": 0.5, "eval_accuracy": 0.75},
+    ]
+    metadata, text = _card(write_config(objective={"kind": "ipo"}), *records)
+    assert "ipo" in metadata["tags"]
+    assert "Preferences by the objective `ipo`: 6 updates of 8 pairs by AdamW" in text
+    assert "The loss compares the chosen and the rejected answer of each pair" in text
+    assert "| updates | eval loss | eval accuracy |\n|---|---|---|\n| 0 | 0.6931 | 0.5000 |" in text
+    assert "| 6 | 0.5000 | 0.7500 |" in text

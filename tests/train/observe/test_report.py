@@ -45,3 +45,10 @@ def test_mfu_and_the_wait_for_data_are_shown_if_they_are_known(tmp_path: Path) -
     run.log(RECORD | {"mfu": 0.4321, "data_wait": 0.25})
     assert "43.2% of the devices' peak (median)" in _report(run)
     assert "25.0% of the time (median)" in _report(run)
+
+
+def test_the_accuracy_on_pairs_is_compared_before_and_after(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step, accuracy in ((0, 0.5), (3, 0.625)):
+        run.log({"step": step, "eval_loss": 0.6, "eval_accuracy": accuracy})
+    assert "eval accuracy  50.0% → 62.5%" in _report(run)
