@@ -68,7 +68,7 @@ test-all: $(VENV)/dev  ## Run all tests, and those that compare bits again as us
 	GMT_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -q -n 2 $(BITS)
 
 examples: $(EXAMPLES)/ready  ## Run the scripts in examples/ whose packages install here, and their tests
-	for name in jax_jit flax_linen equinox_module tunix_sft tunix_dpo; do \
+	for name in jax_jit flax_nnx flax_linen equinox_module tunix_sft tunix_dpo; do \
 	  echo "$$name" && $(EXAMPLES)/bin/python examples/$$name.py || exit 1; done
 	$(EXAMPLES)/bin/python -m pytest -q -o filterwarnings= -o pythonpath=examples examples
 

@@ -14,10 +14,10 @@ from updates import adamw_under
 from gmt_jax import by_score, gmt, hft, lisa
 
 
-def methods(num_stacked_axes: dict[str, int]) -> dict[str, tuple[Any, Any]]:
+def methods(stacked_axes: dict[str, int | None]) -> dict[str, tuple[Any, Any]]:
     """By name: an optimizer that selects a mask at every update, and its scores alone."""
     inner = optax.adamw(1e-5)
-    by = partial(by_score, inner, RATIO, num_stacked_axes=num_stacked_axes)
+    by = partial(by_score, inner, RATIO, stacked_axes=stacked_axes)
     lasting = partial(by, warmup=1)  # stores its mask, as a method with a lasting mask does
     return {
         "gmt, one threshold for all": (gmt(inner, RATIO, scope="global"), None),
@@ -50,17 +50,17 @@ def randoms(params: Tree, grads: Tree) -> Any:
 
 
 def print_family(
-    title: str, params: Tree, grads: Tree, num_stacked_axes: dict[str, int], rounds: int
+    title: str, params: Tree, grads: Tree, stacked_axes: dict[str, int | None], rounds: int
 ) -> None:
     """One row for each method. Parameters and moments are kept for one method at a time."""
     print(f"\n{title}\n\n| AdamW under | ms | gmt, ms | of gmt | its scores alone, ms |")
     print("|---" * 5 + "|")
-    for name, (optimizer, scores) in methods(num_stacked_axes).items():
+    for name, (optimizer, scores) in methods(stacked_axes).items():
         progress(f"{name}, in turn with gmt, {rounds} rounds")
         compared = {
             "own": adamw_under(params, optimizer, grads),
             "gmt": adamw_under(
-                params, gmt(optax.adamw(1e-5), RATIO, num_stacked_axes=num_stacked_axes), grads
+                params, gmt(optax.adamw(1e-5), RATIO, stacked_axes=stacked_axes), grads
             ),
         }
         if scores:

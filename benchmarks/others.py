@@ -28,11 +28,13 @@ def by_threshold(
         size = jnp.abs(g)
         return jnp.where(size < threshold(size.ravel()), 0, g)
 
-    def masked(tree: Tree, num_stacked_axes: dict[str, int]) -> Any:
+    def masked(tree: Tree, stacked_axes: dict[str, int | None]) -> Any:
         out = {}
         for name, g in tree.items():
             mask: Any = of_tensor
-            if num_stacked_axes[name]:  # a loop, so that copies of one layer exist at a time
+            if (
+                stacked_axes[name] is not None
+            ):  # a loop, so that copies of one layer exist at a time
                 mask = lambda g: lax.map(of_tensor, g)  # noqa: E731
             out[name] = mask(g)
         return out
@@ -68,7 +70,7 @@ TORCH = {
 }
 
 
-def torch_methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Method]:
+def torch_methods(tree: Tree, stacked_axes: dict[str, int | None]) -> dict[str, Method]:
     """PyTorch's methods, which mask copies of the gradients tensor by tensor."""
     if torch is None:
         return {}
@@ -76,7 +78,7 @@ def torch_methods(tree: Tree, num_stacked_axes: dict[str, int]) -> dict[str, Met
     tensors = []
     for name, g in tree.items():
         whole = torch.from_numpy(np.array(g, np.float32)).to(kind)
-        tensors += list(whole) if num_stacked_axes[name] else [whole]
+        tensors += list(whole) if stacked_axes[name] is not None else [whole]
 
     def method(threshold: Callable[[Any], Any]) -> Method:
         def run() -> None:

@@ -26,7 +26,7 @@ import jax
 import optax
 
 from gmt_jax import gmt_mask
-from train.model import abstract_params, load_model_config, logical_axes, num_stacked_axes
+from train.model import abstract_params, load_model_config, logical_axes, stacked_axes
 from train.plan.hlo import estimated_cycles, find_collectives, split_computations
 from train.plan.topology import slice_devices
 from train.sharding import make_mesh, param_shardings
@@ -37,7 +37,7 @@ FOLDER = Path(__file__).parents[1] / "configs" / "models"
 MODELS = ("llama-2-7b", "llama-2-13b", "llama-3-8b", "llama-3-70b")
 OPTIMIZERS = {
     "adamw": optax.adamw(1e-5),
-    "with gmt": optax.chain(gmt_mask(0.2, num_stacked_axes=num_stacked_axes), optax.adamw(1e-5)),
+    "with gmt": optax.chain(gmt_mask(0.2, stacked_axes=stacked_axes), optax.adamw(1e-5)),
 }
 
 

@@ -35,7 +35,7 @@ from train.model import (
     abstract_params,
     load_model_config,
     logical_axes,
-    num_stacked_axes,
+    stacked_axes,
 )
 from train.objective.preference import Preference
 from train.objective.preference_losses import dpo
@@ -108,7 +108,7 @@ def stepping(
 
 def masked(folder: Path, rows: np.ndarray) -> Step:
     """The same with the mask."""
-    return ours(folder, rows, gmt_mask(0.2, num_stacked_axes=num_stacked_axes, tolerance=1e-3))
+    return ours(folder, rows, gmt_mask(0.2, stacked_axes=stacked_axes, tolerance=1e-3))
 
 
 def theirs(folder: Path, rows: np.ndarray, fused: bool) -> Step:

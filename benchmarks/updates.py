@@ -12,7 +12,7 @@ import optax
 
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
-from train.model import load_model_config, num_stacked_axes
+from train.model import load_model_config, stacked_axes
 from train.objective.sft import Sft
 
 Tree = dict[str, jax.Array]
@@ -48,8 +48,8 @@ class Model:
         self.config = load_model_config(folder)
         flat, self.treedef = jax.tree.flatten_with_path(load_params(folder, self.config))
         self.params = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
-        self.num_stacked_axes = dict(
-            zip(self.params, (num_stacked_axes(path) for path, _ in flat), strict=True)
+        self.stacked_axes = dict(
+            zip(self.params, (stacked_axes(path) for path, _ in flat), strict=True)
         )
         ids = load_tokenizer(folder, None)(Path(argparse.__file__).read_text())["input_ids"]
         rows = np.array(ids[: 2 * 257], np.int32).reshape(2, 257)

@@ -14,6 +14,11 @@ from levanter.trainer_state import TrainerState
 from gmt_jax import gmt_mask
 
 
+def layer_axis(path):
+    """Stacked layers have their number as first axis."""
+    return 0 if any(getattr(key, "name", None) == "stacked" for key in path) else None
+
+
 @OptimizerConfig.register_subclass("gmt_adam")
 @dataclass(frozen=True)
 class GmtAdamConfig(AdamConfig):
@@ -22,7 +27,8 @@ class GmtAdamConfig(AdamConfig):
     mask_ratio: float = 0.2
 
     def build(self, num_train_steps):
-        return optax.chain(gmt_mask(self.mask_ratio), super().build(num_train_steps))
+        mask = gmt_mask(self.mask_ratio, stacked_axes=layer_axis)
+        return optax.chain(mask, super().build(num_train_steps))
 
 
 def main():

@@ -13,7 +13,7 @@ from gmt_jax._threshold.replication import mesh_of, replicate
 from gmt_jax.selection import LargestScores, Selector
 from gmt_jax.selective import selective
 from gmt_jax.tree_paths import path_name
-from gmt_jax.types import Leaf, Mask, MaskRatio, NumStackedAxes, PyTree
+from gmt_jax.types import Leaf, Mask, MaskRatio, PyTree, StackedAxes
 
 State = TypeVar("State")
 
@@ -34,7 +34,7 @@ def fixed_mask(
     inner: optax.GradientTransformation,
     mask: Mask | Callable[[optax.Params], Mask] | None,
     *,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -48,7 +48,7 @@ def fixed_mask(
       inner: any optimizer.
       mask: a tree of bools (or a prefix of one), each broadcastable to its parameter; or a function
         of the parameters that returns one. True: trained. None: nothing, until `with_mask`.
-      num_stacked_axes: this and the following as in `gmt`.
+      stacked_axes: this and the following as in `gmt`.
       apply_to: as in `gmt`.
       report: as in `gmt`.
 
@@ -88,7 +88,7 @@ def fixed_mask(
         return state.mask, state
 
     selector = Selector(init, select)
-    return selective(inner, lambda _: selector, num_stacked_axes, apply_to, report)
+    return selective(inner, lambda _: selector, stacked_axes, apply_to, report)
 
 
 def with_mask(state: State, mask: Mask) -> State:
@@ -125,7 +125,7 @@ def select_largest(
     mask_ratio: MaskRatio,
     *,
     scope: str = "tensor",
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
 ) -> Mask:
     """The mask of the entries with the largest scores, for `fixed_mask`.
 
@@ -133,7 +133,7 @@ def select_largest(
       scores: a tree of float or complex arrays, of which the absolute values count.
       mask_ratio: the fraction that is MASKED; this and the following as in ``gmt_mask``.
       scope: as in ``gmt_mask``.
-      num_stacked_axes: as in ``gmt_mask``.
+      stacked_axes: as in ``gmt_mask``.
 
     Raises:
       ValueError: as ``gmt_mask``.
@@ -153,7 +153,7 @@ def select_largest(
       Panda et al., `Lottery Ticket Adaptation: Mitigating Destructive Interference in LLMs
       <https://arxiv.org/abs/2406.16797>`_, 2024.
     """
-    largest = LargestScores(mask_ratio, scope, 0.0, num_stacked_axes)
+    largest = LargestScores(mask_ratio, scope, 0.0, stacked_axes)
     return largest.select(scores, largest.init(scores))[0]
 
 

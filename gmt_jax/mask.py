@@ -6,7 +6,7 @@ import jax
 import optax
 
 from gmt_jax.selection import GmtMaskState, LargestScores, apply_mask
-from gmt_jax.types import MaskRatio, NumStackedAxes, PyTree
+from gmt_jax.types import MaskRatio, PyTree, StackedAxes
 
 __all__ = ["GmtMaskState", "gmt_mask"]
 
@@ -16,7 +16,7 @@ def gmt_mask(
     *,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Zeroes the gradient entries with the smallest magnitude.
 
@@ -33,7 +33,8 @@ def gmt_mask(
     modulus, as computed by ``jnp.abs``.
 
     The threshold is exact and found by counting: a gradient sharded over a mesh is neither
-    gathered nor sorted, and its devices exchange a few integers and a small sample.
+    gathered nor sorted, and its devices exchange a few integers. The threshold of the update before
+    shortens the search.
 
     Transformations that follow in a chain see the masked gradient. Under SGD a masked weight stays
     where it is; under AdamW it still moves a little, by its older momentum and by decoupled weight
@@ -44,22 +45,25 @@ def gmt_mask(
       mask_ratio: the fraction that is MASKED (not the fraction that is kept), in [0, 1].
         A number is read as the decimal that it prints as: 0.29 of 100 is 29. A schedule is called
         with the number of updates done. An array may be traced, as ``optax.inject_hyperparams``
-        makes it; it is clipped to [0, 1] and rounded to the decimal places that its dtype tells
-        apart: 7 for float32, 3 for float16, 2 for bfloat16. A mapping gives different ratios by
+        makes it; it is clipped to [0, 1] and read as the shortest decimal that its dtype rounds to
+        it, of at most seven places. With bfloat16 parameters ``optax.inject_hyperparams`` makes
+        bfloat16 of it, which has no 0.995 but only 0.996: give it
+        ``hyperparam_dtype=jnp.float32``. A mapping gives different ratios by
         path: of its keys, regular expressions, the first that is found in the path of a leaf
         applies: ``{"embed|norm": 0.0, "attention": 0.5, ".*": 0.2}``.
       scope: ``"tensor"``: each tensor has its own threshold. ``"global"``: the whole tree has one
         threshold, with :math:`n` and :math:`m` counted over all entries together, in any dtypes.
       tolerance: how far, as a fraction of :math:`n`, the number of masked entries may fall short
         of :math:`m`, in [0, 1]. With 0, the default, the mask is exact. With 0.001 the search
-        reads the gradient two or three times instead of about six, and :math:`T` is a number
+        reads the gradient about half as often, and :math:`T` is a number
         between entries rather than one of them. It may be an array, as from
         ``optax.inject_hyperparams``: at 0 the mask is exact then too.
-      num_stacked_axes: the number of leading axes of a leaf that index separate tensors, each with
-        its own threshold, such as layers stacked for ``jax.lax.scan``. An integer for all leaves, a
-        tree prefix of integers, or a function of a leaf's key path, as passed by
-        ``jax.tree_util.tree_map_with_path``; by default 0. Under ``optax.inject_hyperparams`` name
-        it in ``static_args``.
+      stacked_axes: the axis of a leaf that indexes separate tensors, each with its own threshold,
+        such as layers stacked for ``jax.lax.scan``; wherever it stands, as ``in_axes`` of
+        ``jax.vmap``: 0 for the first, or a tuple of several, or None for a leaf that is one tensor.
+        For all leaves, as a tree prefix (a tuple of integers is then the axes of one leaf), or as a
+        function of a leaf's key path, as passed by ``jax.tree_util.tree_map_with_path``. Under
+        ``optax.inject_hyperparams`` name it in ``static_args``.
 
     Returns:
       The transformation, for gradients of any float or complex dtype. Its state is a
@@ -69,8 +73,12 @@ def gmt_mask(
     Raises:
       ValueError: if ``mask_ratio`` or ``tolerance`` is outside [0, 1], if ``scope`` is unknown, or
         global although tensors are given separate ratios or stacked axes; and when first given the
-        parameters or gradients, if ``num_stacked_axes`` does not fit them.
+        parameters or gradients, if ``stacked_axes`` does not fit them.
       TypeError: when first given a leaf that is neither float nor complex.
+
+    Inside ``jax.shard_map``, a leaf that varies over mesh axes is one shard of its tensor: the mask
+    is that of the whole tensor. Derivatives through the update are those under a
+    constant mask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -84,14 +92,14 @@ def gmt_mask(
       >>> print(updates)
       [-3. -0. -0.  5. -4.]
       >>> print(optax.tree.get(state, "threshold"), optax.tree.get(state, "masked_fraction"))
-      3.0 0.4
+      [3.] 0.4
 
     References:
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
       <https://arxiv.org/abs/2406.15330>`_, 2024. The paper keeps ties; that each tensor
       has its own threshold is this library's choice.
     """
-    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, stacked_axes)
 
     def update_fn(
         updates: optax.Updates,

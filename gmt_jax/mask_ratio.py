@@ -1,10 +1,10 @@
 """How many entries of each tensor are masked, from ratios, their paths and the stacked axes."""
 
-import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ import numpy as np
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
-from gmt_jax._threshold.uint64 import UInt64, add, uint64
-from gmt_jax.tree_paths import path_name
-from gmt_jax.types import Leaf, MaskRatio, NumStackedAxes, Ratio
+from gmt_jax._threshold.uint64 import Array, UInt64, add, uint64
+from gmt_jax.tree_paths import path_name, without_box
+from gmt_jax.types import Leaf, MaskRatio, Ratio, StackedAxes
 
+# The decimal places of a traced fraction: 10**7 is exact in float32.
+PLACES = 7
 _MASK_RATIO = "mask_ratio is the fraction of gradient entries to mask"
 
 
@@ -57,7 +59,9 @@ def num_masked(
         fraction_of(_at(_ratio_of(mask_ratio, path), count), [size])
         for path, size in zip(paths, sizes, strict=True)
     ]
-    return UInt64(*map(jnp.concatenate, zip(*parts, strict=True))) if parts else uint64([])
+    traced = any(isinstance(part.low, jax.Array) for part in parts)
+    join: Callable[[Any], Array] = jnp.concatenate if traced else np.concatenate
+    return UInt64(*map(join, zip(*parts, strict=True))) if parts else uint64([])
 
 
 def fraction_of(fraction: ArrayLike, sizes: Sequence[int]) -> UInt64:
@@ -70,14 +74,11 @@ def fraction_of(fraction: ArrayLike, sizes: Sequence[int]) -> UInt64:
 def _array_fraction_of(fraction: jax.Array, sizes: Sequence[int]) -> UInt64:
     """⌊fraction · size⌋ for each size, in integers, with a traced fraction read as a decimal.
 
-    A float32 0.29 is not 0.29, but no other decimal of seven places is as near. The fraction is
-    clipped to [0, 1] and rounded to the places that its dtype tells apart there: 7 for float32 and
-    wider, 3 for float16, 2 for bfloat16.
+    The fraction is clipped to [0, 1] and read as the shortest decimal that its dtype rounds to it:
+    a float32 0.29 is 0.29, and a bfloat16 0.99609375 is 0.996.
     """
-    floating = jnp.issubdtype(fraction.dtype, jnp.floating)
-    mantissa = min(jnp.finfo(fraction.dtype).nmant, 23) if floating else 23
-    scale = 10 ** int(math.log10(2 ** (mantissa + 1)))
-    units = jnp.round(jnp.clip(fraction.astype(jnp.float32), 0, 1) * scale).astype(jnp.uint32)
+    scale = 10**PLACES
+    units = _decimal_units(jnp.clip(fraction.astype(jnp.float32), 0, 1), fraction.dtype)
     # Long multiplication and division at once, seven bits of the sizes at a time: the remainder
     # is below 10**7 < 2**24, so that every intermediate fits 32 bits.
     quotient = UInt64(*(jnp.zeros(len(sizes), jnp.uint32) for _ in range(2)))
@@ -90,12 +91,24 @@ def _array_fraction_of(fraction: jax.Array, sizes: Sequence[int]) -> UInt64:
     return quotient
 
 
-def stacked_axes(num_stacked_axes: NumStackedAxes, path: KeyPath, leaf: Leaf) -> int:
-    """The number of leading axes of a leaf that index its tensors.
+def _decimal_units(value: jax.Array, dtype: np.dtype) -> jax.Array:
+    """The shortest decimal that `dtype` rounds to this float32, in units of its last place."""
+    units = jnp.round(value * 10**PLACES).astype(jnp.uint32)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return units
+    for places in range(PLACES - 1, -1, -1):
+        rounded = jnp.round(value * 10**places)
+        same = (rounded / 10**places).astype(dtype) == value.astype(dtype)
+        units = jnp.where(same, rounded.astype(jnp.uint32) * 10 ** (PLACES - places), units)
+    return units
+
+
+def axes_of(stacked_axes: StackedAxes, path: KeyPath, leaf: Leaf) -> tuple[int, ...]:
+    """The axes of a leaf that index its tensors, ascending.
 
     Raises:
       TypeError: if the leaf is neither float nor complex.
-      ValueError: if `num_stacked_axes` gives no number of axes that the leaf has.
+      ValueError: if `stacked_axes` gives no axes that the leaf has.
     """
     name = path_name(path)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -103,23 +116,32 @@ def stacked_axes(num_stacked_axes: NumStackedAxes, path: KeyPath, leaf: Leaf) ->
             f"gmt_mask needs float or complex gradients, but {name} is {leaf.dtype}; "
             "leave it out with optax.masked or optax.partition"
         )
-    axes: object
-    if num_stacked_axes is None:
-        axes = 0
-    elif callable(num_stacked_axes):
-        axes = num_stacked_axes(path)
+    given: object = None
+    if callable(stacked_axes):
+        given = stacked_axes(without_box(path))
     else:
         # Looked up by path instead of mapped over both trees: optax.masked and optax.partition
         # replace parts of the gradient with other nodes.
-        prefix = dict(jax.tree_util.tree_leaves_with_path(num_stacked_axes))
-        axes = next((prefix[path[:n]] for n in range(len(path) + 1) if path[:n] in prefix), None)
-    if not isinstance(axes, (int, np.integer)) or not 0 <= axes <= len(leaf.shape):
+        prefix = dict(jax.tree_util.tree_leaves_with_path(stacked_axes, is_leaf=_is_axes))
+        given = next((prefix[path[:n]] for n in range(len(path) + 1) if path[:n] in prefix), False)
+    ndim = len(leaf.shape)
+    axes = given if isinstance(given, tuple) else () if given is None else (given,)
+    if not all(_is_axis(axis) and -ndim <= axis < ndim for axis in axes):
         raise ValueError(
-            "num_stacked_axes is the number of leading axes that index tensors, but is "
-            f"{axes!r} for {name}, which has shape {tuple(leaf.shape)} (under "
+            "stacked_axes is the axis that indexes tensors, a tuple of axes, or None, but is "
+            f"{given!r} for {name}, which has shape {tuple(leaf.shape)} (under "
             "optax.inject_hyperparams, name it in static_args)"
         )
-    return int(axes)
+    return tuple(sorted({int(axis) % ndim for axis in axes}))
+
+
+def _is_axis(axis: object) -> bool:
+    return isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
+
+
+def _is_axes(node: object) -> bool:
+    """Whether a node of a prefix is the axes of what is below it."""
+    return node is None or (isinstance(node, tuple) and all(map(_is_axis, node)))
 
 
 def _at(ratio: Ratio, count: jax.Array) -> ArrayLike:

@@ -13,7 +13,7 @@ import optax
 from gmt_jax.param_roles import ROLES
 from gmt_jax.selective import by_score, train_only
 from gmt_jax.structured import hft_schedule, lisa_schedule
-from gmt_jax.types import Key, MaskRatio, MaskSchedule, NumStackedAxes
+from gmt_jax.types import Key, MaskRatio, MaskSchedule, StackedAxes
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
@@ -22,7 +22,7 @@ Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 class ScheduleOptions(TypedDict, total=False):
     """Options of `train_only`."""
 
-    num_stacked_axes: NumStackedAxes
+    stacked_axes: StackedAxes
     apply_to: str
     report: bool
 

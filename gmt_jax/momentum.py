@@ -6,7 +6,7 @@ import jax
 import optax
 
 from gmt_jax.selective import by_score
-from gmt_jax.types import MaskRatio, NumStackedAxes, PyTree
+from gmt_jax.types import MaskRatio, PyTree, StackedAxes
 
 _MOMENTS = ("mu", "trace", "ema")  # optax's names of a first moment
 
@@ -17,7 +17,7 @@ def mofo(
     *,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""MoFO: the entries with the largest first moments :math:`|m_t|`, chosen at each update.
@@ -37,7 +37,7 @@ def mofo(
         ⌊mask_ratio · n⌋ are masked, and ties are kept.
       scope: this and the following as in `gmt`.
       tolerance: as in `gmt`.
-      num_stacked_axes: as in `gmt`.
+      stacked_axes: as in `gmt`.
       report: as in `gmt`.
 
     Raises:
@@ -70,7 +70,7 @@ def mofo(
         score=score,
         scope=scope,
         tolerance=tolerance,
-        num_stacked_axes=num_stacked_axes,
+        stacked_axes=stacked_axes,
         apply_to="update",
         report=report,
     )

@@ -1,18 +1,22 @@
 """Figures that describe a mask, for each tensor and over all of them."""
 
+import math
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
+from gmt_jax._threshold.layout import TensorLayout
 from gmt_jax._threshold.reductions import reduce
-from gmt_jax._threshold.replication import mesh_of, replicate
-from gmt_jax.mask_ratio import stacked_axes
+from gmt_jax._threshold.replication import mesh_of, replicate, shard_axes, shard_count
+from gmt_jax.mask_ratio import axes_of
 from gmt_jax.selection import Selector
-from gmt_jax.types import Mask, NumStackedAxes, PyTree
+from gmt_jax.tree_paths import path_name
+from gmt_jax.types import Mask, PyTree, StackedAxes
 
 State = TypeVar("State")
 
@@ -20,8 +24,8 @@ State = TypeVar("State")
 class MaskReport(NamedTuple):
     """Figures of one update, float32.
 
-    Each is a scalar over all entries, or a tree with an array of shape `[*stacked axes]` for each
-    leaf.
+    Each is a scalar over all entries, or an array with one element for each tensor, [R], in the
+    order of `GmtMaskState.threshold`; `by_leaf` makes a tree of it.
 
     Attributes:
       masked: the masked fraction of all entries.
@@ -32,11 +36,11 @@ class MaskReport(NamedTuple):
       ever_kept: the fraction of all entries that any update so far has kept.
     """
 
-    masked: PyTree
-    norm_kept: PyTree
-    nonzero_dropped: PyTree
-    overlap: PyTree
-    ever_kept: PyTree
+    masked: jax.Array
+    norm_kept: jax.Array
+    nonzero_dropped: jax.Array
+    overlap: jax.Array
+    ever_kept: jax.Array
 
 
 class ReportedState(NamedTuple):
@@ -57,7 +61,7 @@ class ReportedState(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over the entries of each tensor, float32 [*stacked axes]."""
+    """Sums over the entries of each tensor, float32 [*stack]."""
 
     entries: jax.Array
     kept: jax.Array
@@ -70,19 +74,59 @@ class _Sums(NamedTuple):
     squares_kept: jax.Array
 
 
-def reported(
-    selector: Selector[State], num_stacked_axes: NumStackedAxes
-) -> Selector[ReportedState]:
+def by_leaf(figures: jax.Array, params: PyTree, stacked_axes: StackedAxes = None) -> PyTree:
+    """The figures of each tensor as a tree.
+
+    Args:
+      figures: an array with one element for each tensor, [R], such as the field `threshold` of a
+        state or those of the report `by_tensor`.
+      params: the tree of parameters, or of their shapes.
+      stacked_axes: as given to the optimizer.
+
+    Returns:
+      A tree of arrays, each of the shape of its parameter's stacked axes: scalars without them.
+
+    Raises:
+      ValueError: if there are not as many figures as tensors.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gmt_jax import gmt_mask
+      >>> from gmt_jax.report import by_leaf
+      >>> mask = gmt_mask(0.5)
+      >>> gradient = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, 4.0])}
+      >>> _, state = mask.update(gradient, mask.init(gradient))
+      >>> print(by_leaf(state.threshold, gradient))
+      {'a': Array(2., dtype=float32), 'b': Array(4., dtype=float32)}
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    axes = [axes_of(stacked_axes, path, leaf) for path, leaf in flat]
+    layout = TensorLayout(tuple(tuple(leaf.shape) for _, leaf in flat), tuple(axes))
+    if figures.shape != (layout.num_tensors,):
+        raise ValueError(
+            f"got figures of shape {list(figures.shape)} for {layout.num_tensors} tensors"
+        )
+    parts = jnp.split(figures, np.cumsum(layout.counts)[:-1])
+    shaped = [part.reshape(stack) for part, stack in zip(parts, layout.stacks, strict=True)]
+    return jax.tree.unflatten(treedef, shaped)
+
+
+def reported(selector: Selector[State], stacked_axes: StackedAxes) -> Selector[ReportedState]:
     """The selector, with a `MaskReport` of each update in its state."""
 
     def init(params: optax.Params) -> ReportedState:
-        flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-        stacks = [leaf.shape[: stacked_axes(num_stacked_axes, path, leaf)] for path, leaf in flat]
-        zeros = jax.tree.unflatten(treedef, [jnp.zeros(stack, jnp.float32) for stack in stacks])
-        zeros, zero = replicate((zeros, jnp.float32(0)), mesh_of([leaf for _, leaf in flat]))
+        flat = jax.tree_util.tree_flatten_with_path(params)[0]
+        axes = [axes_of(stacked_axes, path, leaf) for path, leaf in flat]
+        layout = TensorLayout(tuple(tuple(leaf.shape) for _, leaf in flat), tuple(axes))
+        mesh = mesh_of([leaf for _, leaf in flat])
+
+        def zeros(shape: tuple[int, ...]) -> MaskReport:
+            # An array for each figure: states are donated, and a buffer only once.
+            return MaskReport(*(jnp.zeros(shape, jnp.float32) for _ in MaskReport._fields))
+
         history = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.uint8), params)
-        by_tensor, overall = (MaskReport(*[x] * len(MaskReport._fields)) for x in (zeros, zero))
-        return ReportedState(selector.init(params), history, by_tensor, overall)
+        reports = replicate((zeros((layout.num_tensors,)), zeros(())), mesh)
+        return ReportedState(selector.init(params), history, *reports)
 
     def select(
         grads: optax.Updates, state: ReportedState, params: optax.Params | None
@@ -90,27 +134,28 @@ def reported(
         mask, selector_state = selector.select(grads, state.selector_state, params)
         flat, treedef = jax.tree_util.tree_flatten_with_path(grads)
         parts = zip(flat, jax.tree.leaves(mask), jax.tree.leaves(state.history), strict=True)
-        measured = [
-            _measure(jnp.asarray(g), part, history, stacked_axes(num_stacked_axes, path, g))
-            for (path, g), part, history in parts
-        ]
-        sums = replicate([sums for _, sums in measured], mesh_of([g for _, g in flat]))
-        figures = zip(*map(_report, sums), strict=True)
-        by_tensor = MaskReport(*(jax.tree.unflatten(treedef, figure) for figure in figures))
-        total = jax.tree.map(lambda *parts: sum(map(jnp.sum, parts)), *sums)
+        measured = []
+        for (path, g), part, history in parts:
+            leaf = lax.stop_gradient(jnp.asarray(g))
+            measured.append(_measure(leaf, part, history, axes_of(stacked_axes, path, leaf)))
+        if not measured:
+            return mask, state._replace(selector_state=selector_state)
+        flat_sums = [jax.tree.map(jnp.ravel, sums) for _, sums in measured]
+        sums = jax.tree.map(lambda *parts: jnp.concatenate(parts), *flat_sums)
+        sums = replicate(sums, mesh_of([g for _, g in flat]))
         history = jax.tree.unflatten(treedef, [history for history, _ in measured])
-        return mask, ReportedState(selector_state, history, by_tensor, _report(total))
+        overall = _report(jax.tree.map(jnp.sum, sums))
+        return mask, ReportedState(selector_state, history, _report(sums), overall)
 
     return Selector(init, select)
 
 
-@partial(jax.jit, static_argnames="num_stacked_axes")
+@partial(jax.jit, static_argnames="stacked_axes")
 def _measure(
-    g: jax.Array, mask: jax.Array, history: jax.Array, num_stacked_axes: int
+    g: jax.Array, mask: jax.Array, history: jax.Array, stacked_axes: tuple[int, ...]
 ) -> tuple[jax.Array, _Sums]:
     """The new history, and the sums over each tensor of a leaf."""
     mask = jnp.expand_dims(mask, tuple(range(g.ndim - mask.ndim))) & jnp.ones_like(g, bool)
-    stack, shape = g.shape[:num_stacked_axes], g.shape[num_stacked_axes:]
 
     def arrays(leaf: tuple[jax.Array, ...], _: None) -> list[jax.Array]:
         g, mask, history = leaf
@@ -121,11 +166,14 @@ def _measure(
 
     # Over one axis as integers, then over the others as floats: a float32 that counts ones stops
     # at 2**24.
-    leaf, last = (g, mask, history), tuple(range(max(num_stacked_axes, g.ndim - 1), g.ndim))
-    rows = reduce(("sum",) * 8, arrays, leaf, None, last, None) if last else arrays(leaf, None)
-    rest = tuple(range(num_stacked_axes, rows[0].ndim))
-    sums = [jnp.sum(part.astype(jnp.float32), rest) for part in rows]
-    entries = jnp.full(stack, float(np.prod(shape)), jnp.float32)
+    axes = tuple(axis for axis in range(g.ndim) if axis not in stacked_axes)
+    leaf, last = (g, mask, history), axes[-1:]
+    rows = reduce(("sum",) * 8, arrays, leaf, None, last) if last else arrays(leaf, None)
+    sums = [jnp.sum(part.astype(jnp.float32), axes[:-1]) for part in rows]
+    shards = shard_axes(g)
+    sums = [lax.psum(part, shards) for part in sums] if shards else sums
+    size = math.prod(g.shape[axis] for axis in axes) * shard_count(g)
+    entries = jnp.full_like(sums[0], float(size))
     history = mask.astype(jnp.uint8) + 2 * _ever(history, mask).astype(jnp.uint8)
     return history, _Sums(entries, *sums)
 
@@ -136,7 +184,7 @@ def _ever(history: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _report(sums: _Sums) -> MaskReport:
     def fraction(part: jax.Array, whole: jax.Array) -> jax.Array:
-        return jnp.where(whole == 0, 0, part / whole)
+        return jnp.where(whole == 0, 0, part / jnp.where(whole == 0, 1, whole))
 
     return MaskReport(
         masked=fraction(sums.entries - sums.kept, sums.entries),
@@ -145,3 +193,68 @@ def _report(sums: _Sums) -> MaskReport:
         overlap=fraction(sums.both, sums.either),
         ever_kept=fraction(sums.ever, sums.entries),
     )
+
+
+def zero_fraction(updates: optax.Updates) -> jax.Array:
+    """The fraction of entries that are zero, a float32 scalar: a measure for `optax.monitor`.
+
+    After `gmt_mask` in a chain, it is the masked fraction, and that of zeros in the gradient.
+    """
+    leaves = jax.tree.leaves(updates)
+    size = sum(jnp.size(leaf) for leaf in leaves)
+    zeros = [
+        jnp.mean(leaf == jnp.zeros((), leaf.dtype), dtype=jnp.float32) * (leaf.size / size)
+        for leaf in leaves
+    ]
+    return jnp.sum(jnp.stack(zeros)) if zeros else jnp.float32(0)
+
+
+def ever_nonzero() -> optax.GradientTransformationExtraArgs:
+    """A measure for `optax.monitor`: the fraction of entries that any update so far left nonzero.
+
+    It takes one byte for each entry.
+    """
+
+    def update(
+        updates: optax.Updates, state: PyTree, params: optax.Params | None = None, **_: Any
+    ) -> tuple[jax.Array, PyTree]:
+        del params
+        state = jax.tree.map(lambda ever, u: ever | (u != 0), state, updates)
+        return 1 - zero_fraction(state), state
+
+    def init(params: optax.Params) -> PyTree:
+        return jax.tree.map(lambda p: jnp.zeros_like(p, bool), params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def without_choice(
+    state: PyTree, params: PyTree, stacked_axes: StackedAxes = None
+) -> dict[str, int]:
+    """The leaves whose latest mask keeps entries with a score of zero, by name.
+
+    Fewer entries than the mask keeps had another score, so that their position decided.
+
+    Args:
+      state: the state of an optimizer with a threshold for each tensor, outside jit.
+      params: the tree of parameters, or of their shapes.
+      stacked_axes: as given to the optimizer.
+
+    Returns:
+      For each such leaf the number of its tensors of which this is true.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from gmt_jax import one_off
+      >>> from gmt_jax.report import without_choice
+      >>> optimizer = one_off(optax.sgd(1.0), 0.5)
+      >>> params = {"seen": jnp.arange(4.0), "unseen": jnp.zeros(4)}
+      >>> _, state = optimizer.update(params, optimizer.init(params), params)
+      >>> without_choice(state, params)
+      {'unseen': 1}
+    """
+    thresholds = by_leaf(optax.tree.get(state, "threshold"), params, stacked_axes)
+    flat = jax.tree_util.tree_leaves_with_path(thresholds)
+    counts = {path_name(path): int(np.sum(np.asarray(t) == 0)) for path, t in flat}
+    return {name: count for name, count in counts.items() if count}

@@ -10,6 +10,7 @@ from jax import lax
 from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.float_bits import float32_or_wider
+from gmt_jax._threshold.replication import shard_axes, shard_index
 from gmt_jax.selection import GmtMaskState, LargestScores, Selector
 from gmt_jax.tree_paths import as_key, path_key
 from gmt_jax.types import Key, Mask, PyTree
@@ -77,7 +78,8 @@ def score_selector(
                 scores = _random_scores(grads, key, 0 if every is None else since_warmup // every)
             else:
                 scores = _scores(score, grads, params)
-            return largest.select(scores, state.latest)
+            # A mask that lasts keeps exactly as many entries as it says.
+            return largest.select(scores, state.latest, break_ties=not every_update)
 
         def keep() -> tuple[Mask, GmtMaskState]:
             fraction = jnp.where(since_warmup < 0, 1, state.latest.masked_fraction)
@@ -157,7 +159,9 @@ def _random_scores(grads: optax.Updates, key: Key, number: jax.Array | int) -> P
     key = jax.random.fold_in(as_key(key), number)
 
     def scores_of(path: KeyPath, g: jax.Array) -> jax.Array:
-        return _draw(path_key(path, key), g)
+        own = path_key(path, key)
+        # Inside jax.shard_map each shard of a tensor draws its own.
+        return _draw(jax.random.fold_in(own, shard_index(g)) if shard_axes(g) else own, g)
 
     return jax.tree_util.tree_map_with_path(scores_of, grads)
 

@@ -1,6 +1,6 @@
 """Which entries an update trains: those with the largest scores; and how a mask is applied."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
@@ -13,18 +13,25 @@ from jax import lax
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
-from gmt_jax._threshold.float_bits import float32_or_wider, magnitude, magnitude_bits
-from gmt_jax._threshold.layout import TensorLayout, key_dtypes
-from gmt_jax._threshold.replication import mesh_of, replicate
-from gmt_jax._threshold.search import select
+from gmt_jax._threshold.find import find
+from gmt_jax._threshold.float_bits import (
+    bits_dtype,
+    float32_or_wider,
+    magnitude_bits,
+)
+from gmt_jax._threshold.layout import TensorLayout, comparison_dtypes, magnitude_rows
+from gmt_jax._threshold.reductions import along
+from gmt_jax._threshold.replication import mesh_of, replicate, shard_count
+from gmt_jax._threshold.ties import first_selected, is_from
+from gmt_jax._threshold.uint64 import as_float
 from gmt_jax.mask_ratio import (
+    axes_of,
     check_fraction,
     check_mask_ratio,
     fraction_of,
     num_masked,
-    stacked_axes,
 )
-from gmt_jax.types import Leaf, Mask, MaskRatio, NumStackedAxes, PyTree
+from gmt_jax.types import Leaf, Mask, MaskRatio, PyTree, StackedAxes
 
 State = TypeVar("State")
 _TOLERANCE = "tolerance is the fraction of entries that may stay unmasked"
@@ -35,13 +42,14 @@ class GmtMaskState(NamedTuple):
 
     Attributes:
       count: int32 scalar: the number of updates done.
-      threshold: the latest T, float32, or float64 for float64 and complex128: a tree with one
-        array of shape `[*stacked axes]` for each leaf, or one scalar with a global scope.
+      threshold: the latest T of every tensor, float32, or float64 where a leaf is float64 or
+        complex128, [R]: leaf by leaf in the order of the tree, and in row-major order of a leaf's
+        stacked axes; of length 1 with a global scope. `gmt_jax.report.by_leaf` makes a tree of it.
       masked_fraction: float32 scalar: the fraction of all entries that the latest update masked.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count is a method
-    threshold: PyTree
+    threshold: jax.Array
     masked_fraction: jax.Array
 
 
@@ -65,7 +73,7 @@ class LargestScores:
     mask_ratio: MaskRatio
     scope: str
     tolerance: float | jax.Array
-    num_stacked_axes: NumStackedAxes
+    stacked_axes: StackedAxes
 
     def __post_init__(self) -> None:
         check_mask_ratio(self.mask_ratio)
@@ -74,78 +82,138 @@ class LargestScores:
         )
         if self.scope not in ("tensor", "global"):
             raise ValueError(f"scope is 'tensor' or 'global', got {self.scope!r}")
-        if self.scope == "global" and self.num_stacked_axes is not None:
+        if self.scope == "global" and self.stacked_axes is not None:
             raise ValueError(
-                "scope='global' has one threshold for all tensors: leave out num_stacked_axes"
+                "scope='global' has one threshold for all tensors: leave out stacked_axes"
             )
         if self.scope == "global" and isinstance(self.mask_ratio, Mapping):
             raise ValueError("scope='global' has one threshold for all tensors: give one ratio")
 
     def init(self, params: optax.Params) -> GmtMaskState:
         """The state before the first update, from parameters or their shapes."""
-        flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-        layout, mesh = self._layout(flat), mesh_of([leaf for _, leaf in flat])
+        flat = _flatten(params)[0]
+        layout, mesh = self.layout(flat), mesh_of([leaf for _, leaf in flat])
         dtypes = [float32_or_wider(leaf.dtype) for _, leaf in flat]
-        if layout.shared:
-            widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
-            thresholds = jnp.zeros((), widest)
-        else:
-            stacks = zip(layout.stacks, dtypes, strict=True)
-            thresholds = jax.tree.unflatten(treedef, [jnp.zeros(*stack) for stack in stacks])
+        widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
         return GmtMaskState(
             count=jnp.zeros((), jnp.int32),
-            threshold=replicate(thresholds, mesh),
+            threshold=replicate(jnp.zeros(layout.num_tensors, widest), mesh),
             masked_fraction=replicate(jnp.zeros((), jnp.float32), mesh),
         )
 
-    def select(self, scores: PyTree, state: GmtMaskState) -> tuple[Mask, GmtMaskState]:
-        """The mask, True where |score| is at least the threshold of its tensor; the next state."""
-        flat, treedef = jax.tree_util.tree_flatten_with_path(scores)
-        layout, leaves = self._layout(flat), [jnp.asarray(leaf) for _, leaf in flat]
-        thresholds, fraction, masks = state.threshold, state.masked_fraction, []
-        if leaves:
-            paths = [path for path, _ in flat]
-            ranks = num_masked(self.mask_ratio, paths, layout.sizes, state.count)
-            exact = not isinstance(self.tolerance, jax.Array) and self.tolerance == 0
-            slack = None if exact else fraction_of(self.tolerance, layout.sizes)
-            dtypes = key_dtypes([leaf.dtype for leaf in leaves], layout)
-            bits, num_below, _ = select(leaves, ranks, layout, slack)
-            fraction = num_below / np.float32(max(layout.entries, 1))
-            found = [magnitude(part, dtype) for part, dtype in zip(bits, dtypes, strict=True)]
-            if layout.shared:
-                thresholds = found[0].astype(thresholds.dtype)
-            else:
-                old, old_treedef = jax.tree.flatten(thresholds)
-                found = [new.astype(like.dtype) for new, like in zip(found, old, strict=True)]
-                thresholds = jax.tree.unflatten(old_treedef, found)
-            masks = list(map(_is_at_least, leaves, bits, dtypes))
-        return jax.tree.unflatten(treedef, masks), GmtMaskState(
-            jnp.asarray(optax.safe_increment(state.count)), thresholds, fraction
-        )
+    def select(
+        self, scores: PyTree, state: GmtMaskState, *, break_ties: bool = False
+    ) -> tuple[Mask, GmtMaskState]:
+        """The mask, True where |score| is at least the threshold of its tensor; the next state.
 
-    def _layout(self, flat: list[tuple[KeyPath, Leaf]]) -> TensorLayout:
+        Args:
+          scores: a tree of float or complex arrays.
+          state: the state before the update.
+          break_ties: whether of entries equal to the threshold the first are masked, so that
+            exactly m entries of each tensor are.
+        """
+        flat, treedef = _flatten(scores)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        if not flat:
+            return scores, state._replace(count=count)
+        layout, leaves = self.layout(flat), [_real(leaf) for _, leaf in flat]
+        dtypes = comparison_dtypes([leaf.dtype for leaf in leaves], layout)
+        paths = [path for path, _ in flat]
+        ranks = layout.expand(num_masked(self.mask_ratio, paths, layout.sizes, state.count))
+        exact = not isinstance(self.tolerance, jax.Array) and self.tolerance == 0
+        slack = None if exact else layout.expand(fraction_of(self.tolerance, layout.sizes))
+        found = find(leaves, dtypes, layout, ranks, state.threshold, slack)
+        below = found.below
+        thresholds = zip(leaves, layout.split(found.bits), dtypes, layout.stacked_axes, strict=True)
+        if break_ties and exact:
+            rows = magnitude_rows(layout, dtypes, mesh_of(leaves))
+            firsts = first_selected(leaves, ranks, rows, found.bits, found.below)
+            masks = [
+                _is_selected(*threshold, first)
+                for threshold, first in zip(thresholds, firsts, strict=True)
+            ]
+            below = ranks
+        else:
+            masks = [_is_at_least(*threshold) for threshold in thresholds]
+        fraction = jnp.sum(as_float(below)) / np.float32(max(layout.entries, 1))
+        state = GmtMaskState(count, found.threshold, fraction)
+        return jax.tree.unflatten(treedef, masks), state
+
+    def layout(self, flat: Sequence[tuple[KeyPath, Leaf]]) -> TensorLayout:
+        """How leaves and their paths are divided into tensors."""
         return TensorLayout(
             tuple(tuple(leaf.shape) for _, leaf in flat),
-            tuple(stacked_axes(self.num_stacked_axes, path, leaf) for path, leaf in flat),
+            tuple(axes_of(self.stacked_axes, path, leaf) for path, leaf in flat),
             self.scope == "global",
+            tuple(shard_count(leaf) for _, leaf in flat),
         )
 
 
-@jax.jit
+def _flatten(tree: PyTree) -> tuple[list[tuple[KeyPath, Leaf]], jax.tree_util.PyTreeDef]:
+    """The leaves, as arrays or shapes, with their paths."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    return [(path, x if hasattr(x, "dtype") else jnp.asarray(x)) for path, x in flat], treedef
+
+
+def _real(leaf: Leaf) -> jax.Array:
+    """What is compared of a leaf: itself, or the modulus of complex entries.
+
+    The search and the mask must see the same bits of a modulus: computed in two programs, it may be
+    rounded differently.
+    """
+    leaf = lax.stop_gradient(jnp.asarray(leaf))
+    return lax.optimization_barrier(jnp.abs(leaf)) if jnp.iscomplexobj(leaf) else leaf
+
+
 def apply_mask(update: jax.Array, mask: jax.Array, zero: float = 0.0) -> jax.Array:
     """The update, with `zero` where the mask, which is broadcast, is False."""
+    update, mask = jnp.asarray(update), jnp.asarray(mask)
     fill = jnp.asarray(zero, update.real.dtype)
     mask = jnp.expand_dims(mask, tuple(range(update.ndim - mask.ndim)))
     if jnp.iscomplexobj(update):
         return jnp.where(mask, update, lax.complex(fill, fill))
-    # Chosen between the bits, because a backend may choose between bfloat16s by way of float32,
-    # which changes the payload of a NaN.
+    return _choose(mask, update, fill)
+
+
+@jax.custom_jvp
+@jax.jit
+def _choose(mask: jax.Array, update: jax.Array, fill: jax.Array) -> jax.Array:
+    """The update where the mask is True, else `fill`.
+
+    Chosen between the bits, because a backend may choose between bfloat16s by way of float32, which
+    changes the payload of a NaN.
+    """
     word = f"uint{jnp.finfo(update.dtype).bits}"
     old, new = (lax.bitcast_convert_type(x, word) for x in (update, fill))
     return lax.bitcast_convert_type(jnp.where(mask, old, new), update.dtype)
 
 
-@partial(jax.jit, static_argnames="dtype")
-def _is_at_least(leaf: jax.Array, bits: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Where |leaf|, as a float of this dtype, has bits at least those of the threshold."""
-    return magnitude_bits(leaf, dtype) >= jnp.expand_dims(bits, tuple(range(bits.ndim, leaf.ndim)))
+@_choose.defjvp
+def _choose_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    mask, update, fill = primals
+    return _choose(mask, update, fill), jnp.where(mask, tangents[1], 0)
+
+
+@partial(jax.jit, static_argnames=("dtype", "stacked_axes"))
+def _is_at_least(
+    leaf: jax.Array, bits: jax.Array, dtype: DTypeLike, stacked_axes: tuple[int, ...]
+) -> jax.Array:
+    """Where |leaf|, as a float of this dtype, has bits at least those of its tensor's threshold."""
+    threshold = along(bits.astype(bits_dtype(dtype)), leaf.ndim, stacked_axes)
+    return magnitude_bits(leaf, dtype) >= threshold
+
+
+@partial(jax.jit, static_argnames=("dtype", "stacked_axes"))
+def _is_selected(
+    leaf: jax.Array,
+    bits: jax.Array,
+    dtype: DTypeLike,
+    stacked_axes: tuple[int, ...],
+    first: jax.Array,
+) -> jax.Array:
+    """As `_is_at_least`, but of equal bits only from the position `first` on."""
+    threshold = along(bits.astype(bits_dtype(dtype)), leaf.ndim, stacked_axes)
+    found = magnitude_bits(leaf, dtype)
+    return (found > threshold) | ((found == threshold) & is_from(leaf, first, stacked_axes))

@@ -12,7 +12,7 @@ from gmt_jax.report import reported
 from gmt_jax.scores import ScoreFunction, score_selector
 from gmt_jax.selection import LargestScores, Selector, apply_mask
 from gmt_jax.structured import refuse_constants
-from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, NumStackedAxes, PyTree
+from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, PyTree, StackedAxes
 
 
 class SelectiveState(NamedTuple):
@@ -46,7 +46,7 @@ def gmt(
     *,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -76,7 +76,7 @@ def gmt(
       mask_ratio: the fraction that is MASKED; this and the next three as in ``gmt_mask``.
       scope: ``"tensor"`` or ``"global"``.
       tolerance: the fraction of the entries by which the number of masked ones may fall short.
-      num_stacked_axes: the number of leading axes of a leaf that index separate tensors.
+      stacked_axes: the axis of a leaf that indexes separate tensors.
       apply_to: what is masked: ``"both"`` the gradient that ``inner`` sees and its update; the
         ``"update"`` alone; or the ``"gradient"`` alone, as with ``gmt_mask`` before ``inner``.
       report: whether to store figures of each update in the state, two ``MaskReport`` that
@@ -106,9 +106,9 @@ def gmt(
       Li et al., `Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance
       <https://arxiv.org/abs/2406.15330>`_, 2024.
     """
-    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, stacked_axes)
     selector = score_selector(largest, "gradient", every=1, warmup=0, key=0)
-    return selective(inner, lambda _: selector, num_stacked_axes, apply_to, report)
+    return selective(inner, lambda _: selector, stacked_axes, apply_to, report)
 
 
 def by_score(
@@ -121,7 +121,7 @@ def by_score(
     key: Key = 0,
     scope: str = "tensor",
     tolerance: float | jax.Array = 0.0,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -150,7 +150,7 @@ def by_score(
         restart.
       scope: this and the following as in ``gmt``.
       tolerance: as in ``gmt``.
-      num_stacked_axes: as in ``gmt``.
+      stacked_axes: as in ``gmt``.
       apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
@@ -173,7 +173,7 @@ def by_score(
       >>> print(optax.apply_updates(params, updates))
       [ 3. -4.  1.  2.]
     """
-    largest = LargestScores(mask_ratio, scope, tolerance, num_stacked_axes)
+    largest = LargestScores(mask_ratio, scope, tolerance, stacked_axes)
 
     def selector_of(inner_state: Any) -> Selector[Any]:
         def of_state(grads: optax.Updates, params: optax.Params | None) -> PyTree:
@@ -183,14 +183,14 @@ def by_score(
         bound = score if isinstance(score, str) else of_state
         return score_selector(largest, bound, every, warmup, key)
 
-    return selective(inner, selector_of, num_stacked_axes, apply_to, report)
+    return selective(inner, selector_of, stacked_axes, apply_to, report)
 
 
 def train_only(
     inner: optax.GradientTransformation,
     schedule: Callable[[optax.Params], MaskSchedule],
     *,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
     apply_to: str = "both",
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -201,8 +201,7 @@ def train_only(
       schedule: a function of the parameters, or of their shapes, that returns a mask schedule, such
         as those of `gmt_jax.structured`: a function of the number of updates done that returns a
         tree of bools (or a prefix of one), each broadcastable to its parameter. True: trained.
-      num_stacked_axes: the number of leading axes of a leaf that the report tells apart, as in
-        ``gmt_mask``.
+      stacked_axes: the axis of a leaf whose tensors the report tells apart, as in ``gmt_mask``.
       apply_to: as in ``gmt``.
       report: as in ``gmt``.
 
@@ -243,13 +242,13 @@ def train_only(
         fraction = jnp.asarray(1 - trained, jnp.float32)
         return mask, ScheduledState(jnp.asarray(optax.safe_increment(state.count)), fraction)
 
-    return selective(inner, lambda _: Selector(init, select), num_stacked_axes, apply_to, report)
+    return selective(inner, lambda _: Selector(init, select), stacked_axes, apply_to, report)
 
 
 def selective(
     inner: optax.GradientTransformation,
     selector_of: Callable[[Any], Selector[Any]],
-    num_stacked_axes: NumStackedAxes,
+    stacked_axes: StackedAxes,
     apply_to: str,
     report: bool,
 ) -> optax.GradientTransformationExtraArgs:
@@ -259,7 +258,7 @@ def selective(
       inner: any optimizer.
       selector_of: a function of the state of ``inner``, before the update or, with
         ``apply_to="update"``, after it; of None before the first update.
-      num_stacked_axes: this and the following as in `gmt`.
+      stacked_axes: this and the following as in `gmt`.
       apply_to: as in `gmt`.
       report: as in `gmt`.
     """
@@ -271,7 +270,7 @@ def selective(
 
     def with_report(inner_state: Any) -> Selector[Any]:
         selector = selector_of(inner_state)
-        return reported(selector, num_stacked_axes) if report else selector
+        return reported(selector, stacked_axes) if report else selector
 
     first = with_report(None)  # Refuses options that make no sense.
 

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
-from gmt_jax.mask_ratio import check_fraction, stacked_axes
+from gmt_jax._threshold.layout import TensorLayout
+from gmt_jax._threshold.reductions import along
+from gmt_jax._threshold.replication import mesh_of, replicate
+from gmt_jax.mask_ratio import axes_of, check_fraction
 from gmt_jax.momentum import first_moment
 from gmt_jax.selection import apply_mask
 from gmt_jax.tree_paths import as_key, path_key, path_name
-from gmt_jax.types import Key, NumStackedAxes, PyTree
+from gmt_jax.types import Key, PyTree, StackedAxes
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
@@ -29,14 +32,14 @@ class SkipState(NamedTuple):
       inner_state: the state of the inner optimizer.
       count: int32 scalar: the number of updates done.
       masked_fraction: float32 scalar: the fraction of all entries that the latest update left out.
-      alignment: float32 of shape [*stacked axes] for each leaf: the running mean of how well
-        momentum and gradient agree; None for `skip_update`.
+      alignment: float32 [tensors]: the running mean of how well momentum and gradient agree
+        (`gmt_jax.report.by_leaf` makes a tree of it); None for `skip_update`.
     """
 
     inner_state: optax.OptState
     count: jax.Array  # type: ignore[assignment]  # tuple.count is a method
     masked_fraction: jax.Array
-    alignment: PyTree
+    alignment: jax.Array | None
 
 
 def skip_update(
@@ -44,7 +47,7 @@ def skip_update(
     key: Key,
     skip_ratio: SkipRatio = 0.5,
     *,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
 ) -> Optimizer:
     r"""SkipUpdate: whole tensors are left out of an update at random, and the others move further.
 
@@ -67,7 +70,7 @@ def skip_update(
       skip_ratio: the probability, in [0, 1), with which a tensor is left out; one for all, or by
         path: of a mapping's keys, regular expressions, the first that is found in a leaf's path
         applies.
-      num_stacked_axes: the leading axes of a leaf that index separate tensors, as in ``gmt_mask``.
+      stacked_axes: the axes of a leaf that index separate tensors, as in ``gmt_mask``.
 
     Returns:
       The optimizer, whose state is a ``SkipState``.
@@ -97,7 +100,7 @@ def skip_update(
       <https://arxiv.org/abs/2602.15322>`_, 2026, section 2.
     """
     _check_skip_ratio(skip_ratio)
-    return _skipping(inner, key, skip_ratio, num_stacked_axes, None)
+    return _skipping(inner, key, skip_ratio, stacked_axes, None)
 
 
 def magma(
@@ -106,7 +109,7 @@ def magma(
     skip_ratio: SkipRatio = 0.5,
     *,
     temperature: float = 2.0,
-    num_stacked_axes: NumStackedAxes = None,
+    stacked_axes: StackedAxes = None,
 ) -> Optimizer:
     r"""Magma: SkipUpdate, with each tensor's update scaled by how well momentum and gradient agree.
 
@@ -131,7 +134,7 @@ def magma(
       key: as in `skip_update`.
       skip_ratio: as in `skip_update`.
       temperature: the temperature τ of the paper.
-      num_stacked_axes: as in `skip_update`.
+      stacked_axes: as in `skip_update`.
 
     Returns:
       The optimizer, whose state is a ``SkipState``.
@@ -158,25 +161,29 @@ def magma(
     _check_skip_ratio(skip_ratio)
     if isinstance(temperature, (int, float)) and temperature <= 0:
         raise ValueError(f"temperature is a positive number; got {temperature!r}")
-    return _skipping(inner, key, skip_ratio, num_stacked_axes, temperature)
+    return _skipping(inner, key, skip_ratio, stacked_axes, temperature)
 
 
 def _skipping(
     inner: Inner,
     key: Key,
     skip_ratio: SkipRatio,
-    num_stacked_axes: NumStackedAxes,
+    stacked_axes: StackedAxes,
     temperature: float | None,
 ) -> Optimizer:
     """`magma`, or without a temperature `skip_update`."""
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: optax.Params) -> SkipState:
-        def half(path: KeyPath, p: Any) -> jax.Array:
-            _ratio_of(skip_ratio, path)  # Refuses a path without one before anything is trained.
-            return jnp.full(p.shape[: stacked_axes(num_stacked_axes, path, p)], 0.5, jnp.float32)
+    def layout_of(tree: PyTree) -> tuple[list[tuple[KeyPath, Any]], TensorLayout]:
+        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+        axes = tuple(axes_of(stacked_axes, path, leaf) for path, leaf in flat)
+        return flat, TensorLayout(tuple(tuple(leaf.shape) for _, leaf in flat), axes)
 
-        alignment = jax.tree_util.tree_map_with_path(half, params)
+    def init(params: optax.Params) -> SkipState:
+        flat, layout = layout_of(params)
+        for path, _ in flat:
+            _ratio_of(skip_ratio, path)  # Refuses a path without one before anything is trained.
+        alignment = jnp.full(layout.num_tensors, 0.5, jnp.float32)
         return SkipState(
             inner.init(params),
             jnp.zeros((), jnp.int32),
@@ -192,41 +199,39 @@ def _skipping(
     ) -> tuple[optax.Updates, SkipState]:
         grads = updates
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra_args)
-        alignment = state.alignment
-        if temperature is not None:
+        flat, layout = layout_of(updates)
+        alignment, scales = state.alignment, [None] * len(flat)
+        if temperature is not None and flat:
             moments = first_moment(inner_state, grads)
-            scores = jax.tree.map(_alignment, grads, moments, alignment)
-            alignment = jax.tree.map(
-                lambda old, cos: 0.9 * old + 0.1 * jax.nn.sigmoid(cos / temperature),
-                alignment,
-                scores,
-            )
+            parts = zip(*map(jax.tree.leaves, (grads, moments)), layout.stacked_axes, strict=True)
+            cosines = replicate([_cosine(*part) for part in parts], mesh_of([u for _, u in flat]))
+            cosines = jnp.concatenate([jnp.ravel(part) for part in cosines])
+            alignment = 0.9 * alignment + 0.1 * jax.nn.sigmoid(cosines / temperature)
+            scales = layout.split(alignment)
         draw = jax.random.fold_in(as_key(key), state.count)
-        flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
-        factors = [None] * len(flat) if alignment is None else jax.tree.leaves(alignment)
         size = max(sum(u.size for _, u in flat), 1)
         made, masked = [], jnp.float32(0)
-        for (path, u), factor in zip(flat, factors, strict=True):
+        for (path, u), scale, axes in zip(flat, scales, layout.stacked_axes, strict=True):
             ratio = _ratio_of(skip_ratio, path)
             if ratio == 0:
                 made.append(u)
                 continue
-            num_axes = stacked_axes(num_stacked_axes, path, u)
-            kept = jax.random.bernoulli(path_key(path, draw), 1 - ratio, u.shape[:num_axes])
-            scale = jnp.full(kept.shape, 1 / (1 - ratio)) if factor is None else factor
-            over = tuple(range(num_axes, u.ndim))
-            scaled = u * jnp.expand_dims(scale, over).astype(u.dtype)
-            made.append(apply_mask(scaled, jnp.expand_dims(kept, over), -0.0))
+            stack = tuple(u.shape[axis] for axis in axes)
+            kept = jax.random.bernoulli(path_key(path, draw), 1 - ratio, stack)
+            factor = jnp.full(stack, 1 / (1 - ratio)) if scale is None else scale
+            scaled = u * along(factor, u.ndim, axes).astype(u.dtype)
+            made.append(apply_mask(scaled, along(kept, u.ndim, axes), -0.0))
             masked += (1 - jnp.mean(kept, dtype=jnp.float32)) * (u.size / size)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return jax.tree.unflatten(treedef, made), SkipState(inner_state, count, masked, alignment)
+        made = jax.tree.unflatten(jax.tree.structure(updates), made)
+        return made, SkipState(inner_state, count, masked, alignment)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _alignment(g: jax.Array, moment: jax.Array, like: jax.Array) -> jax.Array:
-    """The cosine of gradient and moment, of the shape of `like`; 0 where one of them is zero."""
-    over = tuple(range(like.ndim, g.ndim))
+def _cosine(g: jax.Array, moment: jax.Array, stacked_axes: tuple[int, ...]) -> jax.Array:
+    """The cosine of gradient and moment of each tensor, [*stack]; 0 where one of them is zero."""
+    over = tuple(axis for axis in range(g.ndim) if axis not in stacked_axes)
     a, b = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (g, moment))
     dot = jnp.sum((a * jnp.conj(b)).real, over)
     norms = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(a)), over) * jnp.sum(jnp.square(jnp.abs(b)), over))

@@ -22,5 +22,6 @@ Key: TypeAlias = jax.Array | int
 # One fraction for all leaves, or a mapping of regular expressions that are searched in their paths.
 Ratio: TypeAlias = float | jax.Array | optax.Schedule
 MaskRatio: TypeAlias = Ratio | Mapping[str, Ratio]
-# An integer for all leaves, a function of a leaf's path, a tree prefix of integers, or None for 0.
-NumStackedAxes: TypeAlias = int | Callable[[KeyPath], int] | PyTree
+# The axis that indexes tensors, a tuple of them, or None: for all leaves, as a function of a leaf's
+# path, or as a tree prefix.
+StackedAxes: TypeAlias = int | tuple[int, ...] | Callable[[KeyPath], Any] | PyTree | None

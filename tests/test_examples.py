@@ -86,6 +86,20 @@ def test_a_script_trains_and_its_state_comes_back(
     assert_comes_back(getattr(state, "opt_state", state), tmp_path)
 
 
+def test_nnx_trains_sharded_parameters_and_its_state_comes_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, optimizer = run("flax_nnx")
+    losses, masked = figures(capsys.readouterr().out)
+    assert losses == sorted(losses, reverse=True)
+    assert all(0.18 <= fraction <= 0.2 for fraction in masked)
+    moment = optax.tree.get(nnx.as_pure(optimizer.opt_state), "mu")
+    kernel = nnx.as_pure(nnx.state(model))["up"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    assert moment["up"]["kernel"].sharding.is_equivalent_to(kernel.sharding, 2)
+    assert_comes_back(nnx.to_pure_dict(nnx.state(optimizer)), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_standins")
 def test_easydel_wraps_its_optimizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -96,3 +110,21 @@ def test_easydel_wraps_its_optimizer(capsys: pytest.CaptureFixture[str], tmp_pat
     moment = optax.tree.get(nnx.as_pure(state.opt_state), "mu")
     assert not moment["lm_head"]["kernel"].sharding.is_fully_replicated
     assert_comes_back(nnx.as_pure(state.opt_state), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_standins")
+def test_maxtext_masks_each_scanned_layer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = namespace("maxtext_optimizer")
+    checkpoint = script["train"].main(["", "steps=4"])
+    jax.effects_barrier()
+    printed = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"loss: ([\d.]+)", printed)]
+    assert losses == sorted(losses, reverse=True)
+    masked = [float(fraction) for fraction in re.findall(r"masked ([\d.]+)", printed)]
+    assert masked == pytest.approx([0.2] * 4, abs=0.02)
+    # 10 matrices and norms, of which 9 in 3 layers have a threshold for each layer.
+    assert checkpoint["opt_state"][0]["threshold"].shape == (3 + 9 * 3,)
+    assert_comes_back(checkpoint, tmp_path)

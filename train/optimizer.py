@@ -8,7 +8,7 @@ import jax
 import optax
 
 from .config.optimizer import OptimizerSection
-from .model import num_stacked_axes
+from .model import stacked_axes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ def make_optimizer(
         mask=_are_matrices,
     )
     adamw = optax.GradientTransformationExtraArgs(adamw.init, _standard_promotion(adamw.update))
-    masked = config.mask.build(adamw, steps, key=seed, num_stacked_axes=num_stacked_axes)
+    masked = config.mask.build(adamw, steps, key=seed, stacked_axes=stacked_axes)
     if config.clip_norm is None:
         return masked
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), masked)
@@ -63,7 +63,7 @@ def make_optimizer(
 
 def _are_matrices(params: optax.Params) -> optax.Params:
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim - num_stacked_axes(path) >= 2, params
+        lambda path, leaf: leaf.ndim - (stacked_axes(path) is not None) >= 2, params
     )
 
 

@@ -1,4 +1,4 @@
-"""The order of |g| as the order of unsigned integers: the bits of a float without its sign."""
+"""The order of |g| as the order of integers: the bits of a float without its sign."""
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +22,21 @@ def float32_or_wider(dtype: DTypeLike) -> np.dtype:
     return jax.dtypes.canonicalize_dtype(np.float64 if wide else np.float32)
 
 
-def unsigned_dtype(dtype: DTypeLike) -> np.dtype:
-    """The unsigned integer dtype as wide as a float dtype."""
-    return jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
+def bits_dtype(dtype: DTypeLike) -> np.dtype:
+    """The integer dtype as wide as a float dtype; without a sign, the bits of |g| fit it."""
+    return jnp.dtype(f"int{8 * jnp.dtype(dtype).itemsize}")
 
 
 def nan_bits(dtype: DTypeLike) -> int:
     """The bits that stand for every NaN: one more than those of infinity."""
-    return int(np.array(np.inf, dtype).view(unsigned_dtype(dtype))) + 1
+    return int(np.array(np.inf, dtype).view(bits_dtype(dtype))) + 1
 
 
 def magnitude_bits(g: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The bits of |g| as a real dtype no narrower than that of g; all NaNs have `nan_bits`."""
-    if jnp.iscomplexobj(g):
-        g = jnp.abs(g)
-    bits = lax.bitcast_convert_type(g.astype(dtype), unsigned_dtype(dtype))
+    """The bits of |g|, for a real g, as a dtype no narrower; all NaNs have `nan_bits`."""
+    bits = lax.bitcast_convert_type(g.astype(dtype), bits_dtype(dtype))
     # |g| by clearing the sign bit: float comparisons may flush subnormals to zero.
-    bits &= jnp.array(jnp.iinfo(bits.dtype).max >> 1, bits.dtype)
+    bits &= jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
     return jnp.minimum(bits, jnp.array(nan_bits(dtype), bits.dtype))
 
 

@@ -3,24 +3,25 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from gmt_jax._threshold import reductions
 from gmt_jax._threshold.float_bits import (
+    bits_dtype,
     float32_or_wider,
     magnitude_bits,
     magnitude_dtype,
     nan_bits,
-    unsigned_dtype,
 )
-from gmt_jax._threshold.replication import AnyMesh, replicate
-from gmt_jax._threshold.uint64 import UInt64, add
+from gmt_jax._threshold.replication import AnyMesh, is_explicit, replicate, shard_axes
+from gmt_jax._threshold.uint64 import UInt64, add_up, sum_over_shards
 
 Tree = TypeVar("Tree")
 
@@ -31,40 +32,52 @@ class TensorLayout:
 
     Attributes:
       shapes: the shapes of the leaves.
-      num_stacked_axes: the number of leading axes of each leaf that index tensors.
-      shared: whether all leaves share one threshold; `num_stacked_axes` is then 0 everywhere.
+      stacked_axes: the axes of each leaf that index tensors, ascending.
+      shared: whether all leaves share one threshold; no axes are stacked then.
+      num_shards: in how many shards each leaf is, of which this device sees one, inside
+        jax.shard_map; 1 elsewhere.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    num_stacked_axes: tuple[int, ...]
+    stacked_axes: tuple[tuple[int, ...], ...]
     shared: bool = False
+    num_shards: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def stacks(self) -> list[tuple[int, ...]]:
-        """The leading axes of each leaf that index its tensors."""
-        return [shape[:k] for shape, k in zip(self.shapes, self.num_stacked_axes, strict=True)]
+        """The lengths of the axes of each leaf that index its tensors."""
+        leaves = zip(self.shapes, self.stacked_axes, strict=True)
+        return [tuple(shape[axis] for axis in axes) for shape, axes in leaves]
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """The number of entries of a tensor: one number for each leaf, or one for all."""
+        shards = self.num_shards or (1,) * len(self.shapes)
+        leaves = zip(self.shapes, self.stacks, shards, strict=True)
         sizes = [
-            math.prod(shape[k:])
-            for shape, k in zip(self.shapes, self.num_stacked_axes, strict=True)
+            math.prod(shape) // max(math.prod(stack), 1) * shards for shape, stack, shards in leaves
         ]
         return [sum(sizes)] if self.shared else sizes
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """The number of tensors of each of `sizes`."""
         return [1] if self.shared else list(map(math.prod, self.stacks))
 
     @property
+    def num_tensors(self) -> int:
+        """R."""
+        return sum(self.counts)
+
+    @property
     def entries(self) -> int:
         """The number of entries of all leaves."""
-        return sum(map(math.prod, self.shapes))
+        return sum(size * count for size, count in zip(self.sizes, self.counts, strict=True))
 
     def expand(self, per_size: Tree) -> Tree:
         """[sizes] → [R]."""
+        if all(count == 1 for count in self.counts):
+            return per_size
         size_of_row = np.repeat(np.arange(len(self.sizes)), self.counts)
         return jax.tree.map(lambda part: part[size_of_row], per_size)
 
@@ -73,125 +86,163 @@ class TensorLayout:
         if self.shared:
             return [rows[..., 0]] * len(self.shapes)
         ends = np.cumsum(self.counts).tolist()
+        parts = zip(ends, self.counts, self.stacks, strict=True)
         return [
-            rows[..., end - count : end].reshape(*rows.shape[:-1], *stack)
-            for end, count, stack in zip(ends, self.counts, self.stacks, strict=True)
+            # XLA takes long to compile slices of one array that are read by many programs. A
+            # masked sum is a program of its own.
+            _pick(rows, np.arange(ends[-1]) == end - 1)
+            if not stack
+            else rows[..., end - count : end].reshape(*rows.shape[:-1], *stack)
+            for end, count, stack in parts
         ]
 
 
-def key_dtypes(dtypes: Sequence[DTypeLike], layout: TensorLayout) -> tuple[np.dtype, ...]:
+@jax.jit
+def _pick(rows: jax.Array, here: np.ndarray) -> jax.Array:
+    """The only one of the rows that is `here`, bool [R]."""
+    return jnp.sum(jnp.where(here, rows, 0), axis=-1, dtype=rows.dtype)
+
+
+def comparison_dtypes(dtypes: Sequence[DTypeLike], layout: TensorLayout) -> tuple[np.dtype, ...]:
     """The dtype in which |g| of each leaf is compared; one dtype, if they share a threshold."""
-    keys = [magnitude_dtype(dtype) for dtype in dtypes]
-    if not layout.shared or len(set(keys)) == 1:
-        return tuple(keys)
-    return (max(map(float32_or_wider, keys), key=lambda dtype: dtype.itemsize),) * len(keys)
-
-
-def _widened(leaf: jax.Array, bits: reductions.Bits, dtype: DTypeLike) -> jax.Array:
-    return bits(leaf).astype(dtype)
+    compared = [magnitude_dtype(dtype) for dtype in dtypes]
+    if not layout.shared or len(set(compared)) == 1:
+        return tuple(compared)
+    widest = max(map(float32_or_wider, compared), key=lambda dtype: dtype.itemsize)
+    return (widest,) * len(compared)
 
 
 @dataclass(frozen=True)
 class TensorRows:
-    """Reads the tensors of leaves as rows.
+    """Reads the tensors of leaves as rows of integers.
 
     Attributes:
       layout: how the leaves are divided into tensors.
-      dtypes: the dtype in which |g| of each leaf is compared.
+      bits: gives the entries of each leaf as integers of at least 0.
+      dtypes: the dtype of each leaf's integers.
+      ends: the first integer above the entries of each of `layout.sizes`.
+      octaves: the number of integers, for each of `layout.sizes`, over which entries may be taken
+        to be spread evenly: those between two powers of two.
       mesh: the mesh of the leaves, if it is known.
     """
 
     layout: TensorLayout
+    bits: tuple[reductions.Bits, ...]
     dtypes: tuple[np.dtype, ...]
+    ends: tuple[int, ...]
+    octaves: tuple[int, ...]
     mesh: AnyMesh | None
 
     @property
-    def tops(self) -> jax.Array:
-        """The bits above those of NaN, [R], in the widest unsigned dtype in use."""
-        dtypes = self.dtypes[: len(self.layout.sizes)]
-        widest = max(map(unsigned_dtype, dtypes), key=lambda dtype: dtype.itemsize)
-        return jnp.asarray(self.layout.expand(np.array([nan_bits(d) + 1 for d in dtypes], widest)))
+    def dtype(self) -> np.dtype:
+        """The dtype of rows: the widest in use."""
+        return max(self.dtypes, key=lambda dtype: dtype.itemsize)
 
-    @property
-    def mantissas(self) -> np.ndarray:
-        """The number of mantissa bits, [R]: an octave has two to that power of floats."""
-        dtypes = self.dtypes[: len(self.layout.sizes)]
-        return np.asarray(self.layout.expand(np.array([jnp.finfo(d).nmant for d in dtypes])))
+    def rows(self, per_size: Sequence[int]) -> np.ndarray:
+        """A number for each of `layout.sizes` → [R]."""
+        return np.asarray(self.layout.expand(np.array(per_size, self.dtype)))
 
-    def count(self, leaves: Sequence[jax.Array], candidates: jax.Array, done: jax.Array) -> UInt64:
-        """The number of entries below each of the candidates, [K, R]; anything where done [R]."""
-        active: list[jax.Array | None] = [None] * len(leaves)
-        if self.mesh is None:
-            # Not over a mesh, where a count ends in a sum over the devices: all must take part.
-            active = [~jnp.all(part) for part in self.layout.split(done)]
-        leaves_with = zip(leaves, self._bits, self.layout.num_stacked_axes, strict=True)
-        parts = zip(leaves_with, self.split(candidates), active, strict=True)
-        counts = []
-        for (leaf, bits, k), part, wanted in parts:
-            counts.append(self._replicate(reductions.count_below(leaf, bits, part, k, wanted)))
-        return self._replicate(self._join_counts(counts))
-
-    def inside(
-        self, leaves: Sequence[jax.Array], low: jax.Array, high: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The smallest, largest and sum of the entries in [low, high) as offsets from low, [R]."""
-        starts, ends = (self.layout.split(self._replicate(bound)) for bound in (low, high))
-        stacked = self.layout.num_stacked_axes
-        leaves_with = zip(leaves, self._bits, stacked, starts, ends, strict=True)
-        found = []
-        for leaf, bits, k, start, end in leaves_with:
-            # In one dtype, so that all of them are exchanged in one collective.
-            wide_bits = partial(_widened, bits=bits, dtype=low.dtype)
-            whole = self._replicate(reductions.inside(leaf, wide_bits, start, end, k))
-            found.append([part.reshape(-1) for part in whole])
-        smallest, largest, total = (jnp.concatenate(part) for part in zip(*found, strict=True))
-        if self.layout.shared:
-            return jnp.min(smallest)[None], jnp.max(largest)[None], jnp.sum(total)[None]
-        return smallest, largest, total
-
-    def sample(self, leaves: Sequence[jax.Array]) -> tuple[jax.Array, np.ndarray]:
-        """Bits of a sample of the entries of each tensor, [R, S], and its length, [R].
-
-        A row is filled up with bits above those of NaN.
-        """
-        layout, tensors, tops = self.layout, max(sum(self.layout.counts), 1), self.tops
-        # As many as take little memory beside a device's part of the leaves: three times their own
-        # size while they are exchanged.
-        copies = 1 if self.mesh is None else 3 * self.mesh.size
-        drawn = min(max(layout.entries // (256 * copies * tensors), 256), 2**12)
-        parts = []
-        for leaf, bits, k in zip(leaves, self._bits, layout.num_stacked_axes, strict=True):
-            own = -(-drawn * leaf.size // max(layout.entries, 1)) if layout.shared else drawn
-            taken = self._replicate(reductions.sample(leaf, k, own, self.mesh))
-            parts.append(bits(taken).astype(tops.dtype))
-        if layout.shared:
-            parts = [jnp.concatenate(parts, axis=1)]
-        lengths = np.repeat([part.shape[1] for part in parts], layout.counts)
-        most, top = max(1, *(part.shape[1] for part in parts)), jnp.max(tops, initial=0)
-        padded = [
-            jnp.pad(part, ((0, 0), (0, most - part.shape[1])), constant_values=top)
-            for part in parts
+    def read(
+        self, leaves: Sequence[Any], candidates: jax.Array, low: jax.Array, high: jax.Array
+    ) -> "RowsRead":
+        """Counts below the candidates [K, R], and figures of the brackets [R]: one reading."""
+        bounds = replicate(jnp.concatenate([candidates, low[None], high[None]]), self.mesh)
+        split, axes = self.layout.split(bounds), self.layout.stacked_axes
+        parts = zip(leaves, split, self.bits, self.dtypes, axes, strict=True)
+        found = [
+            _over_shards(_read(leaf, bounds.astype(dtype), bits, axes), leaf)
+            for leaf, bounds, bits, dtype, axes in parts
         ]
-        return self._replicate(jnp.concatenate(padded)), lengths.astype(np.float32)
+        if is_explicit(self.mesh):  # Those of a sharded stack are sharded as it is.
+            found = replicate(found, self.mesh)
+        return replicate(self._join(found), self.mesh)
 
-    @property
-    def _bits(self) -> list[reductions.Bits]:
-        return [partial(magnitude_bits, dtype=dtype) for dtype in self.dtypes]
+    def _join(self, found: Sequence[reductions.Reading]) -> "RowsRead":
+        """[*stack] for each leaf → [R]."""
+        low = jnp.stack(list(map(_concatenate, zip(*(part.counts for part in found), strict=True))))
+        high = jnp.zeros_like(low)
+        if any(part.counts_high for part in found):
+            highs = [
+                part.counts_high or [jnp.zeros_like(count) for count in part.counts]
+                for part in found
+            ]
+            high = jnp.stack(list(map(_concatenate, zip(*highs, strict=True))))
+        counts = UInt64(high, low)
+        smallest, largest, total = (
+            _concatenate([getattr(part, name) for part in found])
+            for name in ("smallest", "largest", "total")
+        )
+        if not self.layout.shared:
+            return RowsRead(counts, smallest, largest, total)
+        return RowsRead(
+            jax.tree.map(lambda part: part[:, None], add_up(counts, (1,))),
+            jnp.min(smallest, keepdims=True),
+            jnp.max(largest, keepdims=True),
+            jnp.sum(total, keepdims=True, dtype=total.dtype),
+        )
 
-    def _replicate(self, tree: Tree) -> Tree:
-        return replicate(tree, self.mesh)
 
-    def split(self, rows: jax.Array) -> list[jax.Array]:
-        """The part of the rows that belongs to each leaf, [..., *stack], in its unsigned dtype."""
-        parts = zip(self.layout.split(self._replicate(rows)), self.dtypes, strict=True)
-        return [part.astype(unsigned_dtype(dtype)) for part, dtype in parts]
+class RowsRead(NamedTuple):
+    """What one reading of the leaves finds, as `reductions.Reading` says.
 
-    def _join_counts(self, counts: Sequence[UInt64]) -> UInt64:
-        """[K, *stack] for each leaf → [K, R]: concatenated, or added up if shared."""
-        if self.layout.shared:
-            total = counts[0]
-            for count in counts[1:]:
-                total = add(total, count)
-            return jax.tree.map(lambda part: part[:, None], total)
-        parts = [jax.tree.map(lambda c: c.reshape(c.shape[0], -1), count) for count in counts]
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *parts)
+    Attributes:
+      counts: [K, R].
+      smallest, largest, total: [R].
+    """
+
+    counts: UInt64
+    smallest: jax.Array
+    largest: jax.Array
+    total: jax.Array
+
+
+def _concatenate(parts: Sequence[jax.Array]) -> jax.Array:
+    """Arrays of any shapes, flat, one after the other, in the widest of their dtypes."""
+    dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+    return jnp.concatenate([part.reshape(-1).astype(dtype) for part in parts])
+
+
+@partial(jax.jit, static_argnames=("bits", "stacked_axes"))
+def _read(
+    leaf: jax.Array, bounds: jax.Array, bits: reductions.Bits, stacked_axes: tuple[int, ...]
+) -> reductions.Reading:
+    return reductions.read(leaf, bits, bounds, stacked_axes)
+
+
+def _over_shards(reading: reductions.Reading, leaf: jax.Array) -> reductions.Reading:
+    """The reading of all shards of a leaf, of which this device sees one inside jax.shard_map."""
+    axes = shard_axes(jax.tree.leaves(leaf)[0])
+    if not axes:
+        return reading
+    high = reading.counts_high or list(map(jnp.zeros_like, reading.counts))
+    whole = [
+        sum_over_shards(UInt64(*count), axes) for count in zip(high, reading.counts, strict=True)
+    ]
+    return reductions.Reading(
+        [jnp.asarray(count.low) for count in whole],
+        [jnp.asarray(count.high) for count in whole],
+        lax.pmin(reading.smallest, axes),
+        lax.pmax(reading.largest, axes),
+        lax.psum(reading.total, axes),
+    )
+
+
+@cache
+def _magnitude_bits_as(dtype: np.dtype) -> reductions.Bits:
+    """One function for each dtype, so that programs which read equal shapes are traced once."""
+    return partial(magnitude_bits, dtype=dtype)
+
+
+def magnitude_rows(
+    layout: TensorLayout, dtypes: Sequence[np.dtype], mesh: AnyMesh | None
+) -> TensorRows:
+    """The rows of |g|, compared in these dtypes."""
+    of_sizes = list(dtypes[: len(layout.sizes)])
+    return TensorRows(
+        layout,
+        tuple(map(_magnitude_bits_as, dtypes)),
+        tuple(map(bits_dtype, dtypes)),
+        tuple(nan_bits(dtype) + 1 for dtype in of_sizes),
+        tuple(1 << jnp.finfo(dtype).nmant for dtype in of_sizes),
+        mesh,
+    )

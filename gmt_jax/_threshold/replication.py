@@ -1,5 +1,6 @@
-"""Small arrays replicated on every device of a mesh."""
+"""Where arrays are on a mesh: small ones on every device, and shards inside jax.shard_map."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -44,3 +45,21 @@ def replicate(tree: Tree, mesh: AnyMesh | None) -> Tree:
     if is_explicit(mesh):
         return jax.sharding.reshard(tree, replicated)
     return lax.with_sharding_constraint(tree, replicated)
+
+
+def shard_axes(leaf: Any) -> tuple[str, ...]:
+    """The mesh axes over which an array varies inside jax.shard_map: it is one of their shards."""
+    return tuple(sorted(jax.typeof(leaf).manual_axis_type.varying))
+
+
+def shard_count(leaf: Any) -> int:
+    """The number of shards of which an array is one inside jax.shard_map; 1 elsewhere."""
+    return math.prod(lax.axis_size(axis) for axis in shard_axes(leaf))
+
+
+def shard_index(leaf: Any) -> jax.Array | int:
+    """Which of its shards an array is inside jax.shard_map; 0 elsewhere."""
+    index: jax.Array | int = 0
+    for axis in shard_axes(leaf):
+        index = index * lax.axis_size(axis) + lax.axis_index(axis)
+    return index

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 Array = jax.Array | np.ndarray
 
@@ -49,3 +50,19 @@ def at_most(a: UInt64, b: UInt64) -> jax.Array:
 def as_float(a: UInt64) -> jax.Array:
     """a, rounded to float32."""
     return jnp.float32(2**32) * a.high.astype(jnp.float32) + a.low.astype(jnp.float32)
+
+
+def add_up(a: UInt64, axes: tuple[int, ...]) -> UInt64:
+    """The sums over some axes."""
+    if not axes:
+        return a
+    zeros = (np.uint32(0), np.uint32(0))
+    return UInt64(
+        *lax.reduce(tuple(a), zeros, lambda a, b: tuple(add(UInt64(*a), UInt64(*b))), axes)
+    )
+
+
+def sum_over_shards(a: UInt64, axes: tuple[str, ...]) -> UInt64:
+    """The sums over fewer than 2**16 devices inside jax.shard_map, along these mesh axes."""
+    high, middle, low = lax.psum((a.high, a.low >> 16, a.low & 0xFFFF), axes)
+    return add(UInt64(high + (middle >> 16), middle << 16), UInt64(jnp.zeros_like(low), low))

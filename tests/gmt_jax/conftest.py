@@ -66,7 +66,7 @@ class Run:
 
     shapes: ClassVar = {"w": (24, 16), "b": (16,), "layers": (3, 8, 8)}
     specs: ClassVar = {"w": P("x", "y"), "b": P("y"), "layers": P(None, "x")}
-    stacked: ClassVar = {"w": 0, "b": 0, "layers": 1}
+    stacked: ClassVar = {"w": None, "b": None, "layers": 0}
     size = sum(int(np.prod(shape)) for shape in shapes.values())
     ratio = 0.5
 
@@ -118,7 +118,7 @@ class Run:
         masks = {}
         for name, score in scores.items():
             score = np.abs(np.asarray(score))
-            rows = score.reshape(score.shape[0] if cls.stacked[name] else 1, -1)
+            rows = score.reshape(1 if cls.stacked[name] is None else score.shape[0], -1)
             m = int(cls.ratio * rows.shape[1])
             masks[name] = (rows >= np.sort(rows, axis=1)[:, m : m + 1]).reshape(score.shape)
         return masks

@@ -103,7 +103,7 @@ def test_masks_of_different_kinds_by_path_in_one_run(run: Any) -> None:
         {
             "rows": fixed_mask(run.adamw(), lambda params: jax.tree.map(lambda _: rows, params)),
             "first": one_off(run.adamw(), run.ratio),
-            "each": gmt(run.adamw(), run.ratio, num_stacked_axes=1),
+            "each": gmt(run.adamw(), run.ratio, stacked_axes=0),
         },
         {"w": "rows", "b": "first", "layers": "each"},
     )

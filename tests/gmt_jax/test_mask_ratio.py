@@ -11,11 +11,11 @@ import pytest
 
 from gmt_jax._threshold.uint64 import UInt64
 from gmt_jax.mask_ratio import (
+    axes_of,
     check_fraction,
     check_mask_ratio,
     fraction_of,
     num_masked,
-    stacked_axes,
 )
 
 SIZES = [0, 1, 99, 10**6, 2**24 + 1, 2**31, 2**32 + 1, 18_800_000_000, 10**12 + 7, 2**50 + 3]
@@ -61,6 +61,20 @@ def test_an_array_out_of_range_is_clipped(ratio: float) -> None:
     assert integers(fraction_of(jnp.float32(ratio), [10])) == [10 if ratio > 0 else 0]
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.001, 0.2, 0.29, 0.5, 0.8, 0.95, 0.995, 0.9999, 1.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_an_array_is_the_shortest_decimal_of_its_dtype(dtype: str, ratio: float) -> None:
+    array = jnp.asarray(ratio, dtype)
+    shortest = next(
+        decimal
+        for places in range(8)
+        if jnp.asarray(float(decimal := f"{float(array):.{places}f}"), dtype) == array
+    )
+    assert integers(fraction_of(array, [10**6])) == [int(Fraction(shortest) * 10**6)]
+    if dtype == "float32":
+        assert float(shortest) == ratio
+
+
 def test_the_first_pattern_found_in_a_path_gives_the_ratio() -> None:
     ratios = {"^b$": 0.0, "layers": optax.constant_schedule(0.75), ".*": 0.5}
     tree = {"b": 1, "layers": 2, "w": 3}
@@ -89,23 +103,28 @@ def test_the_value_of_an_array_is_not_checked() -> None:
     check_fraction("x", jnp.float32(2))
 
 
-def axes(num_stacked_axes: Any, shape: tuple[int, ...] = (3, 4), dtype: str = "float32") -> int:
+def axes(
+    stacked_axes: Any, shape: tuple[int, ...] = (3, 4), dtype: str = "float32"
+) -> tuple[int, ...]:
     path = (jax.tree_util.DictKey("a"), jax.tree_util.DictKey("w"))
-    return stacked_axes(num_stacked_axes, path, jax.ShapeDtypeStruct(shape, dtype))
-
-
-@pytest.mark.parametrize(
-    "given", [1, np.int64(1), {"a": 1}, {"a": {"w": 1}}, lambda path: int(path[-1].key == "w")]
-)
-def test_stacked_axes_are_an_integer_a_tree_prefix_or_a_function(given: Any) -> None:
-    assert axes(given) == 1
-    assert axes(None) == 0
+    return axes_of(stacked_axes, path, jax.ShapeDtypeStruct(shape, dtype))
 
 
 @pytest.mark.parametrize(
     "given",
-    [3, -1, {"b": 1}, lambda path: 1.0],
-    ids=["too many", "negative", "no prefix", "no integer"],
+    [1, -1, (1,), np.int64(1), {"a": 1}, {"a": {"w": (1,)}}, lambda path: int(path[-1].key == "w")],
+)
+def test_stacked_axes_are_as_in_axes_of_vmap_or_a_function(given: Any) -> None:
+    assert axes(given) == (1,)
+    for nothing in (None, (), {"a": None}, {"a": {"w": None}}, lambda path: None):
+        assert axes(nothing) == ()
+    assert axes((1, 0)) == axes({"a": (-1, 0)}) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [2, -3, {"b": 1}, lambda path: 1.0, True, (0, 2)],
+    ids=["no such axis", "too negative", "no prefix", "no integer", "bool", "one of two"],
 )
 def test_stacked_axes_that_do_not_fit_are_refused_by_path(given: Any) -> None:
     with pytest.raises(ValueError, match=r"is .* for a/w, which has shape \(3, 4\)"):

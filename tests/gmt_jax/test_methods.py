@@ -23,7 +23,7 @@ from gmt_jax import (
 )
 from gmt_jax.structured import hft_schedule, lisa_schedule
 
-OPTIONS: Any = {"num_stacked_axes": {"w": 0, "b": 0, "layers": 1}}
+OPTIONS: Any = {"stacked_axes": {"w": None, "b": None, "layers": 0}}
 
 
 def largest_of_all(run: Any, steps: range) -> Any:

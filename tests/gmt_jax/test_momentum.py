@@ -21,7 +21,7 @@ MESHES = ["one device", *(pytest.param(m, marks=pytest.mark.slow) for m in ("aut
 def test_the_entries_with_the_largest_first_moments_are_updated(
     run: Any, adamw_in_numpy: Any, mesh: Mesh | None
 ) -> None:
-    optimizer = mofo(run.adamw(), run.ratio, num_stacked_axes=run.stacked)
+    optimizer = mofo(run.adamw(), run.ratio, stacked_axes=run.stacked)
     references = {name: adamw_in_numpy() for name in run.shapes}
     expected = run.weights()
     for step, (weights, moved, state) in enumerate(run.train(optimizer, 3, mesh)):

@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gmt_jax import MaskReport, by_score, gmt, train_only
+from gmt_jax import MaskReport, by_score, gmt, gmt_mask, one_off, train_only
+from gmt_jax.report import by_leaf, ever_nonzero, without_choice, zero_fraction
 
 SHAPES = {"w": (16, 24), "layers": (3, 8, 8)}
-STACKED = {"w": 0, "layers": 1}
+STACKED = {"w": None, "layers": 0}
 
 
 def gradient(step: int) -> dict[str, Any]:
@@ -47,11 +48,11 @@ def halves(params: Any) -> Any:
 
 
 METHODS: dict[str, Any] = {
-    "gmt": lambda: gmt(optax.sgd(1.0), 0.5, num_stacked_axes=STACKED, report=True),
+    "gmt": lambda: gmt(optax.sgd(1.0), 0.5, stacked_axes=STACKED, report=True),
     "every two updates": lambda: by_score(
-        optax.sgd(1.0), 0.5, every=2, num_stacked_axes=STACKED, report=True
+        optax.sgd(1.0), 0.5, every=2, stacked_axes=STACKED, report=True
     ),
-    "scheduled": lambda: train_only(optax.sgd(1.0), halves, num_stacked_axes=STACKED, report=True),
+    "scheduled": lambda: train_only(optax.sgd(1.0), halves, stacked_axes=STACKED, report=True),
 }
 
 
@@ -92,7 +93,8 @@ def test_the_figures_are_those_of_the_mask(method: str, axis_type: Any, how: str
                 lambda history: (np.asarray(history) & 1) == 1, new.selector_state.history
             )
             ever = jax.tree.map(np.logical_or, ever, kept)
-            by_tensor = optax.tree.get(state, "by_tensor")
+            figures = optax.tree.get(state, "by_tensor")
+            by_tensor = [by_leaf(figure, grads, STACKED) for figure in figures]
             parts = (grads, kept, before, ever)
             found = MaskReport(*(figure["w"] for figure in by_tensor))
             assert_close(found, expected(*(part["w"] for part in parts)))
@@ -135,3 +137,33 @@ def test_more_entries_than_a_float_counts(how: str) -> None:
 def test_no_report_is_held_unless_asked_for() -> None:
     state = gmt(optax.sgd(1.0), 0.5).init({"w": jnp.ones(4)})
     assert optax.tree.get(state, "overall") is None
+
+
+def test_figures_by_tensor_become_a_tree_of_their_leaves() -> None:
+    shapes = {"b": jax.ShapeDtypeStruct((2, 3), "f4"), "a": jax.ShapeDtypeStruct((4,), "f4")}
+    found = by_leaf(jnp.arange(4.0), shapes, {"b": 1, "a": None})
+    assert jax.tree.map(lambda part: part.tolist(), found) == {"a": 0.0, "b": [1.0, 2.0, 3.0]}
+    with pytest.raises(ValueError, match=r"figures of shape \[3\] for 4 tensors"):
+        by_leaf(jnp.arange(3.0), shapes, {"b": 1, "a": None})
+
+
+def test_measures_of_a_chain_are_those_of_the_report() -> None:
+    measures = {"masked": zero_fraction, "ever_kept": ever_nonzero()}
+    optimizer = optax.chain(gmt_mask(0.5), optax.monitor(measures), optax.sgd(1.0))
+    state, ever = optimizer.init(gradient(0)), 0
+    for step in range(2):
+        _, state = optimizer.update(gradient(step), state)
+        masked, _ = gmt_mask(0.5).update(gradient(step), gmt_mask(0.5).init(gradient(step)))
+        flat = np.concatenate([np.ravel(part) for part in masked.values()])
+        ever = ever | (flat != 0)
+        found = optax.tree.get(state, "masked"), optax.tree.get(state, "ever_kept")
+        np.testing.assert_allclose(found, (np.mean(flat == 0), np.mean(ever)), rtol=1e-6)
+
+
+def test_tensors_in_which_the_position_decided_are_named() -> None:
+    unseen = jnp.zeros((2, 40)).at[0, :30].set(1).at[1, :2].set(1)
+    params = {"embed": unseen, "w": jnp.arange(10.0)}
+    optimizer = one_off(optax.sgd(1.0), 0.5, stacked_axes={"embed": 0, "w": None})
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    assert without_choice(state, params, {"embed": 0, "w": None}) == {"embed": 1}
+    assert int(jnp.sum(optax.tree.get(state, "mask")["embed"])) == 40

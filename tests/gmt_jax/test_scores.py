@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from gmt_jax import by_score, random_mask
 
-OPTIONS = {"num_stacked_axes": {"w": 0, "b": 0, "layers": 1}}
+OPTIONS = {"stacked_axes": {"w": None, "b": None, "layers": 0}}
 
 
 def squares(run: Any, steps: range) -> Any:

@@ -1,5 +1,6 @@
 """The selected entries, against sorting, for trees, dtypes, shardings and ratios from a search."""
 
+import math
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gmt_jax.report import by_leaf
 from gmt_jax.selection import LargestScores, apply_mask
 
 
@@ -25,7 +27,7 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     dtype: str = "float32"
     spec: P = P()
-    num_stacked_axes: int = 0
+    stacked_axes: int | tuple[int, ...] | None = None
 
 
 TREES: dict[str, dict[str, Leaf]] = {
@@ -37,16 +39,16 @@ TREES: dict[str, dict[str, Leaf]] = {
         "scalar": Leaf((), "bfloat16"),
     },
     "stacks": {
-        "layers": Leaf((3, 8, 10), "float32", P(None, "x"), 1),
-        "split layers": Leaf((8, 9), "float32", P("x"), 1),
-        "experts": Leaf((2, 2, 8), "float16", P(None, "y", "x"), 2),
+        "layers": Leaf((3, 8, 10), "float32", P(None, "x"), 0),
+        "split layers": Leaf((8, 9), "float32", P("x"), 0),
+        "experts": Leaf((2, 2, 8), "float16", P(None, "y", "x"), (0, 1)),
         "embed": Leaf((24, 4), "float32", P(None, "x")),
     },
     "uneven": {
         "w": Leaf((13, 7), spec=P("x")),
-        "layers": Leaf((3, 5, 3), spec=P(None, "y"), num_stacked_axes=1),
+        "layers": Leaf((3, 5, 3), spec=P(None, "y"), stacked_axes=0),
     },
-    "float64": {"w": Leaf((99,), "float64"), "layers": Leaf((3, 20), num_stacked_axes=1)},
+    "float64": {"w": Leaf((99,), "float64"), "layers": Leaf((3, 20), stacked_axes=0)},
 }
 # Each case is compiled once.
 QUICK = [("dtypes", AxisType.Auto), ("stacks", AxisType.Explicit), ("float64", None)]
@@ -91,13 +93,20 @@ ratios = st.integers(0, 1000).map(lambda n: Fraction(n, 1000)) | st.sampled_from
 )
 
 
+def stack_of(leaf: Leaf) -> tuple[int, ...]:
+    """The lengths of the leading axes that are stacked."""
+    count = {None: 0, 0: 1, (0, 1): 2}[leaf.stacked_axes]
+    return leaf.shape[:count]
+
+
 @st.composite
 def gradients(draw: Callable[..., Any], tree: str) -> dict[str, np.ndarray]:
     """A gradient of a tree, each tensor of a stack from a family of its own."""
     found = {}
     for name, leaf in TREES[tree].items():
-        dtype, k = jnp.dtype(leaf.dtype), leaf.num_stacked_axes
-        tensors, size = (int(np.prod(part, dtype=int)) for part in (leaf.shape[:k], leaf.shape[k:]))
+        dtype, stack = jnp.dtype(leaf.dtype), stack_of(leaf)
+        tensors = math.prod(stack)
+        size = math.prod(leaf.shape) // max(tensors, 1)
         rng = np.random.default_rng(draw(st.integers(0, 2**32)))
         families = [FAMILIES[draw(st.sampled_from([*FAMILIES]))] for _ in range(tensors)]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -110,7 +119,7 @@ def gradients(draw: Callable[..., Any], tree: str) -> dict[str, np.ndarray]:
 def compiled(tree: str, axis_type: AxisType | None) -> tuple[Any, Any, Any]:
     """Functions that shard a gradient, make the first state, and select with a traced ratio."""
     leaves = TREES[tree]
-    stacked = {name: leaf.num_stacked_axes for name, leaf in leaves.items()}
+    stacked = {name: leaf.stacked_axes for name, leaf in leaves.items()}
 
     def select(g: Any, state: Any, ratio: Any) -> Any:
         if axis_type == AxisType.Auto:
@@ -157,14 +166,17 @@ def test_no_gradient_is_masked_otherwise_than_by_sorting(
             g, ratio = data.draw(gradients(tree)), data.draw(ratios)
             out, state = select(to_devices(g), state, jnp.float32(ratio))
             num_masked = num_entries = 0
+            stacked = {name: leaf.stacked_axes for name, leaf in TREES[tree].items()}
+            found_thresholds = by_leaf(state.threshold, out, stacked)
             for name, leaf in TREES[tree].items():
-                stack = leaf.shape[: leaf.num_stacked_axes]
+                stack = stack_of(leaf)
+                thresholds = np.asarray(found_thresholds[name])
                 with np.errstate(invalid="ignore"):  # signalling NaNs
                     size = np.abs(g[name].astype(np.float64))
                 keep = np.empty(leaf.shape, bool)
                 for index in np.ndindex(stack):
                     keep[index] = mask_by_sorting(size[index], ratio)
-                    found = np.asarray(state.threshold[name])[index]
+                    found = thresholds[index]
                     kept = size[index][keep[index]]
                     lowest = np.sort(kept)[0] if kept.size else np.inf
                     np.testing.assert_array_equal(found, lowest, name)
@@ -202,19 +214,19 @@ def test_a_mask_is_broadcast_to_its_update() -> None:
         ({"tolerance": 2}, "tolerance is the fraction of entries"),
         ({"mask_ratio": 2}, "mask_ratio is the fraction of gradient entries"),
         ({"scope": "layer"}, "scope is 'tensor' or 'global', got 'layer'"),
-        ({"scope": "global", "num_stacked_axes": 1}, "leave out num_stacked_axes"),
+        ({"scope": "global", "stacked_axes": 0}, "leave out stacked_axes"),
         ({"scope": "global", "mask_ratio": {"a": 0.5}}, "give one ratio"),
     ],
     ids=str,
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
-    defaults = {"mask_ratio": 0.5, "scope": "tensor", "tolerance": 0.0, "num_stacked_axes": None}
+    defaults = {"mask_ratio": 0.5, "scope": "tensor", "tolerance": 0.0, "stacked_axes": None}
     with pytest.raises(ValueError, match=message):
         LargestScores(**(defaults | options))
 
 
 def test_the_state_is_made_from_shapes_with_a_threshold_for_each_stacked_tensor() -> None:
     shapes = {"w": jax.ShapeDtypeStruct((3, 4), "bfloat16"), "b": jax.ShapeDtypeStruct((4,), "f4")}
-    state = LargestScores(0.5, "tensor", 0.0, {"w": 1, "b": 0}).init(shapes)
-    assert jax.tree.map(jnp.shape, state.threshold) == {"w": (3,), "b": ()}
-    assert LargestScores(0.5, "global", 0.0, None).init(shapes).threshold.shape == ()
+    state = LargestScores(0.5, "tensor", 0.0, {"w": 0, "b": None}).init(shapes)
+    assert state.threshold.shape == (1 + 3,)
+    assert LargestScores(0.5, "global", 0.0, None).init(shapes).threshold.shape == (1,)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 import gmt_jax.selective
 from gmt_jax import by_score, gmt, gmt_mask, train_only
 
-OPTIONS: Any = {"num_stacked_axes": {"w": 0, "b": 0, "layers": 1}}
+OPTIONS: Any = {"stacked_axes": {"w": None, "b": None, "layers": 0}}
 
 
 def word(array: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from gmt_jax.tree_paths import path_key
 
 def _rows(run: Any, name: str, x: np.ndarray) -> np.ndarray:
     """A leaf's tensors as rows."""
-    return x.reshape(x.shape[0] if run.stacked[name] else 1, -1)
+    return x.reshape(1 if run.stacked[name] is None else x.shape[0], -1)
 
 
 def _draw(name: str, key: int, step: int, num_tensors: tuple[int, ...]) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_whole_tensors_are_skipped_or_scaled(
     name: str, run: Any, adamw_in_numpy: Any, mesh: Mesh | None
 ) -> None:
     ratios = {"b": 0.0, ".*": 0.5}
-    optimizer = SKIPPING[name](run.adamw(), 7, ratios, num_stacked_axes=run.stacked)
+    optimizer = SKIPPING[name](run.adamw(), 7, ratios, stacked_axes=run.stacked)
     references = {leaf: adamw_in_numpy() for leaf in run.shapes}
     scores = dict.fromkeys(run.shapes, 0.5)
     params = run.to_devices(run.weights(), mesh)
@@ -62,7 +62,7 @@ def test_whole_tensors_are_skipped_or_scaled(
             mu, rows = _rows(run, leaf, reference.mu), _rows(run, leaf, g)
             cosine = np.sum(mu * rows, 1) / np.sqrt(np.sum(mu**2, 1) * np.sum(rows**2, 1))
             scores[leaf] = 0.9 * scores[leaf] + 0.1 / (1 + np.exp(-cosine / 2))
-            stack = w.shape[: run.stacked[leaf]]
+            stack = w.shape[: 0 if run.stacked[leaf] is None else 1]
             kept = np.ones(1, bool) if leaf == "b" else _draw(leaf, 7, step, stack).reshape(-1)
             scale = 2.0 if name == "skip_update" else scores[leaf][:, None]
             update = update * (1.0 if leaf == "b" else scale)

@@ -9,7 +9,7 @@ from gmt_jax import types
 
 NAMED = {
     "mask_ratio": types.MaskRatio,
-    "num_stacked_axes": types.NumStackedAxes,
+    "stacked_axes": types.StackedAxes,
     "key": types.Key,
 }
 

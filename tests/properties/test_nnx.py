@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from gmt_jax import gmt_mask, hft, lisa, random_mask
+from gmt_jax import gmt, gmt_mask, hft, lisa, one_off, random_mask
 
 D, L = 4, 3
 
@@ -140,3 +140,62 @@ def test_a_random_mask_is_the_same_in_a_box_and_without() -> None:
         updates.append(flat(nnx.as_pure(optimizer.update(tree, optimizer.init(tree))[0])))
     for path, update in updates[0].items():
         np.testing.assert_array_equal(update, updates[1][path])
+
+
+class Sharded(nnx.Module):
+    def __init__(self) -> None:
+        rngs, init = nnx.Rngs(0), nnx.initializers.lecun_normal()
+        self.mlp = nnx.Dict(
+            {
+                name: nnx.Linear(
+                    16, 16, kernel_init=nnx.with_partitioning(init, spec), rngs=rngs, use_bias=False
+                )
+                for name, spec in [("up", (None, "x")), ("gate", ("y", "x")), ("down", ("x", "y"))]
+            }
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.mlp["down"](self.mlp["up"](x) * self.mlp["gate"](x))
+
+
+def by_path(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(gmt_mask({"up/kernel$": 0.5, ".*": 0.25}), inner)
+
+
+METHODS = {
+    "ratios by path": by_path,
+    "one_off": lambda inner: one_off(inner, 0.5),
+    "random_mask": lambda inner: random_mask(inner, 0.5, key=0),
+    "report": lambda inner: gmt(inner, 0.5, report=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eager", [True, False], ids=["eager sharding", "no eager sharding"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_sharded_parameters(method: str, eager: bool) -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def losses(sharded: bool) -> list[float]:
+        model = Sharded()
+        optimizer = nnx.Optimizer(model, METHODS[method](adamw()), wrt=nnx.Param)
+        x = jax.random.normal(jax.random.key(0), (8, 16))
+
+        @nnx.jit
+        def update(model: Any, optimizer: nnx.Optimizer[Any]) -> jax.Array:
+            grad = nnx.value_and_grad(lambda model: jnp.mean(jnp.square(model(x) - 1)))
+            loss, grads = grad(model)
+            optimizer.update(model, grads)
+            return loss
+
+        found = [float(update(model, optimizer)) for _ in range(4)]
+        if sharded and eager:
+            kernel = nnx.as_pure(nnx.state(model))["mlp"]["gate"]["kernel"]
+            assert not kernel.sharding.is_fully_replicated
+        return found
+
+    with nnx.use_eager_sharding(eager), jax.set_mesh(mesh):
+        found = losses(sharded=True)
+    with nnx.use_eager_sharding(False):
+        np.testing.assert_allclose(found, losses(sharded=False), rtol=1e-4)
+    assert found == sorted(found, reverse=True)

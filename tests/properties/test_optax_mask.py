@@ -28,7 +28,7 @@ def layout(tree: Any) -> Any:
 
 def test_a_tree_may_have_more_entries_than_32_bits_count() -> None:
     shapes = {"w": jax.ShapeDtypeStruct((3, 2**16, 2**16), "bfloat16")}
-    transformation = gmt_mask(0.2, num_stacked_axes=1)
+    transformation = gmt_mask(0.2, stacked_axes=0)
     state = jax.eval_shape(transformation.init, shapes)
     updates, new = jax.eval_shape(transformation.update, shapes, state)
     assert layout((updates, new)) == layout((shapes, state))
@@ -40,7 +40,7 @@ def test_the_fields_can_be_read() -> None:
     for step in range(2):
         _, state = optimizer.update(grads(step), state, PARAMS)
     assert float(optax.tree.get(state, "masked_fraction")) == pytest.approx(6 / 33)
-    assert set(optax.tree.get(state, "threshold")) == {"w", "b"}
+    assert optax.tree.get(state, "threshold").shape == (2,)
 
 
 def test_an_injected_ratio_can_be_changed() -> None:

@@ -14,18 +14,19 @@ from jax.sharding import PartitionSpec as P
 
 from gmt_jax import gmt_mask
 
-# Each with the number of stacked axes: a whole leaf, split tensors, split stacks.
+# Each with the stacked axis: a whole leaf, split tensors, split stacks.
 QUICK = [
-    (P(), 0),
-    (P("y", None, "x"), 0),
-    (P(None, ("x", "y")), 0),
-    (P("x", "y"), 1),
+    (P(), None),
+    (P("y", None, "x"), None),
+    (P(None, ("x", "y")), None),
+    (P("x", "y"), 0),
 ]
 OTHERS = [
-    (P("x"), 0),
-    (P(None, "x"), 0),
-    (P("x", "y"), 0),
-    (P(("x", "y")), 0),
+    (P("x"), None),
+    (P(None, "x"), None),
+    (P("x", "y"), None),
+    (P(("x", "y")), None),
+    (P(None, "x", "y"), 0),
     (P(None, "x", "y"), 1),
 ]
 AXIS_TYPES = [(AxisType.Auto,) * 2, (AxisType.Explicit,) * 2]
@@ -54,31 +55,27 @@ def gradient() -> np.ndarray:
 @pytest.mark.parametrize("axis_types", AXIS_TYPES, ids=str)
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)])
 def test_every_sharding_gives_the_bits_of_one_device(
-    gradient: np.ndarray, axis_types: tuple[AxisType, ...], cases: list[tuple[P, int]]
+    gradient: np.ndarray, axis_types: tuple[AxisType, ...], cases: list[tuple[P, int | None]]
 ) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=axis_types)
     spread = [jax.device_put(gradient, NamedSharding(mesh, spec)) for spec, _ in cases]
-    transformation = gmt_mask(
-        0.29, num_stacked_axes=[num_stacked_axes for _, num_stacked_axes in cases]
-    )
+    transformation = gmt_mask(0.29, stacked_axes=[stacked_axes for _, stacked_axes in cases])
     with jax.set_mesh(mesh):
         state = jax.jit(transformation.init)(spread)
         compiled, new = jax.jit(transformation.update)(spread, state)
         assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
     eager, _ = transformation.update(spread, transformation.init(spread))
-    alone = {
-        num_stacked_axes: on_one_device(gradient, num_stacked_axes) for num_stacked_axes in (0, 1)
-    }
-    for index, (_, num_stacked_axes) in enumerate(cases):
+    alone = {stacked_axes: on_one_device(gradient, stacked_axes) for stacked_axes in (None, 0, 1)}
+    for index, (_, stacked_axes) in enumerate(cases):
         for out in (compiled[index], eager[index]):
             assert out.sharding.is_equivalent_to(spread[index].sharding, 3)
             np.testing.assert_array_equal(
-                np.asarray(out).view("u4"), alone[num_stacked_axes].view("u4")
+                np.asarray(out).view("u4"), alone[stacked_axes].view("u4")
             )
 
 
-def on_one_device(gradient: np.ndarray, num_stacked_axes: int) -> np.ndarray:
-    transformation = gmt_mask(0.29, num_stacked_axes=num_stacked_axes)
+def on_one_device(gradient: np.ndarray, stacked_axes: int | None) -> np.ndarray:
+    transformation = gmt_mask(0.29, stacked_axes=stacked_axes)
     return np.asarray(transformation.update(gradient, transformation.init(gradient))[0])
 
 
@@ -129,7 +126,7 @@ def test_the_compiled_update_sorts_and_gathers_no_gradient(
         ),
     }
     optimizer = optax.chain(
-        gmt_mask(0.2, num_stacked_axes={"layers": 1, "embed": 0}), optax.adamw(1e-3)
+        gmt_mask(0.2, stacked_axes={"layers": 0, "embed": None}), optax.adamw(1e-3)
     )
     with jax.set_mesh(mesh):
         state = jax.eval_shape(optimizer.init, tree)
@@ -168,6 +165,6 @@ def test_the_mask_adds_a_hundredth_of_the_gradient_at_most(devices: int) -> None
 
     gradients = 2 * 4 * 1024 * 2048 * 4 / devices
     plain = temporary()
-    assert temporary(gmt_mask(0.2, num_stacked_axes=1)) - plain <= 0.01 * gradients
-    tolerant = gmt_mask(0.2, num_stacked_axes=1, tolerance=0.001)
+    assert temporary(gmt_mask(0.2, stacked_axes=0)) - plain <= 0.01 * gradients
+    tolerant = gmt_mask(0.2, stacked_axes=0, tolerance=0.001)
     assert temporary(tolerant) - plain <= 0.01 * gradients

@@ -57,7 +57,9 @@ def gradients(mesh: Mesh, leaves: int) -> Any:
 def compiled_update(mesh: Mesh, leaves: int, masked: bool) -> Any:
     """An AdamW update as in training: parameters and moments are donated."""
     mask = (
-        [gmt_mask(0.2, num_stacked_axes=lambda path: int(path[-1].key != "norm"))] if masked else []
+        [gmt_mask(0.2, stacked_axes=lambda path: None if path[-1].key == "norm" else 0)]
+        if masked
+        else []
     )
     optimizer = optax.chain(*mask, optax.adamw(1e-3))
     tree = gradients(mesh, leaves)

@@ -15,7 +15,7 @@ from .base import Count, Fraction, Section
 if TYPE_CHECKING:
     import optax
 
-    from gmt_jax.types import MaskRatio, NumStackedAxes
+    from gmt_jax.types import MaskRatio, StackedAxes
 
     Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 
@@ -36,7 +36,7 @@ class _Kind(Section):
     _function: ClassVar[str | None] = None  # the library's function, if it is not called `kind`
 
     def build(
-        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: "NumStackedAxes"
+        self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
     ) -> "Optimizer":
         """Returns the optimizer under this mask.
 
@@ -44,13 +44,13 @@ class _Kind(Section):
           inner: the optimizer whose gradient or update is masked.
           steps: updates of the whole run, over which `final_mask_ratio` is reached.
           key: seed of the masks that are drawn at random.
-          num_stacked_axes: as in `gmt_jax.gmt_mask`.
+          stacked_axes: as in `gmt_jax.gmt_mask`.
         """
         import gmt_jax
 
         arguments = self._arguments(steps, key)
         if arguments.get("scope") != "global":
-            arguments["num_stacked_axes"] = num_stacked_axes
+            arguments["stacked_axes"] = stacked_axes
         optimizer: Optimizer = getattr(gmt_jax, self._function or self.kind)(inner, **arguments)
         return optimizer
 
@@ -65,7 +65,7 @@ class NoMask(_Kind):
     kind: Literal["none"]
 
     def build(
-        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: "NumStackedAxes"
+        self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
     ) -> "Optimizer":
         """Returns `inner` itself."""
         return inner
@@ -229,12 +229,12 @@ class _ByRole(_Selective):
     """Updates that a mask lasts."""
 
     def build(
-        self, inner: "Optimizer", steps: int, key: int, num_stacked_axes: "NumStackedAxes"
+        self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
     ) -> "Optimizer":
         """Returns the optimizer; its `init` refuses a model whose parameters have other roles."""
         import optax
 
-        optimizer = super().build(inner, steps, key, num_stacked_axes)
+        optimizer = super().build(inner, steps, key, stacked_axes)
 
         def init(params: optax.Params) -> optax.OptState:
             try:

@@ -15,7 +15,7 @@ from .functional import (
     init_params,
     logical_axes,
     logits,
-    num_stacked_axes,
+    stacked_axes,
 )
 from .layers import compute_logits, weight_gradient
 
@@ -39,6 +39,6 @@ __all__ = [
     "load_model_config",
     "logical_axes",
     "logits",
-    "num_stacked_axes",
+    "stacked_axes",
     "weight_gradient",
 ]

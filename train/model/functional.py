@@ -126,6 +126,7 @@ def decode(
     return hidden, cache
 
 
-def num_stacked_axes(path: Any) -> int:
-    """Leading axes that stack tensors in the parameter at a jax path: 1 under "layers", else 0."""
-    return int(any(getattr(key, "key", getattr(key, "name", None)) == "layers" for key in path))
+def stacked_axes(path: Any) -> int | None:
+    """The axis that stacks layers in the parameter at a jax path: 0 under "layers", else None."""
+    stacked = any(getattr(key, "key", getattr(key, "name", None)) == "layers" for key in path)
+    return 0 if stacked else None

@@ -1,4 +1,4 @@
-"""Counts, extremes and samples, against NumPy."""
+"""Counts and extremes, against NumPy."""
 
 from functools import partial
 from typing import Any
@@ -7,86 +7,77 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gmt_jax._threshold import reductions
-from gmt_jax._threshold.uint64 import UInt64
 
-BITS = partial(jnp.asarray, dtype=jnp.uint32)
-
-
-def integers(numbers: UInt64) -> np.ndarray:
-    high, low = (np.asarray(part).astype(np.int64) for part in numbers)
-    return (high << 32) + low
-
-
-def test_partial_counts_add_up_past_32_bits() -> None:
-    parts = np.random.default_rng(0).integers(0, 2**32, (3, 70_000), np.uint32)
-    total = reductions._add_up(UInt64(jnp.zeros_like(parts), jnp.asarray(parts)), (1,))
-    np.testing.assert_array_equal(integers(total), parts.sum(1, dtype=np.int64))
-    assert integers(total).min() > 2**32
+BITS = partial(jnp.asarray, dtype=jnp.int32)
+LEAF = np.random.default_rng(0).integers(0, 1000, (16, 30, 24), np.int32)
+BOUNDS = np.array([[10] * 30, [500] * 30, [1000] * 30, [200] * 30, [800] * 30], np.int32)
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_stacked_axes", "at_once", "later"),
+    ("shape", "stacked_axes", "at_once", "later"),
     [
-        ((80, 28672, 8192), 1, (1, 2), ()),
-        ((80, 28672, 8192), 0, (1, 2), (0,)),
-        ((2**16, 2**16), 0, (1,), (0,)),
-        ((2**16 - 1, 2**16), 0, (0, 1), ()),
-        ((2**33,), 0, (), (0,)),
-        ((), 0, (), ()),
-        ((3, 0), 0, (0, 1), ()),
+        ((80, 28672, 8192), (0,), (1, 2), ()),
+        ((28672, 80, 8192), (1,), (0, 2), ()),
+        ((80, 28672, 8192), (), (1, 2), (0,)),
+        ((2**16, 2**16), (), (1,), (0,)),
+        ((2**16 - 1, 2**16), (), (0, 1), ()),
+        ((2**33,), (), (), (0,)),
+        ((), (), (), ()),
+        ((3, 0), (), (0, 1), ()),
     ],
 )
 def test_a_count_is_split_where_it_could_pass_32_bits(
-    shape: tuple[int, ...], num_stacked_axes: int, at_once: Any, later: Any
+    shape: tuple[int, ...], stacked_axes: tuple[int, ...], at_once: Any, later: Any
 ) -> None:
-    assert reductions._counted_at_once(shape, num_stacked_axes) == (at_once, later)
-    stack = shape[:num_stacked_axes]
-    counts = jax.eval_shape(
-        lambda leaf, candidates: reductions.count_below(
-            leaf, BITS, candidates, num_stacked_axes, None
-        ),
-        jax.ShapeDtypeStruct(shape, "uint32"),
-        jax.ShapeDtypeStruct((7, *stack), "uint32"),
+    assert reductions._counted_at_once(shape, stacked_axes) == (at_once, later)
+    stack = tuple(shape[axis] for axis in stacked_axes)
+    reading = jax.eval_shape(
+        lambda leaf, bounds: reductions.read(leaf, BITS, bounds, stacked_axes),
+        jax.ShapeDtypeStruct(shape, "int32"),
+        jax.ShapeDtypeStruct((5, *stack), "int32"),
     )
-    assert counts.low.shape == (7, *stack)
+    assert [part.shape for part in jax.tree.leaves(reading)] == [stack] * (9 if later else 6)
 
 
-@pytest.mark.parametrize("later", [(), (0,), (1,), (0, 1)])
-def test_a_tensor_counted_in_parts_is_counted_right(
+def expected(low: int, high: int) -> tuple[Any, Any, Any]:
+    """The smallest, the largest and the sum inside, as offsets, for each index of axis 1."""
+    tensors = [part[(part >= low) & (part < high)] - low for part in LEAF.swapaxes(0, 1)]
+    return tuple([f(part) for part in tensors] for f in (np.min, np.max, np.sum))
+
+
+@pytest.mark.parametrize("later", [(), (0,), (2,), (0, 2)])
+def test_a_tensor_read_in_parts_is_read_right(
     monkeypatch: pytest.MonkeyPatch, later: tuple[int, ...]
 ) -> None:
-    leaf = np.random.default_rng(0).integers(0, 1000, (2, 30, 40), np.uint32)
-    candidates = np.array([[10, 20], [500, 1], [1000, 0]], np.uint32)
-    rest = tuple(axis + 1 for axis in (0, 1) if axis not in later)
-    split = (rest, tuple(axis + 1 for axis in later))
+    split = (tuple(axis for axis in (0, 2) if axis not in later), later)
     monkeypatch.setattr(reductions, "_counted_at_once", lambda *_: split)
-    counts = reductions.count_below(jnp.asarray(leaf), BITS, jnp.asarray(candidates), 1, None)
-    expected = np.sum(leaf[None] < candidates[:, :, None, None], axis=(2, 3))
-    np.testing.assert_array_equal(integers(counts), expected)
+    check(reductions.read(jnp.asarray(LEAF), BITS, jnp.asarray(BOUNDS), (1,)))
 
 
-def test_the_extremes_and_the_sum_inside_a_bracket_are_offsets_from_its_low_end() -> None:
-    leaf = jnp.array([[3, 7, 9, 20], [3, 3, 3, 3]], jnp.uint32)
-    low, high = (jnp.array(bound, jnp.uint32) for bound in ([5, 4], [20, 9]))
-    smallest, largest, total = reductions.inside(leaf, BITS, low, high, 1)
-    assert (int(smallest[0]), int(largest[0]), int(total[0])) == (2, 4, 6)
-    assert (int(smallest[1]), int(largest[1]), int(total[1])) == (2**32 - 1, 0, 0)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("x", None, "y"), P(None, "y"), P(None, None, ("x", "y"))])
+def test_a_sharded_tensor_is_read_right(axis_type: AxisType, spec: P) -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    leaf = jax.device_put(LEAF, NamedSharding(mesh, spec))
+    read = jax.jit(lambda leaf, bounds: reductions.read(leaf, BITS, bounds, (1,)))
+    with jax.set_mesh(mesh):
+        bounds = jax.device_put(BOUNDS, NamedSharding(mesh, P(None, *spec[1:2])))
+        check(read(leaf, bounds))
 
 
-def test_a_sample_is_spread_over_each_tensor() -> None:
-    leaf = jnp.arange(2 * 64 * 64).reshape(2, 64, 64)
-    sample = np.asarray(reductions.sample(leaf, 1, 256, None))
-    assert sample.shape == (2, 256)
-    np.testing.assert_array_equal(sample[1] - 64 * 64, sample[0])
-    rows, columns = np.divmod(sample[0], 64)
-    for index in (rows, columns):  # Every eighth of each axis has its part.
-        assert (np.histogram(index, 8, (0, 64))[0] >= 16).all()
+def check(reading: reductions.Reading) -> None:
+    for count, candidate in zip(reading.counts, (10, 500, 1000), strict=True):
+        np.testing.assert_array_equal(count, (candidate > LEAF).sum((0, 2)))
+    found = reading.smallest, reading.largest, reading.total
+    for part, right in zip(found, expected(200, 800), strict=True):
+        np.testing.assert_array_equal(part, right)
 
 
-def test_a_sample_of_a_small_tensor_is_all_of_it_and_of_a_long_one_nothing() -> None:
-    leaf = jnp.arange(12).reshape(3, 4)
-    np.testing.assert_array_equal(reductions.sample(leaf, 1, 4, None), leaf)
-    long = jax.ShapeDtypeStruct((2**31,), "float32")
-    assert jax.eval_shape(lambda g: reductions.sample(g, 0, 256, None), long).shape == (1, 0)
+def test_of_an_empty_bracket_the_smallest_is_above_the_largest() -> None:
+    bounds = jnp.array([5, 2000, 3000], jnp.int32)
+    reading = reductions.read(jnp.asarray(LEAF), BITS, bounds, ())
+    assert (int(reading.smallest), int(reading.largest)) == (2**31 - 1, 0)

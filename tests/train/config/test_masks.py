@@ -41,8 +41,8 @@ def _mask(**keys: Any) -> Any:
     return OptimizerSection.model_validate({"mask": keys}).mask
 
 
-def _num_stacked_axes(path: Any) -> int:
-    return 0
+def _stacked_axes(path: Any) -> None:
+    return None
 
 
 def _arguments(monkeypatch: pytest.MonkeyPatch, name: str, mask: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _arguments(monkeypatch: pytest.MonkeyPatch, name: str, mask: Any) -> dict[st
         return function(inner, **arguments)
 
     monkeypatch.setattr(gmt_jax, name, record)
-    mask.build(inner, 3, key=7, num_stacked_axes=_num_stacked_axes)
+    mask.build(inner, 3, key=7, stacked_axes=_stacked_axes)
     (arguments,) = calls
     return arguments
 
@@ -75,7 +75,7 @@ def test_a_kind_calls_its_function_with_its_keys(
 ) -> None:
     arguments = _arguments(monkeypatch, keys["kind"], _mask(**keys))
     if expected.get("scope") != "global":
-        expected = expected | {"num_stacked_axes": _num_stacked_axes}
+        expected = expected | {"stacked_axes": _stacked_axes}
     assert arguments == expected
 
 
@@ -84,12 +84,12 @@ def test_the_default_masks_the_gradient_alone(monkeypatch: pytest.MonkeyPatch) -
     assert mask == GmtMask(mask_ratio=0.3)
     arguments = _arguments(monkeypatch, "gmt", mask)
     expected = COMMON | {"mask_ratio": 0.3, "apply_to": "gradient"}
-    assert arguments == expected | {"num_stacked_axes": _num_stacked_axes}
+    assert arguments == expected | {"stacked_axes": _stacked_axes}
 
 
 def test_no_mask_leaves_the_optimizer_as_it_is() -> None:
     inner = optax.sgd(1.0)
-    assert NoMask(kind="none").build(inner, 3, 7, _num_stacked_axes) is inner
+    assert NoMask(kind="none").build(inner, 3, 7, _stacked_axes) is inner
 
 
 def test_ratios_differ_by_path_and_move_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_keys_without_effect_and_missing_keys_are_refused(
 
 def test_a_mask_that_does_not_fit_the_model_is_refused() -> None:
     mask = _mask(kind="lisa", every=2, num_layers=3)
-    optimizer = mask.build(optax.sgd(1.0), 3, key=7, num_stacked_axes=_num_stacked_axes)
+    optimizer = mask.build(optax.sgd(1.0), 3, key=7, stacked_axes=_stacked_axes)
     params = {"layers": {"attn": {name: jnp.zeros((2, 4, 4)) for name in ("q", "k", "v", "o")}}}
     with pytest.raises(UserError, match=r"optimizer\.mask: cannot train 3 of 2 layers"):
         jax.eval_shape(optimizer.init, params)

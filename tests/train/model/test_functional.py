@@ -19,7 +19,7 @@ from train.model import (
     init_params,
     logical_axes,
     logits,
-    num_stacked_axes,
+    stacked_axes,
 )
 from train.sharding import RULES, batch_sharding, make_mesh, param_shardings
 
@@ -70,7 +70,7 @@ def test_abstract_params_and_axes_fit_the_real_parameters(hf: dict[str, Any]) ->
         assert (real.shape, real.dtype) == (shape.shape, jnp.float32)
         assert len(names) == len(shape.shape)
         assert set(names) <= {*RULES, "layers", None}
-        assert num_stacked_axes(path) == ("layers" in names)
+        assert stacked_axes(path) == (0 if "layers" in names else None)
 
     jax.tree_util.tree_map_with_path(check, shapes, real, axes)
 
