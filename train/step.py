@@ -1,6 +1,7 @@
 """The pure training and evaluation steps, and their jitted forms on a mesh."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -71,6 +72,7 @@ def train_step(
     """
     weight = objective.weight(batch)
     total = jnp.where(weight > 0, weight, 1)
+    batch = jax.tree.map(partial(_after, total), batch)
 
     def means(params: Any, rows: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         sums = objective(params, rows)
@@ -92,6 +94,8 @@ def train_step(
     (value, metrics), grads = carry
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    smallest = min(jax.tree.leaves(grads), key=lambda g: g.size)
+    grads = jax.tree.map(lambda g: _after(norm, g) if g is smallest else g, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # Selected rather than branched on: it is fused into the pass that writes each array.
@@ -103,6 +107,17 @@ def train_step(
     figures = {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
     figures |= metrics | _mask_metrics(opt_state)
     return TrainState(state.step + 1, params, opt_state), figures
+
+
+def _after(scalar: jax.Array, x: jax.Array) -> jax.Array:
+    """x, for which a device needs the scalar first, which is never negative.
+
+    XLA's CPU backend keeps no order between an exchange of a loop and one outside of it, and
+    devices that take the two in different orders wait for each other for ever.
+    """
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # Random keys.
+        return x
+    return jnp.where(scalar == -1, jnp.zeros_like(x), x)
 
 
 def _mask_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:

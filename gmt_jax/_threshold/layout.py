@@ -138,6 +138,11 @@ class TensorRows:
         """The dtype of rows: the widest in use."""
         return max(self.dtypes, key=lambda dtype: dtype.itemsize)
 
+    @property
+    def largest(self) -> list[int]:
+        """The largest integer of the dtype of each of `layout.sizes`."""
+        return [int(jnp.iinfo(dtype).max) for dtype in self.dtypes[: len(self.layout.sizes)]]
+
     def rows(self, per_size: Sequence[int]) -> np.ndarray:
         """A number for each of `layout.sizes` → [R]."""
         return np.asarray(self.layout.expand(np.array(per_size, self.dtype)))

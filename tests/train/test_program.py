@@ -1,6 +1,8 @@
 """The planned program is the one that runs, and how it splits weights."""
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,3 +112,69 @@ def test_no_device_ever_holds_more_than_its_part_of_a_fresh_state(
     assert memory.argument_size_in_bytes < 1.05 * weights / 8
     assert memory.output_size_in_bytes < 1.1 * 2 * weights / 8
     assert memory.temp_size_in_bytes < 0.05 * weights / 8
+
+
+def _unordered(hlo: str) -> list[tuple[str, str]]:
+    """Pairs of a loop with exchanges and an exchange of which neither needs the other's result."""
+    exchange = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)")
+    computations: dict[str, dict[str, str]] = {}
+    for line in hlo.splitlines():
+        if header := re.match(r"(?:ENTRY )?(%[\w.\-]+) .*{$", line):
+            body = computations[header[1]] = {}
+        elif found := re.match(r" +(?:ROOT )?(%[\w.\-]+) = (.*)", line):
+            body[found[1]] = re.split(r", metadata=", " " + found[2])[0]
+
+    def loops(name: str) -> bool:
+        """Whether a computation has an exchange, in itself or in what it calls."""
+        return any(
+            exchange.search(text)
+            or any(map(loops, re.findall(r"(?:body|calls|to_apply)=(%[\w.\-]+)", text)))
+            for text in computations.get(name, {}).values()
+        )
+
+    pairs = []
+    for body in computations.values():
+        needs: dict[str, set[str]] = {}
+        for name, text in body.items():
+            operands = body.keys() & set(re.findall(r"%[\w.\-]+", text))
+            needs[name] = operands.union(*(needs.get(operand, ()) for operand in operands))
+        whiles = {
+            name
+            for name, text in body.items()
+            if (called := re.search(r"body=(%[\w.\-]+)", text)) and loops(called[1])
+        }
+        exchanges = whiles | {name for name, text in body.items() if exchange.search(text)}
+        pairs += [
+            (a, b)
+            for a, b in itertools.combinations(exchanges, 2)
+            if whiles & {a, b} and a not in needs[b] and b not in needs[a]
+        ]
+    return pairs
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer={clip_norm: null, mask: {kind: gmt_mask, report: true}}",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in (
+                "batch={num_microbatches: 2}",
+                "optimizer={mask: {kind: one_off, mask_ratio: 0.9}}",
+                "optimizer={mask: {kind: gmt, scope: global}}",
+                "optimizer={clip_norm: null, mask: {kind: gmt_mask, tolerance: 0.01}}",
+                "mesh={data: 2, fsdp: 2, tensor: 2}",
+            )
+        ),
+    ],
+)
+def test_devices_take_the_exchanges_of_a_step_in_one_order(
+    write_config: Callable[..., Path], override: str
+) -> None:
+    # XLA's CPU backend keeps no order between an exchange of a loop and one outside of it.
+    program = _program(write_config(), {"fsdp": 8}, override)
+    with jax.set_mesh(program.mesh):
+        lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
+    hlo = lowered.compile().as_text()
+    assert " while(" in hlo
+    assert not _unordered(hlo)
