@@ -39,7 +39,7 @@ class SkipState(NamedTuple):
     inner_state: optax.OptState
     count: jax.Array  # type: ignore[assignment]  # tuple.count is a method
     masked_fraction: jax.Array
-    alignment: jax.Array | None
+    alignment: PyTree
 
 
 def skip_update(
@@ -200,13 +200,14 @@ def _skipping(
         grads = updates
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra_args)
         flat, layout = layout_of(updates)
-        alignment, scales = state.alignment, [None] * len(flat)
+        alignment: jax.Array | None = state.alignment
+        scales: list[Any] = [None] * len(flat)
         if temperature is not None and flat:
             moments = first_moment(inner_state, grads)
             parts = zip(*map(jax.tree.leaves, (grads, moments)), layout.stacked_axes, strict=True)
-            cosines = replicate([_cosine(*part) for part in parts], mesh_of([u for _, u in flat]))
-            cosines = jnp.concatenate([jnp.ravel(part) for part in cosines])
-            alignment = 0.9 * alignment + 0.1 * jax.nn.sigmoid(cosines / temperature)
+            each = replicate([_cosine(*part) for part in parts], mesh_of([u for _, u in flat]))
+            cosines = jnp.concatenate([jnp.ravel(part) for part in each])
+            alignment = 0.9 * state.alignment + 0.1 * jax.nn.sigmoid(cosines / temperature)
             scales = layout.split(alignment)
         draw = jax.random.fold_in(as_key(key), state.count)
         size = max(sum(u.size for _, u in flat), 1)
