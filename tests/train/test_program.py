@@ -33,7 +33,7 @@ def test_the_planned_step_is_the_one_that_sft_runs(
     config = load_config(write_config(batch=batch, mesh=mesh), [f"data.packing={packing}"])
     texts = []
 
-    def loop(state: Any, parts: Any, *_: Any) -> Any:
+    def loop(state: Any, parts: Any, *_: Any, **__: Any) -> Any:
         batch, _ = next(parts.loader)
         texts.append(parts.train_step.lower(state, batch).as_text())
         raise StopHereError
