@@ -120,17 +120,14 @@ def select(
     guess: jax.Array | None = None,
     slack: UInt64 | None = None,
 ) -> Selected:
-    """The m-th smallest integer of every tensor, counting from 0.
-
-    If m is the size of a tensor, T is above everything.
+    """The m-th smallest integer of every tensor, counting from 0; its `ends` if m is its size.
 
     Args:
       leaves: what `rows` reads, at least one.
       ranks: m, [R].
       rows: reads the leaves.
       guess: what T may be, [R], or 0. It changes how often the data is read, and not the exact T.
-      slack: how far the number of entries below T may fall short of m, [R]; T need
-        not be an entry then. None for the exact T.
+      slack: by how much fewer than m entries may be below T, [R]; None for the exact T.
     """
     ranks = replicate(jax.tree.map(jnp.asarray, ranks), rows.mesh)
     exact = slack is None
@@ -213,7 +210,7 @@ def _candidates(bracket: _Bracket, aim: jax.Array, rows: TensorRows, spread: Spr
       rows: reads the leaves.
       spread: where the candidates stand around the aim.
     """
-    even, octaves = _divide(bracket, len(spread.octaves)), rows.rows(rows.octaves)
+    few, octaves = len(spread.octaves), rows.rows(rows.octaves)
     entries = jnp.maximum(as_float(bracket.entries), 1)
     width = bracket.width.astype(jnp.float32)
     bend = 1 - jnp.exp2(-width / octaves.astype(np.float32))
@@ -222,9 +219,8 @@ def _candidates(bracket: _Bracket, aim: jax.Array, rows: TensorRows, spread: Spr
     positions = quantile[None] + spread.deviations * deviation[None] + spread.bend * bend[None]
     between = _interpolate(bracket, jnp.clip(positions, 0, 1), octaves)
     # With few entries, or over octaves, their spread is unknown.
-    few = len(spread.octaves)
     unknown = (entries <= few) | (width <= few) | (bend > 0.75) | bracket.stalled
-    return jnp.where(unknown[None], even, between)
+    return jnp.where(unknown[None], _divide(bracket, few), between)
 
 
 def _interpolate(bracket: _Bracket, positions: jax.Array, octaves: np.ndarray) -> jax.Array:
