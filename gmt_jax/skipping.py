@@ -174,13 +174,8 @@ def _skipping(
     """`magma`, or without a temperature `skip_update`."""
     inner = optax.with_extra_args_support(inner)
 
-    def layout_of(tree: PyTree) -> tuple[list[tuple[KeyPath, Any]], TensorLayout]:
-        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-        axes = tuple(axes_of(stacked_axes, path, leaf) for path, leaf in flat)
-        return flat, TensorLayout(tuple(tuple(leaf.shape) for _, leaf in flat), axes)
-
     def init(params: optax.Params) -> SkipState:
-        flat, layout = layout_of(params)
+        flat, layout = _flat(params, stacked_axes)
         for path, _ in flat:
             _ratio_of(skip_ratio, path)  # Refuses a path without one before anything is trained.
         alignment = jnp.full(layout.num_tensors, 0.5, jnp.float32)
@@ -199,7 +194,7 @@ def _skipping(
     ) -> tuple[optax.Updates, SkipState]:
         grads = updates
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra_args)
-        flat, layout = layout_of(updates)
+        flat, layout = _flat(updates, stacked_axes)
         alignment: jax.Array | None = state.alignment
         scales: list[Any] = [None] * len(flat)
         if temperature is not None and flat:
@@ -228,6 +223,15 @@ def _skipping(
         return made, SkipState(inner_state, count, masked, alignment)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _flat(
+    tree: PyTree, stacked_axes: StackedAxes
+) -> tuple[list[tuple[KeyPath, Any]], TensorLayout]:
+    """The leaves with their paths, and how they are divided into tensors."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    axes = tuple(axes_of(stacked_axes, path, leaf) for path, leaf in flat)
+    return flat, TensorLayout(tuple(tuple(leaf.shape) for _, leaf in flat), axes)
 
 
 def _cosine(g: jax.Array, moment: jax.Array, stacked_axes: tuple[int, ...]) -> jax.Array:
