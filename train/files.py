@@ -2,15 +2,18 @@
 
 What is being written has a temporary name beside its destination and is renamed at the end. A
 process that is killed meanwhile leaves `.NAME.XXXXXXXX.new`, which may be incomplete, and where a
-folder was being replaced perhaps `.NAME.XXXXXXXX.old`, the whole folder that was there before.
+folder was being replaced perhaps `.NAME.XXXXXXXX.old`, the whole folder that was there before. The
+next that writes to the same destination removes them; those of living processes are locked.
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
       UserError: if the file cannot be written.
     """
-    destination, new, _ = _paths(path)
-    with _user_errors(path):
+    destination = path.resolve()
+    with _user_errors(path), _temporary(destination, Path.touch) as (new, _):
         try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
             yield new
             _flush_file(new)
             new.replace(destination)
@@ -55,20 +57,20 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
       DestinationExistsError: if `path` is not an empty folder and may not be replaced.
       UserError: if the folder cannot be written.
     """
-    destination, new, old = _paths(path)
+    destination = path.resolve()
     check = _check_is_folder if replace else check_destination
     with _user_errors(path):
         check(path)
-        try:
-            new.mkdir(parents=True)
-            yield new
-            flush_folder(new)
-            _rename(new, destination, old if replace else None)
-        except OSError:
-            check(path)  # Another process may have been faster.
-            raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        with _temporary(destination, Path.mkdir) as (new, old):
+            try:
+                yield new
+                flush_folder(new)
+                _rename(new, destination, old if replace else None)
+            except OSError:
+                check(path)  # Another process may have been faster.
+                raise
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
 
 
 def discard_folder(path: Path) -> None:
@@ -77,7 +79,7 @@ def discard_folder(path: Path) -> None:
     Raises:
       UserError: if it cannot be removed.
     """
-    _, _, old = _paths(path)
+    _, old = _names(path.resolve())
     with _user_errors(path):
         with contextlib.suppress(FileNotFoundError):  # Another process was faster.
             path.rename(old)
@@ -120,15 +122,73 @@ def _check_is_folder(path: Path) -> None:
         raise DestinationExistsError(f"{path} is a file; choose another folder with --out")
 
 
-def _paths(path: Path) -> tuple[Path, Path, Path]:
-    """The destination, links followed, and the temporary names for the new and the old."""
-    destination = path.resolve()
+def _names(destination: Path) -> tuple[Path, Path]:
+    """Temporary names for the new and the old."""
     prefix = f".{destination.name}.{secrets.token_hex(4)}"
-    return (
-        destination,
-        destination.with_name(f"{prefix}.new"),
-        destination.with_name(f"{prefix}.old"),
-    )
+    return destination.with_name(f"{prefix}.new"), destination.with_name(f"{prefix}.old")
+
+
+@contextlib.contextmanager
+def _temporary(destination: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, Path]]:
+    """Makes a file or folder with a temporary name, and yields it with a name for the old one.
+
+    What processes that were killed left beside the destination is removed first.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _clear_left_behind(destination)
+    with contextlib.ExitStack() as stack:
+        while True:
+            new, old = _names(destination)
+            make(new)
+            # Between these lines another process may take it for what a killed one left.
+            with contextlib.suppress(FileNotFoundError):
+                if stack.enter_context(_locked(new)) is not False and new.exists():
+                    break
+        yield new, old
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool | None]:
+    """Locks a temporary file or folder; yields whether that was possible, None if nobody can.
+
+    The lock ends with the process, however that ends.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # Some network file systems have no locks.
+        return None
+    return True
+
+
+def _clear_left_behind(destination: Path) -> None:
+    """Removes what processes that were killed left beside a destination.
+
+    A folder that was renamed aside gets its name back if nothing has taken it.
+    """
+    pattern = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}\.(new|old)")
+    names = sorted(os.listdir(destination.parent))
+    for name in filter(pattern.fullmatch, names):
+        path = destination.parent / name
+        new = path.with_suffix(".new")
+        with contextlib.suppress(OSError), _locked(new if new.exists() else path) as dead:
+            if not dead:
+                continue
+            if name.endswith(".old") and not destination.exists():
+                path.rename(destination)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _rename(new: Path, destination: Path, old: Path | None) -> None:

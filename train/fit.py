@@ -20,7 +20,7 @@ from .distributed.processes import barrier, is_main_process
 from .errors import UserError
 from .loop import Cadence, Callback, Parts, Record, train
 from .partition import Join, partition, refuse_changes
-from .run import Run
+from .run import Run, is_foreign
 from .sharding import abstract, as_shardings, check_divisible, replicated
 from .step import Objective, Sums, TrainState, jit_train_step, state_shardings
 
@@ -263,7 +263,7 @@ def _checked(run: Run, resume: bool) -> Run:
             )
     elif run.config_file.is_file() or not folder.exists():
         pass  # The program has begun it, or nobody has.
-    elif not folder.is_dir() or any(folder.iterdir()):
+    elif is_foreign(folder):
         raise UserError(f"{folder} exists and is not a run; choose another folder")
     return run
 
@@ -285,7 +285,7 @@ def _opened(
     barrier(f"before creating {run.folder}")  # All processes have looked at it.
     if is_main_process():
         run.folder.mkdir(parents=True, exist_ok=True)
-    with open_checkpoints(run.checkpoints) as checkpoints:
+    with run.held(), open_checkpoints(run.checkpoints) as checkpoints:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(abstract_state, loader)
         else:

@@ -6,6 +6,7 @@ A checkpoint, an export or a cached store counts only where its manifest vouches
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,6 +114,35 @@ def check_folder(
     return manifest
 
 
+def keep_others(old: Path, new: Path) -> list[str]:
+    """Copies into a new folder what somebody else put into, or changed in, the one it replaces.
+
+    A changed file of a name that the new folder has too is kept beside it, as NAME.kept. Without a
+    manifest, files whose names the new folder has count as the program's own.
+
+    Returns:
+      The names of the files that were copied.
+    """
+    try:
+        own = read_manifest(old).files
+    except DamagedError:
+        own = {name: (-1, "") for name in _names(old) if (new / name).exists()}
+    kept = []
+    for name in sorted(_names(old)):
+        if name in own and (own[name][0] < 0 or _is_as_written(old, name, own[name])):
+            continue
+        copy = new / (f"{name}.kept" if (new / name).exists() else name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(old / name, copy, follow_symlinks=False)
+        kept.append(copy.relative_to(new).as_posix())
+    return kept
+
+
+def _is_as_written(folder: Path, name: str, written: tuple[int, str]) -> bool:
+    size = (folder / name).stat().st_size
+    return size == written[0] and _digests(folder, [(name, size)]) == [written[1]]
+
+
 def _is_absent(error: OSError) -> bool:
     return isinstance(error, (FileNotFoundError, NotADirectoryError))
 
@@ -121,7 +151,7 @@ def _names(folder: Path) -> Iterator[str]:
     for root, _, files in os.walk(folder):
         for name in files:
             path = Path(root, name)
-            if path != folder / NAME:
+            if path != folder / NAME and (path.is_file() or path.is_symlink()):
                 yield path.relative_to(folder).as_posix()
 
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from . import lease
 from .config import Config, differing_keys, dump_config, load_config
 from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
 from .errors import UserError
@@ -31,6 +34,7 @@ class Run:
         self.samples_file = folder / "samples.jsonl"
         self.data_file = folder / "data.json"  # The first start, and what was found then.
         self._clock: datetime | None = None
+        self._existed = self.config_file.is_file()
         self.checkpoints = folder / "checkpoints"
         self.export = folder / "export"
 
@@ -72,7 +76,8 @@ class Run:
           UserError: if the folder holds something else, a run and `resume` is false, or a run
             with other settings.
         """
-        if self.config_file.is_file():
+        self._existed = self.config_file.is_file()
+        if self._existed:
             if not resume:
                 raise UserError(
                     f"{self.folder} already holds a run; continue it with --resume, "
@@ -84,10 +89,34 @@ class Run:
                     f"{self.folder} was started with another {', '.join(different)}; "
                     "resume it with the same settings, or choose another folder with run=FOLDER"
                 )
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif is_foreign(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run; choose another folder with run=FOLDER"
             )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Holds the lease of the folder if that exists; process 0 does it for all.
+
+        Raises:
+          UserError: if another process writes there.
+        """
+        return lease.held(self.folder) if is_main_process() else contextlib.nullcontext()
+
+    def _take(self, *, new: bool) -> None:
+        """Takes the lease of the folder, which is made.
+
+        Raises:
+          UserError: if another process writes there, or has done so since `check`.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); set run to another folder"
+            ) from None
+        lease.take(self.folder)
+        if new and self.config_file.exists():
+            raise UserError(f"{self.folder}: another run was started there just now")
 
     def is_finished(self, config: Config) -> bool:
         """Whether there is the last checkpoint, and the export of it if the config asks for one."""
@@ -166,6 +195,8 @@ class Run:
         self.check_contents(contents)
         facts = {"started": self.clock().isoformat(), "contents": contents}
         barrier(f"before creating {self.folder}")  # All processes have checked the folder.
+        if is_main_process():
+            self._take(new=not self._existed)
         if is_main_process() and not self.config_file.exists():
             try:
                 with atomic_file(self.config_file) as file:
@@ -201,6 +232,14 @@ class Run:
         _append(self.samples_file, record)
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether there is something that is no run's, nor what a killed run left before its config."""
+    if not folder.exists():
+        return False
+    left = re.compile(rf"{re.escape(lease.NAME)}|\.config\.yaml\.[0-9a-f]{{8}}\.new")
+    return not folder.is_dir() or not all(left.fullmatch(f.name) for f in folder.iterdir())
+
+
 def _whole(folder: Path, verify: Verify) -> Manifest | None:
     """The manifest of a folder that is as it says; each process reads its share of the files."""
     found = None
@@ -222,9 +261,23 @@ def _append(file: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(file: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a JSONL file; skips a last line that a crash cut off."""
+    """Yields the records of a JSONL file; skips a last line that a crash cut off.
+
+    Raises:
+      UserError: naming the line that is not a record.
+    """
     if not file.exists():
         return
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f"{file}:{number}: is not a record; bring the file back from a copy, or move it "
+                "elsewhere to go on without the records so far"
+            ) from None
+        yield record

@@ -72,9 +72,15 @@ def sft(
     console = console or Console()
     run = Run(Path(config.run))
     run.check(config, resume)
-    if run.is_finished(config):
+    with run.held():
+        if not run.is_finished(config) and not _train(config, run, console):
+            return run
         print_report(run, console)
-        return run
+    return run
+
+
+def _train(config: Config, run: Run, console: Console) -> bool:
+    """Trains up to the last update and exports; returns False if it was asked to stop before."""
     keep_compiled(config)
     mesh = make_mesh(**config.mesh.model_dump())
     num_rows = config.batch.size // config.batch.num_microbatches
@@ -104,11 +110,10 @@ def sft(
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
         if fitted.step < data.steps:
             console.print(f"stopped and saved at step {fitted.step}; go on with --resume")
-            return run
+            return False
         if config.export_dtype:
             _export(run, config, model, fitted, base, tokenizer)
-    print_report(run, console)
-    return run
+    return True
 
 
 def _open(

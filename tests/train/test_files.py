@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,30 @@ def test_a_config_that_is_not_here_is_the_programs_own(
     quickstart.parent.mkdir()
     quickstart.write_text("mine")
     assert shipped(quickstart).read_text() == "mine"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from train.files import atomic_file, atomic_folder
+out = Path(sys.argv[1])
+with atomic_folder(out / "folder", replace=True) as folder, atomic_file(out / "file") as file:
+    file.write_text("half")
+    (folder / "half").touch()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert ended.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".folder.0123abcd.old").mkdir()  # As if it had been killed between two renames.
+    (tmp_path / ".folder.0123abcd.old" / "a").write_text("old")
+    with atomic_folder(tmp_path / "folder", replace=True) as one:
+        assert read(tmp_path / "folder") == {"a": "old"}, "it has its name back"
+        with atomic_folder(tmp_path / "folder", replace=True):
+            assert one.is_dir(), "that of a living process stays"
+    with atomic_file(tmp_path / "file") as file:
+        file.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -51,11 +51,17 @@ def test_the_newest_weights_are_exported(run: Run, tiny_model: Path, tmp_path: P
         np.testing.assert_array_equal(weights[name], base[name] / 2)
 
 
-def test_only_a_runs_own_export_is_replaced(run: Run, tmp_path: Path) -> None:
+def test_a_runs_own_export_is_replaced_and_what_others_put_there_stays(
+    run: Run, tmp_path: Path
+) -> None:
     assert export_run(run.folder, None, "float32") == run.export
-    (run.export / "notes.txt").write_text("of the earlier export")
-    assert export_run(run.folder, None, "bfloat16") == run.export
-    assert not (run.export / "notes.txt").exists()
+    (run.export / "notes.txt").write_text("beside the export")
+    (run.export / "README.md").write_text("my own card")
+    for _ in range(2):
+        assert export_run(run.folder, None, "bfloat16") == run.export
+        assert (run.export / "notes.txt").read_text() == "beside the export"
+        assert (run.export / "README.md.kept").read_text() == "my own card"
+        assert "my own card" not in (run.export / "README.md").read_text()
     assert load_file(run.export / "model.safetensors")["model.norm.weight"].dtype == "bfloat16"
     with pytest.raises(UserError, match="export is not empty"):
         export_run(run.folder, run.export, "float32")

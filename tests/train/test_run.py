@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from train import lease
 from train.config import load_config
 from train.errors import UserError
 from train.manifest import write_manifest
@@ -122,3 +123,29 @@ def test_a_run_without_facts_of_its_start_goes_on(write_config: Write) -> None:
     again = Run(run.folder)
     again.start(config, {"training data": "b"})
     assert json.loads(again.data_file.read_text())["contents"] == {"training data": "b"}
+
+
+def test_a_run_that_was_killed_before_its_config_begins_again(write_config: Write) -> None:
+    config = load_config(write_config())
+    run = Run(Path(config.run))
+    run.folder.mkdir()
+    for name in (".lock", ".config.yaml.0123abcd.new"):
+        (run.folder / name).touch()
+    run.check(config, resume=True)
+    run.start(config)
+    lease.release(run.folder)
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        ".lock",
+        "config.yaml",
+        "data.json",
+    ]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "[" * 5000, '{"step": "x"}', "\xff", '{"loss": 1}'])
+def test_a_damaged_record_is_named(tmp_path: Path, line: str) -> None:
+    run = Run(tmp_path)
+    run.log({"step": 3})
+    with run.metrics_file.open("ab") as out:
+        out.write(line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: is not a record; bring the file back"):
+        _ = run.records

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..distributed.processes import is_main_process
 from ..files import atomic_folder
-from ..manifest import write_manifest
+from ..manifest import keep_others, write_manifest
 from ..model import ModelConfig, Params
 from .ends import end_ids, find_ends
 from .save import save_params
@@ -41,7 +41,8 @@ def export(
       tokenizer: the base's, with the chat template of the training; None: without a tokenizer.
       card: the model card, README.md.
       step: the update after which the weights are those; the manifest notes it.
-      replace: whether a folder at `out` may be replaced, such as a run's own earlier export.
+      replace: whether a folder at `out` may be replaced, such as a run's own earlier export; what
+        others put into it, or changed in it, stays.
 
     Raises:
       UserError: if `out` is not empty and may not be replaced, or cannot be written.
@@ -62,6 +63,7 @@ def export(
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
         write_manifest(folder, {"step": step, "dtype": dtype})
+        keep_others(out, folder)
 
 
 def _ending_with(config: ModelConfig, ends: tuple[int, ...]) -> ModelConfig:

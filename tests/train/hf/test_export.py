@@ -45,7 +45,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(saved: Saved, tmp_path: P
         export(config, params, base, out, "bfloat16")
     assert (out / "vocab.json").exists()
     export(config, params, base, out, "bfloat16", replace=True)
-    assert not (out / "vocab.json").exists()
+    assert (out / "vocab.json").read_text() == "of the earlier one", "it is not the export's"
     assert load_params(out, config).keys() == params.keys()
 
 

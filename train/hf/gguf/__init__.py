@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from ...errors import UserError
 from ...files import atomic_folder, write_json
+from ...manifest import keep_others, write_manifest
 from ...model import ModelConfig
 from ..model_config import config_json
 from .config import (
@@ -62,6 +63,7 @@ def import_gguf(source: Path, out: Path, dtype: DType = "float32") -> None:
     with atomic_folder(out, replace=True) as folder:
         _write_model(model, folder, source, dtype)
         check_replaceable(out)  # Files may have been added meanwhile.
+        keep_others(out, folder)
 
 
 def smollm2_gguf() -> Path:
@@ -125,3 +127,4 @@ def _write_model(model: _Model, folder: Path, source: Path, dtype: DType) -> Non
     write_tensors(folder / "model.safetensors", source, model.tensors, dtype)
     files = sorted(path.name for path in folder.iterdir())
     write_json(folder / MARKER, {"source": source.name, "dtype": dtype, "files": files})
+    write_manifest(folder, {"source": source.name, "dtype": dtype})

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...files import check_destination
+from ...manifest import NAME as MANIFEST
 from ..safetensors import DTYPES, LABELS, TensorSpec, write_safetensors
 from .tensors import ImportedTensor
 
@@ -44,5 +45,5 @@ def check_replaceable(out: Path) -> None:
     """Refuses a folder that holds anything but an earlier import."""
     names: list[str] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        names = [MARKER, *json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]]
+        names = [MARKER, MANIFEST, *json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]]
     check_destination(out, names)
