@@ -35,12 +35,17 @@ class DataError(UserError):
         return "; ".join(self.lines)
 
 
+def printable(text: str) -> str:
+    """The text without characters that a terminal obeys; line breaks and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
 def show(error: UserError) -> None:
     """Prints an error's lines to stderr."""
     for line in error.lines:
-        print(f"gmt-train: error: {line}", file=sys.stderr)
+        print(f"gmt-train: error: {printable(line)}", file=sys.stderr)
 
 
 def warn(line: str) -> None:
     """Prints a line to stderr about what is not as it should be and is gone on with."""
-    print(f"gmt-train: warning: {line}", file=sys.stderr)
+    print(f"gmt-train: warning: {printable(line)}", file=sys.stderr)

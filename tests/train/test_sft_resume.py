@@ -192,7 +192,7 @@ def test_a_run_is_not_written_over(
         _train(file, "optimizer.mask.mask_ratio=0.5", resume=True)
     assert sorted(run.folder.rglob("*")) == before
     monkeypatch.setattr(ModelConfig, "describe", lambda self: {"config.json rope": "other"})
-    with pytest.raises(UserError, match=r"with other contents: config\.json .* and \d+ more"):
+    with pytest.raises(UserError, match=r"with other contents: config\.json rope changed"):
         _train(file, "export_dtype=float32", resume=True)
     other = tmp_path / "other"
     other.mkdir()

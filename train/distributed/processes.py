@@ -16,6 +16,7 @@ from orbax.checkpoint import multihost
 
 from ..errors import UserError
 from .rendezvous import Peers, ProcessSpec, connect_processes, exit_now
+from .secret import is_loopback
 
 # Seconds to wait before an error is reported: it may be the echo of another process's death, which
 # the connection to that process reports better.
@@ -46,12 +47,18 @@ def process_group(spec: ProcessSpec | None, timeout: float) -> Iterator[None]:
                 spec.num_processes,
                 spec.process_id,
                 initialization_timeout=round(timeout),
+                coordinator_bind_address=_bind_address(spec),
             )
         yield
     except BaseException as error:
         _abort(error, peers)
     if peers is not None:
         peers.leave()
+
+
+def _bind_address(spec: ProcessSpec) -> str | None:
+    """Where jax's coordinator listens: on this machine alone, if all processes are on it."""
+    return spec.coordinator_address if is_loopback(spec.host) else None
 
 
 def _initialize_detected(timeout: float) -> None:

@@ -2,13 +2,14 @@
 
 jax waits for all processes too, but aborts without naming a missing one, and takes minutes to
 notice a dead one. So process 0 first listens on the coordinator's port until every other process
-has connected and sent its index. The connections stay open: one that closes without a goodbye
-belongs to a process that died.
+has connected and sent its index, with a proof that it knows the run's secret. The connections stay
+open: one that closes without a goodbye belongs to a process that died.
 """
 
 import contextlib
 import os
-import re
+import queue
+import secrets
 import selectors
 import socket
 import sys
@@ -19,11 +20,12 @@ from typing import NamedTuple, NoReturn
 from rich.console import Console
 
 from ..errors import UserError, show
+from .door import GREETING, HANDSHAKE_TIMEOUT, Caller, Door, receive, send
+from .secret import VARIABLE, find_secret, is_proof, proof
 
 _GOODBYE = "goodbye"
 _COMPLETE = "all connected"
 _RETRY_INTERVAL = 0.2  # Seconds between two attempts to reach process 0.
-_HANDSHAKE_TIMEOUT = 5.0  # Seconds in which a connection must send its first line.
 
 
 class ProcessSpec(NamedTuple):
@@ -59,7 +61,7 @@ class Peers:
         """Sends a line to every peer that is still connected."""
         for peer in self._sockets.values():
             with contextlib.suppress(OSError):
-                _send(peer, line)
+                send(peer, line)
 
     def leave(self) -> None:
         """Says goodbye, so that the end of this process is not taken for its death."""
@@ -78,7 +80,7 @@ class Peers:
                 selector.register(peer, selectors.EVENT_READ, index)
             while selector.get_map():
                 for key, _ in selector.select():
-                    line = _receive(self._sockets[key.data])
+                    line = receive(self._sockets[key.data])
                     if line != _GOODBYE:
                         message = line or f"process {key.data} is gone; see what it printed"
                         self.abort(UserError(message), message)
@@ -101,106 +103,87 @@ def connect_processes(spec: ProcessSpec, timeout: float) -> Peers:
       UserError: naming the processes that did not connect in time, or whose options do not fit.
     """
     deadline = time.monotonic() + timeout
+    secret = find_secret(spec.host)
     if spec.process_id > 0:
-        return Peers({0: _connect(spec, deadline, timeout)})
-    sockets: dict[int, socket.socket] = {}
+        return Peers({0: _connect(spec, secret, deadline, timeout)})
+    found: dict[int, Caller] = {}
+    door = Door(spec.host, spec.port, spec.num_processes, secret)
     try:
-        with _listen(spec) as server:
-            _accept(spec, server, sockets, deadline)
+        _accept(spec, door, found, deadline)
     except TimeoutError:
-        missing = sorted(set(range(1, spec.num_processes)) - sockets.keys())
+        missing = sorted(set(range(1, spec.num_processes)) - found.keys())
         names = ("process " if len(missing) == 1 else "processes ") + ", ".join(map(str, missing))
-        fault = UserError(f"{names} of {spec.num_processes} did not start within {timeout:g} s")
+        fault = UserError(
+            f"{names} of {spec.num_processes} did not start within {timeout:g} s{door.refused}"
+        )
     except UserError as error:
         fault = error
     else:
-        peers = Peers(sockets)
-        peers.broadcast(_COMPLETE)
-        return peers
-    for peer in sockets.values():
-        with contextlib.suppress(OSError), peer:
-            _send(peer, str(fault))
+        for caller in found.values():
+            caller.send(_COMPLETE)
+        return Peers({index: caller.peer for index, caller in found.items()})
+    finally:
+        door.close()
+    for caller in found.values():
+        with contextlib.suppress(OSError), caller.peer:
+            caller.send(str(fault))
     raise fault
 
 
-def _accept(
-    spec: ProcessSpec, server: socket.socket, sockets: dict[int, socket.socket], deadline: float
-) -> None:
-    """Fills `sockets` with a connection to each of the other processes."""
-    while len(sockets) < spec.num_processes - 1:
-        server.settimeout(max(deadline - time.monotonic(), 0.001))
-        peer, _ = server.accept()
-        peer.settimeout(_HANDSHAKE_TIMEOUT)
-        hello = re.fullmatch(r"process (\d+) of (\d+)", _receive(peer))
-        if hello is None:
-            peer.close()  # Not one of our processes.
-            continue
-        peer.settimeout(None)
-        index, count = map(int, hello.groups())
-        duplicate = index in sockets
-        sockets[-1 if duplicate else index] = peer
-        if count != spec.num_processes:
+def _accept(spec: ProcessSpec, door: Door, found: dict[int, Caller], deadline: float) -> None:
+    """Fills `found` with a connection to each of the other processes."""
+    while len(found) < spec.num_processes - 1:
+        try:
+            caller = door.callers.get(timeout=max(deadline - time.monotonic(), 0.001))
+        except queue.Empty:
+            raise TimeoutError from None
+        duplicate = caller.process_id in found
+        found[-1 if duplicate else caller.process_id] = caller
+        if caller.num_processes != spec.num_processes:
             raise UserError(
-                f"--num-processes: {spec.num_processes} in process 0, {count} in process {index}"
+                f"--num-processes: {spec.num_processes} in process 0, {caller.num_processes} in "
+                f"process {caller.process_id}"
             )
+        if not 0 < caller.process_id < spec.num_processes:
+            raise UserError(f"--process-id: a second process has number {caller.process_id}")
         if duplicate:
-            raise UserError(f"--process-id: two processes have number {index}")
+            raise UserError(f"--process-id: two processes have number {caller.process_id}")
 
 
-def _listen(spec: ProcessSpec) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    try:
-        return socket.create_server(
-            ("", spec.port),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-            backlog=spec.num_processes,
-        )
-    except OSError as error:
-        raise UserError(
-            f"--coordinator-address: cannot listen on port {spec.port} ({error.strerror}); "
-            "choose another port"
-        ) from None
-
-
-def _connect(spec: ProcessSpec, deadline: float, timeout: float) -> socket.socket:
+def _connect(spec: ProcessSpec, secret: bytes, deadline: float, timeout: float) -> socket.socket:
     """Returns a connection to process 0, once that has reported all processes connected."""
     while True:
         try:
-            peer = socket.create_connection((spec.host, spec.port), timeout=_HANDSHAKE_TIMEOUT)
-            break
+            peer = socket.create_connection((spec.host, spec.port), timeout=HANDSHAKE_TIMEOUT)
+            greeting = receive(peer, 100, time.monotonic() + HANDSHAKE_TIMEOUT)
+            if greeting.startswith(f"{GREETING} "):
+                break
+            peer.close()  # Something else listens there, or too many called at once.
+            problem = "what answers there is not process 0 of this run"
         except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"process 0 did not answer at {spec.coordinator_address} within {timeout:g} s "
-                    f"({error.strerror or 'no answer'}); see what it printed, and whether the "
-                    "port is open"
-                ) from None
-            time.sleep(_RETRY_INTERVAL)
+            problem = error.strerror or "no answer"
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process 0 did not answer at {spec.coordinator_address} within {timeout:g} s "
+                f"({problem}); see what it printed, and whether the port is open"
+            ) from None
+        time.sleep(_RETRY_INTERVAL)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Process 0 may have started its wait later than this process.
-    peer.settimeout(timeout + _HANDSHAKE_TIMEOUT)
+    nonce = secrets.token_hex(16)
+    hello = f"process {spec.process_id} of {spec.num_processes} {nonce}"
     with contextlib.suppress(OSError):
-        _send(peer, f"process {spec.process_id} of {spec.num_processes}")
-    line = _receive(peer)
+        send(peer, f"{hello} {proof(secret, greeting.split()[-1], hello)}")
+    # Process 0 may have started its wait later than this process.
+    until = time.monotonic() + timeout + HANDSHAKE_TIMEOUT
+    given, _, line = receive(peer, 10_000, until).partition(" ")
+    if not is_proof(given, secret, nonce, line):
+        peer.close()
+        raise UserError(
+            "process 0 ended before all processes were connected, or has another secret: is "
+            f"{VARIABLE} the same in all processes?"
+        )
     if line != _COMPLETE:
         peer.close()
-        raise UserError(line or "process 0 ended before all processes were connected")
+        raise UserError(line)
     peer.settimeout(None)
     return peer
-
-
-def _send(peer: socket.socket, line: str) -> None:
-    peer.sendall(f"{' '.join(line.split())}\n".encode())
-
-
-def _receive(peer: socket.socket) -> str:
-    """Returns the peer's next line, empty if the connection is closed."""
-    line = b""
-    with contextlib.suppress(OSError):
-        while not line.endswith(b"\n") and len(line) < 10_000:
-            byte = peer.recv(1)
-            if not byte:
-                return ""
-            line += byte
-    return line.decode(errors="replace").strip()

@@ -1,6 +1,8 @@
 """Processes find each other; here they are threads, whole processes are in test_processes.py."""
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,16 +77,62 @@ def test_a_port_in_use_is_refused(connect: Connect, port: int) -> None:
     assert message.startswith(f"--coordinator-address: cannot listen on port {port}")
 
 
-def test_strangers_are_passed_over(connect: Connect, port: int) -> None:
-    def call_from_outside() -> None:
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port)) as peer:
-                    peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                return
-            except ConnectionRefusedError:
-                time.sleep(0.05)
+def test_only_this_machine_is_listened_to_where_all_processes_are_on_it(
+    connect: Connect, port: int
+) -> None:
+    with socket.create_server(("127.0.0.2", port)):  # Another address of this machine is free.
+        assert all(isinstance(peers, Peers) for peers in connect((0, 2), (1, 2)))
 
-    with ThreadPoolExecutor() as pool:
-        pool.submit(call_from_outside)
-        assert connect((0, 2)) == ["process 1 of 2 did not start within 1 s"]
+
+@contextlib.contextmanager
+def _strangers(port: int, call: Callable[[socket.socket], object], count: int) -> Iterator[None]:
+    """Some that connect again and again while processes do."""
+    ended = threading.Event()
+
+    def come() -> None:
+        while not ended.is_set():
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), 5) as peer,
+            ):
+                call(peer)
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            pool.submit(come)
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+CALLS: dict[str, Callable[[socket.socket], object]] = {
+    "another protocol": lambda peer: peer.sendall(b"GET / HTTP/1.1\r\n\r\n"),
+    "silent": lambda peer: time.sleep(1),
+    "a false process": lambda peer: peer.sendall(
+        b"process 1 of 3 " + 32 * b"0" + b" " + 64 * b"0" + b"\n"
+    ),
+    "an old process": lambda peer: peer.sendall(b"process 99 of 3\n"),
+    "endless": lambda peer: peer.sendall(b"x" * 100_000),
+    "escape codes": lambda peer: peer.sendall(b"\x1b[2J\x1b]0;owned\x07\n"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_strangers_neither_join_nor_end_nor_delay_a_run(
+    connect: Connect, port: int, call: str
+) -> None:
+    with _strangers(port, CALLS[call], 3):
+        assert all(isinstance(peers, Peers) for peers in connect((0, 3), (1, 3), (2, 3)))
+        assert connect((0, 3), (1, 3))[0][:36] == "process 2 of 3 did not start within "
+
+
+def test_another_secret_does_not_let_in(
+    connect: Connect, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([b"one", b"another"])
+    monkeypatch.setattr("train.distributed.rendezvous.find_secret", lambda host: next(found))
+    messages = connect((0, 2), (1, 2))
+    assert any("is GMT_TRAIN_SECRET the same in all processes?" in str(m) for m in messages)
+    assert all(isinstance(message, str) for message in messages)
