@@ -36,12 +36,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, or 2 after an error that the user can mend."""
+    """Runs one command; returns the exit status.
+
+    It is 0, 2 after an error that the user can mend, and 75 for a run that was stopped by a signal
+    and can be resumed.
+    """
     args = parse(make_parser(), argv)
     # transformers reads configs and tokenizers here: it needs no PyTorch, and need not advise it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from .distributed.preemption import RESUME_STATUS, StoppedError, stop_on_signals
+
     try:
-        args.execute(args)
+        with stop_on_signals():
+            return args.execute(args) or 0
+    except StoppedError as stop:
+        resumable = "resume" in args
+        advice = "; go on with --resume" if resumable else ""
+        show(UserError(f"{stop}{advice}"))
+        return RESUME_STATUS if resumable else 128 + stop.number
     except UserError as error:
         show(error)
     except ModuleNotFoundError as error:
@@ -50,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         install = INSTALL_GGUF if package == "gguf" else INSTALL
         show(UserError(f"the package {package} is not installed; install the extra: {install}"))
-    else:
-        return 0
     return 2
 
 

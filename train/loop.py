@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +109,15 @@ def train(
         calls.start(step)
         with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
             if step == 0:
-                calls.evaluate(state, 0)
+                with should_stop.at_once():
+                    calls.evaluate(state, 0)
             window = _Window(clock, step)
             last = step >= cadence.steps
+            # The first update of this process is compiled, which takes long.
+            starting = ExitStack()
+            starting.enter_context(should_stop.at_once())
             while not last:
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                with jax.profiler.StepTraceAnnotation("train", step_num=step), starting.pop_all():
                     batch, count = window.take(parts.loader)
                     state, metrics = parts.train_step(state, batch)
                 step += 1

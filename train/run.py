@@ -35,6 +35,7 @@ class Run:
         self.data_file = folder / "data.json"  # The first start, and what was found then.
         self._clock: datetime | None = None
         self._existed = self.config_file.is_file()
+        self.stopped = False  # By a signal, before its last update.
         self.checkpoints = folder / "checkpoints"
         self.export = folder / "export"
 

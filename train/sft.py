@@ -73,9 +73,9 @@ def sft(
     run = Run(Path(config.run))
     run.check(config, resume)
     with run.held():
-        if not run.is_finished(config) and not _train(config, run, console):
-            return run
-        print_report(run, console)
+        run.stopped = not run.is_finished(config) and not _train(config, run, console)
+        if not run.stopped:
+            print_report(run, console)
     return run
 
 

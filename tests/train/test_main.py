@@ -11,7 +11,7 @@ from train.__main__ import INSTALL, INSTALL_GGUF, main, make_parser
 from train.errors import DataError, UserError
 
 COMMANDS = {
-    "init", "sft", "plan", "data check", "config", "export", "generate", "import-gguf",
+    "init", "sft", "dpo", "plan", "data check", "config", "export", "generate", "import-gguf",
     "delta extract", "delta apply", "delta info", "merge dare", "merge interpolate",
 }  # fmt: skip
 

@@ -28,11 +28,14 @@ def add_group(commands: Commands, name: str, description: str) -> Commands:
 def add_command(
     commands: Commands,
     name: str,
-    execute: Callable[[argparse.Namespace], None],
+    execute: Callable[[argparse.Namespace], int | None],
     description: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Adds a command, which calls `execute` with the parsed arguments; returns its parser."""
+    """Adds a command, which calls `execute` with the parsed arguments; returns its parser.
+
+    What `execute` returns is the exit status, None being 0.
+    """
     parser = commands.add_parser(
         name,
         help=description,

@@ -81,16 +81,17 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser)
 
 
-def _sft(args: argparse.Namespace) -> None:
-    _run(args, pairs=False)
+def _sft(args: argparse.Namespace) -> int:
+    return _run(args, pairs=False)
 
 
-def _dpo(args: argparse.Namespace) -> None:
-    _run(args, pairs=True)
+def _dpo(args: argparse.Namespace) -> int:
+    return _run(args, pairs=True)
 
 
-def _run(args: argparse.Namespace, pairs: bool) -> None:
+def _run(args: argparse.Namespace, pairs: bool) -> int:
     from ..config import load_config
+    from ..distributed.preemption import RESUME_STATUS
     from ..errors import UserError
 
     config = load_config(args.config, args.overrides)
@@ -103,7 +104,8 @@ def _run(args: argparse.Namespace, pairs: bool) -> None:
     with join_processes(args) as console:
         from ..sft import sft
 
-        sft(config, resume=args.resume, console=console)
+        run = sft(config, resume=args.resume, console=console)
+    return RESUME_STATUS if run.stopped else 0
 
 
 def _add_plan(commands: Commands) -> None:

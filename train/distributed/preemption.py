@@ -1,42 +1,178 @@
-"""Stopping cleanly on SIGINT (Ctrl-C) or SIGTERM (a preempted machine)."""
+"""Stopping cleanly on SIGINT (Ctrl-C) or SIGTERM (a preempted machine), in every phase.
 
+The first signal ends a command at once where nothing is lost by that: while it loads, compiles or
+exports. The training loop finishes its update and saves. A second signal ends the process at once.
+"""
+
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+import socket
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
+from ..errors import UserError, show
+
+RESUME_STATUS = 75  # The exit status of a run that was stopped and can be resumed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds in which Python must have noticed a signal. It does not while it waits for a compiler.
+_PATIENCE = 3.0
+
+
+class StoppedError(BaseException):
+    """A signal came where work is ended at once; not an Exception, so that nothing handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class _Watch:
+    """Ends the process if Python does not come to handle a signal, unless that is deferred."""
+
+    def __init__(self) -> None:
+        self.deferred, self.handled = False, threading.Event()
+        self._ours, self._pythons = socket.socketpair()
+        self._pythons.setblocking(False)
+        self._previous = signal.set_wakeup_fd(self._pythons.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        number = self._next(None)
+        if number and (self._next(_PATIENCE) or not (self.handled.is_set() or self.deferred)):
+            self._end(number)
+        if number and self._next(None):  # The second one, while Python waits for a long call.
+            self._end(number)
+
+    def _next(self, seconds: float | None) -> int:
+        """The next signal of ours; 0 after so many seconds, or if the watch is closed."""
+        self._ours.settimeout(seconds)
+        with contextlib.suppress(OSError):
+            while number := self._ours.recv(1):
+                if number[0] in _SIGNALS:
+                    return number[0]
+        return 0
+
+    def _end(self, number: int) -> None:
+        show(UserError(str(StoppedError(number))))
+        os._exit(RESUME_STATUS)
+
+    def close(self) -> None:
+        """Watches no longer."""
+        self.handled.set()
+        signal.set_wakeup_fd(self._previous)
+        self._pythons.close()
+        self._thread.join()
+        self._ours.close()
+
+
+_watch: _Watch | None = None  # That of the command that is running.
 
 
 @contextmanager
-def preemption_guard() -> Iterator[Callable[[int], bool]]:
-    """Yields `should_stop(step)`, to be called after every step.
+def stop_on_signals() -> Iterator[None]:
+    """Raises StoppedError in the main thread on the first signal; a second one ends the process.
+
+    Where signals are ignored, as under nohup, they stay so.
+    """
+    global _watch
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        watch.handled.set()
+        for handled in _SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)
+        raise StoppedError(number)
+
+    previous = {n: signal.getsignal(n) for n in _SIGNALS}
+    watch = _watch = _Watch()
+    try:
+        for number, handler in previous.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, handle)
+        yield
+    finally:
+        _watch = None
+        watch.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Guard:
+    """Whether a loop is to stop.
+
+    Attributes:
+      deferring: whether a signal waits for the end of the update; if not, it ends the command.
+    """
+
+    def __init__(self, distributed: bool) -> None:
+        self.deferring, self.signalled, self._distributed = True, False, distributed
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after this step: in every process after the same one."""
+        if self._distributed:
+            from jax.experimental import multihost_utils  # Slow to import: not before a signal.
+
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self.signalled
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Signals end the command here: nothing has been done that is not saved."""
+        self.defer(False)
+        try:
+            yield
+        finally:
+            self.defer(True)
+
+    def defer(self, deferring: bool) -> None:
+        """Defers signals to the end of the update, or not."""
+        self.deferring = deferring
+        if _watch is not None:
+            _watch.deferred = deferring
+
+
+@contextmanager
+def preemption_guard() -> Iterator[Guard]:
+    """Yields a guard that is to be called after every step.
 
     It returns True once SIGINT or SIGTERM has come, in every process after the same step even if
     only one of them got the signal. A second signal ends the program at once.
     """
-    signalled, distributed = False, jax.process_count() > 1
+    import jax
+
+    distributed = jax.process_count() > 1
+    guard = Guard(distributed)
     # With several processes jax itself handles SIGTERM and passes it on to the others.
-    signals = (signal.SIGINT,) if distributed else (signal.SIGINT, signal.SIGTERM)
+    signals = _SIGNALS[:1] if distributed else _SIGNALS
+    previous: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal signalled
-        signalled = True
+        if _watch is not None:
+            _watch.handled.set()
+        if not guard.deferring and callable(previous[number]):
+            previous[number](number, frame)
+        guard.signalled = True
         for handled in signals:
             signal.signal(handled, signal.SIG_DFL)
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def should_stop(step: int) -> bool:
-        if distributed:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return signalled
-
-    previous = {number: signal.signal(number, handle) for number in signals}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in signals}
+        previous |= {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
+        for number in previous:
+            signal.signal(number, handle)
+    guard.defer(True)
     try:
-        yield should_stop
+        yield guard
     finally:
+        guard.defer(False)
         for number, handler in previous.items():
             signal.signal(number, handler)

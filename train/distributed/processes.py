@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from ..errors import UserError
+from .preemption import RESUME_STATUS, StoppedError
 from .rendezvous import Peers, ProcessSpec, connect_processes, exit_now
 from .secret import is_loopback
 
@@ -85,15 +86,16 @@ def _initialize_detected(timeout: float) -> None:
 
 def _abort(error: BaseException, peers: Peers | None) -> NoReturn:
     """Reports the error and ends all processes."""
-    if isinstance(error, KeyboardInterrupt):
-        error = UserError("interrupted")
+    status = 2
+    if isinstance(error, (KeyboardInterrupt, StoppedError)):
+        error, status = UserError(str(error) or "interrupted"), RESUME_STATUS
     if not isinstance(error, UserError):
         time.sleep(_GRACE)
         traceback.print_exception(error)
         error = UserError(f"{type(error).__name__}, see above")
     if peers is not None:
-        peers.abort(error, f"process {jax.process_index()}: {error}")
-    exit_now(error)
+        peers.abort(error, f"process {jax.process_index()}: {error}", status)
+    exit_now(error, status)
 
 
 def is_main_process() -> bool:

@@ -67,11 +67,11 @@ class Peers:
         """Says goodbye, so that the end of this process is not taken for its death."""
         self.broadcast(_GOODBYE)
 
-    def abort(self, error: UserError, message: str) -> NoReturn:
+    def abort(self, error: UserError, message: str, status: int = 2) -> NoReturn:
         """Ends this process at once with an error, and its peers with a message."""
         self._aborting.acquire()  # Never released: a second abort must not print as well.
         self.broadcast(message)
-        exit_now(error)
+        exit_now(error, status)
 
     def _watch(self) -> None:
         """Aborts when a peer dies or fails; runs until all have said goodbye."""
@@ -87,13 +87,13 @@ class Peers:
                     selector.unregister(key.fileobj)
 
 
-def exit_now(error: UserError) -> NoReturn:
+def exit_now(error: UserError, status: int = 2) -> NoReturn:
     """Prints an error and ends the process; a regular exit would wait minutes for the others."""
     Console().show_cursor()  # A progress bar hides it.
     show(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def connect_processes(spec: ProcessSpec, timeout: float) -> Peers:

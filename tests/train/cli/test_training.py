@@ -46,7 +46,7 @@ def test_bad_settings(write_config: Write, capsys: Capture, setting: str, messag
 def test_a_run_that_cannot_be_written(write_config: Write, capsys: Capture) -> None:
     config = write_config()
     message = _fails(capsys, config, f"run={config}/run")
-    assert "run/config.yaml: cannot be written (" in message
+    assert "run: cannot be written (" in message
     assert "Not a directory); set run to another folder" in message
 
 

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from train.distributed.preemption import preemption_guard
+from train.distributed.preemption import StoppedError, preemption_guard, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -19,3 +22,47 @@ def test_a_signal_stops_the_run_and_handlers_are_put_back(number: signal.Signals
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(number) is previous
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_where_nothing_is_lost(number: signal.Signals) -> None:
+    previous = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=number.name), stop_on_signals():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is previous
+    with (
+        pytest.raises(StoppedError),
+        stop_on_signals(),
+        preemption_guard() as should_stop,
+        should_stop.at_once(),
+    ):
+        os.kill(os.getpid(), number)
+    with stop_on_signals(), preemption_guard() as should_stop:
+        with should_stop.at_once():
+            pass
+        os.kill(os.getpid(), number)
+        assert should_stop(2)
+    assert signal.getsignal(number) is previous
+
+
+BUSY = """
+import hashlib
+from train.distributed.preemption import preemption_guard, stop_on_signals
+with stop_on_signals():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # It lets other threads run, as a compiler does.
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_is_heard_while_python_waits_for_a_compiler(count: int) -> None:
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"busy\n"
+        for _ in range(count):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors == b"gmt-train: error: stopped by SIGTERM\n"

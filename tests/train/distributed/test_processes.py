@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from train.config import load_config
+from train.distributed.preemption import RESUME_STATUS
 from train.distributed.processes import barrier, check_equal, same_number
 from train.errors import UserError
 from train.run import Run, read_records
@@ -131,8 +132,8 @@ def test_both_stop_when_one_is_asked_and_end_when_one_dies(settings: Path, tmp_p
         _wait_for_records(run, 2, started)
         started[1].send_signal(signal.SIGTERM)
         status, said, errors = _ended(started[0])
-        assert status == 0, errors
-        assert _ended(started[1])[0] == 0
+        assert status == RESUME_STATUS, errors
+        assert _ended(started[1])[0] == RESUME_STATUS
     found = re.search(r"stopped and saved at step (\d+); go on with --resume", said)
     assert found, said
     stopped = int(found[1])
