@@ -20,10 +20,13 @@ from train import reference as module
 from train.config import load_config
 from train.errors import UserError
 from train.hf.tokenizer import load_tokenizer
+from train.model import load_model_config
+from train.program import Program
 from train.reference import find_reference
 from train.restore import export_run
 from train.run import Run
 from train.sft import sft
+from train.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 
@@ -62,6 +65,14 @@ def write(write_config: Write, pairs: Path, tmp_path: Path) -> Write:
     return write
 
 
+class StopHereError(Exception):
+    """Raised instead of running the loop."""
+
+
+def _stop(*_: Any, **__: Any) -> Any:
+    raise StopHereError
+
+
 def _train(file: Path, *overrides: str, resume: bool = False) -> Run:
     config = load_config(file, overrides)
     return sft(config, resume=resume, console=Console(quiet=True))
@@ -85,16 +96,19 @@ def test_it_is_computed_once_and_the_same_again(
     assert len(first) == 2
     assert _figures(run, "loss")[0] == pytest.approx(np.log(2), rel=1e-6)
     assert _figures(run, "eval_loss")[0] == pytest.approx(np.log(2), rel=1e-6)
+    assert _figures(run, "eval_loss")[-1] < np.log(2) - 1e-3
     for folder in first:
         shutil.rmtree(tmp_path / "cache" / folder)
-    _train(write(), f"run={run.folder}-again")
+    monkeypatch.setattr("train.sft._fit", _stop)
+    with pytest.raises(StopHereError):
+        _train(write(), f"run={run.folder}-again")
     again = _stored(tmp_path)
     assert again.keys() == first.keys()
     for folder, values in first.items():
         np.testing.assert_array_equal(values.view(np.uint32), again[folder].view(np.uint32))
     monkeypatch.setattr(module, "load_params", lambda *_: 1 / 0)  # Nothing is missing.
-    other = _train(write(), f"run={run.folder}-other")
-    assert _figures(other, "loss") == _figures(run, "loss")
+    with pytest.raises(StopHereError):
+        _train(write(), f"run={run.folder}-other")
 
 
 def test_a_run_is_not_resumed_with_another_reference(
@@ -200,3 +214,27 @@ def test_neither_the_mesh_nor_microbatches_change_the_training(
         np.testing.assert_allclose(
             _figures(spread, key), _figures(alone, key), rtol=2e-4, atol=1e-5, err_msg=key
         )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_devices")
+@pytest.mark.parametrize("packing", ["none", "packed"])
+def test_the_planned_step_is_the_one_that_runs(
+    write: Write, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    batch, mesh = {"size": 8, "num_microbatches": 2}, {"fsdp": 4, "tensor": 2}
+    config = load_config(write(batch=batch, mesh=mesh, data={"packing": packing}))
+    texts = []
+
+    def loop(state: Any, parts: Any, *_: Any, **__: Any) -> Any:
+        batch, _ = next(parts.loader)
+        texts.append(parts.train_step.lower(state, batch).as_text())
+        raise StopHereError
+
+    monkeypatch.setattr("train.fit.train", loop)
+    with pytest.raises(StopHereError):
+        sft(config, console=Console(quiet=True))
+    program = Program(config, load_model_config(Path(config.model.path)), make_mesh(**mesh), 2)
+    with jax.set_mesh(program.mesh):
+        lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
+    assert lowered.as_text() == texts[0]
