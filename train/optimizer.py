@@ -2,16 +2,20 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import optax
+
+from gmt_jax.report import without_choice
 
 from .config.optimizer import OptimizerSection
 from .model import stacked_axes
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Kinds of masks that stay, so that a position that was chosen by chance stays too.
+LASTING = ("one_off", "every_few", "gradient_to_weight", "magnitude", "fisher")
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
@@ -76,3 +80,19 @@ def _standard_promotion(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return promoting
+
+
+def undecided(config: OptimizerSection, opt_state: optax.OptState, params: Any) -> str | None:
+    """A line that names the tensors in which a lasting mask kept entries without any score."""
+    threshold = optax.tree.get(opt_state, "threshold")
+    lasts = config.mask.kind in LASTING
+    if not lasts or threshold is None or threshold.size == 1:
+        return None
+    counts = without_choice(opt_state, params, stacked_axes)
+    if not counts:
+        return None
+    names = ", ".join(list(counts)[:3]) + (", …" if len(counts) > 3 else "")
+    return (
+        f"mask: {sum(counts.values())} tensors ({names}) had fewer entries with a score than the "
+        "mask keeps; the others were taken by position. A mask_ratio nearer to 1 keeps fewer."
+    )

@@ -30,7 +30,7 @@ from .loop import Callback
 from .model import ModelConfig, Params, abstract_params, load_model_config
 from .observe.progress import Display
 from .observe.report import print_report
-from .optimizer import make_schedule
+from .optimizer import make_schedule, undecided
 from .program import Program, keep_compiled
 from .reference import Reference, compute_reference, find_reference
 from .run import Run
@@ -106,6 +106,8 @@ def _train(config: Config, run: Run, console: Console) -> bool:
     with jax.set_mesh(mesh), closing(data.loader):
         compute_reference(program, reference, data.passes, console)
         fitted = _fit(program, base, completer, data, run, contents, console)
+        if line := undecided(config.optimizer, fitted.opt_state, fitted.params):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if data.stream is not None:
             console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
         if fitted.step < data.steps:

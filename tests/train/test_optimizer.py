@@ -1,5 +1,6 @@
 """The learning rate, what is decayed, and the order clip → mask → AdamW."""
 
+import re
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train.config.masks import GmtMask, NoMask
+from train.config.masks import GmtMask, NoMask, OneOff
 from train.config.optimizer import OptimizerSection
-from train.optimizer import make_optimizer, make_schedule
+from train.optimizer import make_optimizer, make_schedule, undecided
 from train.sharding import make_mesh
 from train.step import state_shardings
 
@@ -171,3 +172,23 @@ def test_a_mask_that_lasts_is_sharded_as_the_parameters_are(params: Any) -> None
     state = state_shardings(mesh, optimizer, shapes, shardings).opt_state
     for name in ("mask", "squares", "mu"):
         assert set(jax.tree.leaves(optax.tree.get(state, name))) == {fsdp}
+
+
+@pytest.mark.parametrize(
+    ("mask", "line"),
+    [
+        (OneOff(kind="one_off", mask_ratio=0.5), r"mask: 2 tensors \(layers/w, unseen\) had fewer"),
+        (GmtMask(mask_ratio=0.5), None),
+        (OneOff(kind="one_off", mask_ratio=0.5, scope="global"), None),
+    ],
+)
+def test_tensors_in_which_a_lasting_mask_had_nothing_to_choose_from_are_named(
+    mask: Any, line: str | None
+) -> None:
+    config = OptimizerSection(learning_rate=1.0, mask=mask)
+    optimizer = make_optimizer(config, steps=2)
+    layers = jnp.stack([jnp.zeros((2, 4)), jnp.arange(1.0, 9).reshape(2, 4)])
+    params = {"layers": {"w": layers}, "seen": jnp.arange(1.0, 5), "unseen": jnp.zeros(4)}
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    found = undecided(config, state, params)
+    assert found is None if line is None else re.match(line, str(found))
