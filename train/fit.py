@@ -54,6 +54,7 @@ def fit(
     *,
     weight: Callable[[Any], jax.Array] | None = None,
     load: Callable[[], Any] | None = None,
+    init: Callable[[Any], optax.OptState] | None = None,
     mesh: Mesh | None = None,
     shardings: Any = None,
     batch_sharding: Any = None,
@@ -99,6 +100,8 @@ def fit(
       load: a function that returns the parameters, already sharded, for models that are read in
         place. It is called if there is no checkpoint to go on from; ``params`` then only has to
         have their shapes.
+      init: a function of the parameters that returns the optimizer's first state, sharded as they
+        are; by default, ``optimizer.init`` under jit.
       mesh: by default that of the parameters, or one device.
       shardings: of the parameters: a tree of ``NamedSharding`` or ``PartitionSpec``, or a prefix of
         one; by default that of the arrays given. The optimizer's state follows it.
@@ -147,7 +150,8 @@ def fit(
 
     def begin() -> TrainState:
         weights = _copy(tree, named) if load is None else partition(load())[0]
-        return _initial_state(optimizer, weights, of_state)
+        opt_init = init or jax.jit(optimizer.init, out_shardings=of_state.opt_state)
+        return TrainState(jax.device_put(np.int32(0), of_state.step), weights, opt_init(weights))
 
     records: list[Record] = []
     recorder = Callback(on_record=records.append if run is None else run.log)
@@ -188,11 +192,6 @@ def _param_shardings(mesh: Mesh, params: Any, given: Any) -> Any:
         return replicated(mesh)
 
     return jax.tree.map(of, params)
-
-
-def _initial_state(optimizer: Any, params: Any, shardings: TrainState) -> TrainState:
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    return TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
 
 
 def _abstract_state(optimizer: Any, params: Any, shardings: TrainState) -> TrainState:

@@ -1,10 +1,11 @@
-"""The optimizer of a run: clipping, the mask and AdamW, from the config."""
+"""The optimizer of a run: clipping, the mask and the optimizer by name, from the config."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gmt_jax.report import without_choice
@@ -19,50 +20,98 @@ LASTING = ("one_off", "every_few", "gradient_to_weight", "magnitude", "fisher")
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
-    r"""Returns the learning rate as a function of the number of updates done, of `steps` in all.
-
-    With a warm-up of W updates it rises linearly, :math:`\eta_t = \eta (t + 1) / W` for t < W: no
-    update is spent at a rate of zero, and the warm-up's last has the peak. Then it falls towards
-    `min_lr_ratio` of the peak, which it would reach one update after the last.
-    """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    decay = max(steps - warmup, 1)
-    after_warmup: optax.Schedule
-    if config.lr_schedule == "cosine":
-        after_warmup = optax.cosine_decay_schedule(peak, decay, config.min_lr_ratio)
-    elif config.lr_schedule == "linear":
-        after_warmup = optax.linear_schedule(peak, peak * config.min_lr_ratio, decay)
-    else:
-        after_warmup = optax.constant_schedule(peak)
-    if not warmup:
-        return _standard_promotion(after_warmup)
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return _standard_promotion(optax.join_schedules([rise, after_warmup], [warmup]))
+    """Returns the learning rate as a function of the number of updates done, of `steps` in all."""
+    return _standard_promotion(config.build_schedule(steps))
 
 
 def make_optimizer(
     config: OptimizerSection, steps: int, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer: the gradient's norm is clipped, then AdamW updates under the mask.
+    """Returns the optimizer: the gradient's norm is clipped, then the weights move under the mask.
 
     Args:
       steps: updates of the whole run.
       seed: seed of the masks that are drawn at random.
     """
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        mu_dtype=config.mu_dtype,
-        weight_decay=config.weight_decay,
-        mask=_are_matrices,
-    )
-    adamw = optax.GradientTransformationExtraArgs(adamw.init, _standard_promotion(adamw.update))
-    masked = config.mask.build(adamw, steps, key=seed, stacked_axes=stacked_axes)
-    if config.clip_norm is None:
+    given = {
+        "mask": _are_matrices,
+        "weight_decay_mask": _are_matrices,
+        "muon_weight_dimension_numbers": _matrices_in_layers,
+    }
+    inner = optax.with_extra_args_support(config.build(make_schedule(config, steps), given))
+    inner = optax.GradientTransformationExtraArgs(inner.init, _standard_promotion(inner.update))
+    mask, max_norm = config.mask, config.clip_norm
+    if mask.shows_kept:
+        inner = _after_mask(inner, max_norm if mask.lasts else None)
+    masked = mask.build(inner, steps, key=seed, stacked_axes=stacked_axes)
+    return masked if mask.shows_kept and mask.lasts else _before_mask(masked, max_norm)
+
+
+class KeptState(NamedTuple):
+    """State of an optimizer that sees what a mask keeps of the gradient.
+
+    Attributes:
+      inner_state: the state of the optimizer.
+      kept_grad_norm: float32 scalar: the norm of what was kept, before it was clipped.
+    """
+
+    inner_state: optax.OptState
+    kept_grad_norm: jax.Array
+
+
+def _before_mask(
+    masked: optax.GradientTransformationExtraArgs, max_norm: float | None
+) -> optax.GradientTransformationExtraArgs:
+    """Clips the whole gradient. The mask takes nothing from the norm, as the paper has it."""
+    if max_norm is None:
         return masked
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), masked)
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        scale = jnp.minimum(1.0, max_norm / optax.tree.norm(updates))
+        updates, _ = clip.update(updates, optax.EmptyState())
+        return masked.update(updates, state, params, clip_scale=scale, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(masked.init, update)
+
+
+def _after_mask(
+    inner: optax.GradientTransformationExtraArgs, max_norm: float | None
+) -> optax.GradientTransformationExtraArgs:
+    """Records the norm of what a mask keeps, and clips it.
+
+    Where a mask lasts, the norm of gradients that are never used would make the updates of the
+    others too small.
+    """
+    clip = optax.identity() if max_norm is None else optax.clip_by_global_norm(max_norm)
+
+    def init(params: optax.Params) -> KeptState:
+        return KeptState(inner.init(params), jnp.zeros((), jnp.float32))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        clip_scale: jax.Array | float = 1.0,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, KeptState]:
+        norm = jnp.asarray(optax.tree.norm(updates) / clip_scale, jnp.float32)
+        updates, _ = clip.update(updates, optax.EmptyState())
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        return updates, KeptState(inner_state, norm)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _matrices_in_layers(params: optax.Params) -> optax.Params:
+    """What Muon orthogonalises: each layer's matrices [out, in]; it moves the rest as Adam does."""
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: matrix if stacked_axes(path) == 0 and leaf.ndim == 3 else None, params
+    )
 
 
 def _are_matrices(params: optax.Params) -> optax.Params:

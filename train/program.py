@@ -10,7 +10,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gmt_jax.fixed import with_mask
+
 from .config import Config
+from .config.mask_kinds import FixedMask
+from .hf.mask import check_mask, load_mask
 from .model import (
     ComputeOptions,
     ModelConfig,
@@ -78,6 +82,24 @@ class Program:
         shapes = abstract_params(self.model)
         params = param_shardings(self.mesh, shapes, logical_axes(self.model))
         return state_shardings(self.mesh, self.optimizer, shapes, params)
+
+    def check_mask(self) -> None:
+        """Checks the mask that the config gives by file, if it does.
+
+        Raises:
+          UserError: if the file holds no mask of the model.
+        """
+        if isinstance(self.config.optimizer.mask, FixedMask):
+            check_mask(Path(self.config.optimizer.mask.file), self.model)
+
+    def init_opt_state(self, params: Any) -> optax.OptState:
+        """The optimizer's first state; a mask that is given is read into each device's shard."""
+        shardings = self.shardings
+        state = jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params)
+        mask = self.config.optimizer.mask
+        if not isinstance(mask, FixedMask):
+            return state
+        return with_mask(state, load_mask(Path(mask.file), self.model, shardings.params))
 
     def abstract_state(self) -> TrainState:
         """The state's ShapeDtypeStructs with their shardings."""

@@ -172,16 +172,13 @@ def _fit(
     """Begins the run or goes on with it, up to its last update or a request to stop."""
     config, model, mesh = program.config, program.model, program.mesh
     shardings = program.shardings.params
-
-    def load() -> Params:
-        return load_params(base, model, shardings)
-
-    # Weights that cannot be read are reported before the run's folder is made.
+    load = partial(load_params, base, model, shardings)
+    # Weights and masks that cannot be read are reported before the run's folder is made.
     loaded = None if run.checkpoints.is_dir() else load()
+    program.check_mask()
     run.start(config, contents)
     checkpoint = config.checkpoint.model_dump(exclude={"every"})
     display = Display(data.steps, console)
-    devices = mesh.devices.flatten()
 
     def log_data(done: int) -> None:
         if done == 0 and data.summary:
@@ -199,6 +196,7 @@ def _fit(
         data.loader,
         data.steps,
         load=lambda: load() if loaded is None else loaded,
+        init=program.init_opt_state,
         mesh=mesh,
         shardings=shardings,
         folder=run.folder,
@@ -216,7 +214,9 @@ def _fit(
         ],
         learning_rate=make_schedule(config.optimizer, data.steps),
         unit="tokens",
-        peak_per_s=peak_tokens_per_s(model, config.data.max_length, devices[0], len(devices)),
+        peak_per_s=peak_tokens_per_s(
+            model, config.data.max_length, mesh.devices.flat[0], mesh.size
+        ),
     )
 
 

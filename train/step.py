@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import DictKey
 
 from .sharding import batch_sharding, replicated
 
@@ -121,11 +122,20 @@ def _after(scalar: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _mask_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """The masked fraction of all entries, and the figures of the mask's report, if any."""
-    report = optax.tree.get(opt_state, "overall")
-    figures = {} if report is None else report._asdict()
-    fraction = optax.tree.get(opt_state, "masked_fraction", jnp.float32(0))
-    return {"masked_fraction": fraction} | {f"mask/{key}": figures[key] for key in figures}
+    """The masked fraction, the norm that the mask keeps, and the figures of its report, if any."""
+    figures = {"masked_fraction": jnp.float32(0)}
+    for name in ("masked_fraction", "kept_grad_norm"):
+        found = optax.tree.get_all_with_path(opt_state, name)
+        for path, value in found:
+            # Of several masks, as in a partition, each has its label.
+            label = next((f"/{key.key}" for key in path if isinstance(key, DictKey)), "")
+            figures[name + (label if len(found) > 1 else "")] = value
+        if len(found) > 1:
+            figures.pop(name, None)
+    report = optax.tree.get_all_with_path(opt_state, "overall")
+    if len(report) == 1:
+        figures |= {f"mask/{key}": value for key, value in report[0][1]._asdict().items()}
+    return figures
 
 
 def state_shardings(

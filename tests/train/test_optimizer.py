@@ -87,6 +87,52 @@ def test_the_norm_is_clipped_before_the_mask(params: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), seen, expected)
 
 
+def test_where_a_mask_lasts_the_norm_of_what_it_keeps_is_clipped(params: Any) -> None:
+    mask = {"kind": "one_off", "mask_ratio": 0.5}
+    config = OptimizerSection(clip_norm=1e-3, b1=0.0, mask=mask)
+    optimizer = make_optimizer(config, 10)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    seen = optax.tree.get(state, "mu")
+    assert float(optax.tree.norm(seen)) == pytest.approx(1e-3, rel=1e-4)
+    kept = jax.tree.map(lambda g, m: jnp.where(m != 0, g, 0.0), params, seen)
+    norm = float(optax.tree.norm(kept))
+    assert float(optax.tree.get(state, "kept_grad_norm")) == pytest.approx(norm, rel=1e-5)
+
+
+def test_the_norm_that_is_kept_is_recorded_unclipped(params: Any) -> None:
+    found = {}
+    for clip_norm in (1e-3, 1e6, None):
+        config = OptimizerSection(clip_norm=clip_norm, mask={"mask_ratio": 0.5})
+        optimizer = make_optimizer(config, 10)
+        state = optimizer.init(params)
+        _, state = optimizer.update(params, state, params)
+        found[clip_norm] = float(optax.tree.get(state, "kept_grad_norm"))
+    seen = optax.tree.get(state, "mu")
+    masked = jax.tree.map(lambda m, g: jnp.where(m != 0, g, 0.0), seen, params)
+    for norm in found.values():
+        assert norm == pytest.approx(float(optax.tree.norm(masked)), rel=1e-4)
+
+
+def test_muon_orthogonalises_the_matrices_of_each_layer(params: Any) -> None:
+    config = OptimizerSection(
+        name="muon", learning_rate=1.0, lr_schedule="constant", clip_norm=None, mask=NO_MASK
+    )
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    for layer in np.asarray(updates["layers"]["w"]):
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.max() < 2 * singular.min(), "all singular values are near one another"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lion", "adafactor", "sgd"])
+def test_other_optimizers_update_under_the_mask(params: Any, name: str) -> None:
+    config = OptimizerSection(name=name, mask={"kind": "gmt", "mask_ratio": 0.5}, clip_norm=None)
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert 0.4 < float(jnp.mean(updates["head"] == 0)) <= 0.5
+
+
 @pytest.mark.parametrize("mask", [NO_MASK, GmtMask()], ids=["unmasked", "masked"])
 def test_the_first_moment_can_be_bfloat16(params: Any, mask: Any) -> None:
     plain, half = (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from train.config import load_config
 from train.errors import UserError
@@ -246,3 +246,39 @@ def test_layouts_train_and_go_on_to_the_same_bits(
     assert _losses(whole) == losses
     again = export_run(whole.folder, tmp_path / "again", "float32")
     _assert_same_bits(load_file(again / "model.safetensors"), before)
+
+
+@pytest.mark.slow
+def test_a_mask_of_a_file_lasts_through_a_stop_and_in_the_export(
+    write_config: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    base = load_file(tiny_model / "model.safetensors")
+    rng = np.random.default_rng(0)
+    mask = {name: rng.random(weight.shape) > 0.6 for name, weight in base.items()}
+    save_file(mask, tmp_path / "mask.safetensors")
+    section = {"kind": "fixed_mask", "file": str(tmp_path / "mask.safetensors"), "report": True}
+    file = write_config(optimizer={"mask": section, "weight_decay": 0.1})
+    whole = _train(file)
+
+    def rate(done: int) -> float:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    override = f"run={whole.folder}-stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.sft.make_schedule", lambda *_: rate)
+        _train(file, override)
+    (tmp_path / "mask.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(UserError, match=r"mask\.safetensors"):
+        _train(file, override, resume=True)
+    (tmp_path / "moved.safetensors").rename(tmp_path / "mask.safetensors")
+    stopped = _train(file, override, resume=True)
+    weights = _weights(stopped, tmp_path)
+    _assert_same_bits(weights, _weights(whole, tmp_path))
+    for name, weight in weights.items():
+        moved = weight.view(np.uint32) != base[name].view(np.uint32)
+        np.testing.assert_array_equal(moved & ~mask[name], np.zeros_like(moved), name)
+    assert _losses(whole)[-1] < _losses(whole)[0]
+    for record in (r for r in read_records(whole.metrics_file) if "loss" in r):
+        assert 0 < record["kept_grad_norm"] < record["grad_norm"]

@@ -1,4 +1,4 @@
-"""The kinds of mask: one section each, with the keys that it takes.
+"""Kinds of mask, one section each, with the keys that it takes; `mask_kinds` has the others.
 
 A kind is named as the function of `gmt_jax` that it calls, its keys as that function's arguments.
 The library, and with it jax, is imported when a mask is built: reading a config needs neither.
@@ -7,7 +7,7 @@ The library, and with it jax, is imported when a mask is built: reading a config
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import UserError
 from .base import Count, Fraction, Section
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 
 
-def _expressions(ratios: dict[str, float]) -> dict[str, float]:
+def expressions(ratios: dict[str, float]) -> dict[str, float]:
     for pattern in ratios:
         try:
             re.compile(pattern)
@@ -29,11 +29,21 @@ def _expressions(ratios: dict[str, float]) -> dict[str, float]:
     return ratios
 
 
-class _Kind(Section):
+class Kind(Section):
     """A kind of mask."""
 
     kind: str
     _function: ClassVar[str | None] = None  # the library's function, if it is not called `kind`
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a mask serves more than one update."""
+        return getattr(self, "every", 1) != 1
+
+    @property
+    def shows_kept(self) -> bool:
+        """Whether the optimizer sees what the mask keeps of the gradient, and no more."""
+        return getattr(self, "apply_to", "gradient") != "update"
 
     def build(
         self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
@@ -59,10 +69,15 @@ class _Kind(Section):
         return self.model_dump(exclude={"kind"})
 
 
-class NoMask(_Kind):
+class NoMask(Kind):
     """Plain fine-tuning: every weight is trained."""
 
     kind: Literal["none"]
+
+    @property
+    def shows_kept(self) -> bool:
+        """There is no mask."""
+        return False
 
     def build(
         self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
@@ -71,7 +86,7 @@ class NoMask(_Kind):
         return inner
 
 
-class _Reporting(_Kind):
+class _Reporting(Kind):
     """A kind that can report what it masks."""
 
     report: bool = False
@@ -79,7 +94,7 @@ class _Reporting(_Kind):
     with the previous mask."""
 
 
-class _Selective(_Reporting):
+class Selective(_Reporting):
     """A kind that can mask the gradient, the update, or both."""
 
     apply_to: Literal["both", "update", "gradient"] = "both"
@@ -92,7 +107,7 @@ class _ByScore(_Reporting):
 
     mask_ratio: Fraction = 0.2
     """The fraction of entries that is masked, which is to say not trained."""
-    mask_ratios: Annotated[dict[str, Fraction], AfterValidator(_expressions)] = Field(
+    mask_ratios: Annotated[dict[str, Fraction], AfterValidator(expressions)] = Field(
         default_factory=dict
     )
     """Other fractions by path, as in {"embed|norm": 0.0}: the first expression that is found in a
@@ -122,7 +137,7 @@ class _ByScore(_Reporting):
         return self.mask_ratio
 
 
-class _Scheduled(_ByScore):
+class Scheduled(_ByScore):
     """A kind by score that selects more than one mask."""
 
     final_mask_ratio: Fraction | None = None
@@ -147,7 +162,7 @@ class _Scheduled(_ByScore):
         return optax.linear_schedule(self.mask_ratio, self.final_mask_ratio, max(steps - 1, 1))
 
 
-class GmtMask(_Scheduled):
+class GmtMask(Scheduled):
     """Gradient-Mask Tuning: masks the smallest |gradient| of each tensor in the gradient that
     AdamW sees. Momentum and weight decay move masked weights too."""
 
@@ -159,13 +174,13 @@ class GmtMask(_Scheduled):
         return super()._arguments(steps, key) | {"apply_to": "gradient"}
 
 
-class Gmt(_Scheduled, _Selective):
+class Gmt(Scheduled, Selective):
     """Gradient-Mask Tuning that masks AdamW's update too."""
 
     kind: Literal["gmt"]
 
 
-class RandomMask(_Scheduled, _Selective):
+class RandomMask(Scheduled, Selective):
     """Masks entries that are drawn at random."""
 
     kind: Literal["random_mask"]
@@ -176,15 +191,16 @@ class RandomMask(_Scheduled, _Selective):
         return super()._arguments(steps, key) | {"key": key}
 
 
-class OneOff(_ByScore, _Selective):
+class OneOff(_ByScore, Selective):
     """Masks the smallest |gradient| of the first update, and the same entries for the whole run."""
 
     kind: Literal["one_off"]
+    lasts: ClassVar[bool] = True
     warmup: int = Field(0, ge=0)
     """Updates before the first mask, in which no weight moves."""
 
 
-class EveryFew(_Scheduled, _Selective):
+class EveryFew(Scheduled, Selective):
     """Masks the smallest |gradient| of every `every`-th update until the next such update."""
 
     kind: Literal["every_few"]
@@ -192,7 +208,7 @@ class EveryFew(_Scheduled, _Selective):
     """Updates that a mask lasts."""
 
 
-class GradientToWeight(_Scheduled, _Selective):
+class GradientToWeight(Scheduled, Selective):
     """Masks the smallest |gradient| / |weight|."""
 
     kind: Literal["gradient_to_weight"]
@@ -202,7 +218,7 @@ class GradientToWeight(_Scheduled, _Selective):
     """Updates before the first mask, in which no weight moves."""
 
 
-class Magnitude(_Scheduled, _Selective):
+class Magnitude(Scheduled, Selective):
     """Masks the smallest |weight|."""
 
     kind: Literal["magnitude"]
@@ -210,7 +226,7 @@ class Magnitude(_Scheduled, _Selective):
     """Updates that a mask lasts; null: the first mask stays."""
 
 
-class Fisher(_Scheduled, _Selective):
+class Fisher(Scheduled, Selective):
     """Masks the smallest sums of squared gradients, over `warmup` + 1 updates."""
 
     kind: Literal["fisher"]
@@ -222,7 +238,7 @@ class Fisher(_Scheduled, _Selective):
     """Updates before the first mask, in which no weight moves."""
 
 
-class _ByRole(_Selective):
+class _ByRole(Selective):
     """A kind that selects whole matrices or layers, which it knows by their paths."""
 
     every: Count
@@ -260,27 +276,3 @@ class Lisa(_ByRole):
     kind: Literal["lisa"]
     num_layers: Count
     """The number of layers that are trained at a time."""
-
-
-def _with_kind(section: Any) -> Any:
-    """Puts the default kind into a section that names none."""
-    if isinstance(section, dict) and "kind" not in section:
-        return {"kind": "gmt_mask", **section}
-    return section
-
-
-MaskSection = Annotated[
-    GmtMask
-    | Gmt
-    | RandomMask
-    | OneOff
-    | EveryFew
-    | GradientToWeight
-    | Magnitude
-    | Fisher
-    | Hft
-    | Lisa
-    | NoMask,
-    Field(discriminator="kind"),
-    BeforeValidator(_with_kind),
-]

@@ -109,6 +109,8 @@ class _Reference:
             case "array":
                 items = self._value(schema["items"])
                 return ["list of these" if items == "text or source" else f"list of {items}"]
+            case "object" if schema.get("additionalProperties") is True:
+                return ["mapping of names to values"]
             case "object":
                 return [f"mapping of text to {self._value(schema['additionalProperties'])}"]
             case "integer" | "number" as kind:
@@ -134,7 +136,8 @@ def _yaml(value: Any) -> str:
     """A default as it is written in YAML."""
     if isinstance(value, str):
         return value
-    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else json.dumps(value)
+    text = f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else json.dumps(value)
+    return text.replace("|", "\\|")
 
 
 def _text(schema: Schema) -> str:

@@ -27,7 +27,10 @@ def report(run: Run) -> RenderableType:
         table.add_row("eval accuracy", f"{accuracies[0]:.1%} → {accuracies[-1]:.1%}")
     if trained:
         table.add_row("updates", str(trained[-1]["step"]))
-        table.add_row("masked gradient", f"{trained[-1]['masked_fraction']:.2%} of all entries")
+        for key, value in trained[-1].items():
+            if key.startswith("masked_fraction"):  # One for each of several masks.
+                label = key.removeprefix("masked_fraction").replace("/", " ")
+                table.add_row(f"masked gradient{label}", f"{value:.2%} of all entries")
         table.add_row("tokens/s", f"{_median(trained, 'tokens_per_s'):,.0f} (median)")
         mfu = _median(trained, "mfu")
         if mfu is not None:

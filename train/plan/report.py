@@ -77,7 +77,7 @@ def advice(plan: StepPlan) -> str:
     if config.model.remat != "offload":
         stronger = "offload" if config.model.remat == "full" else "full"
         changes.append(f"set model.remat={stronger}")
-    if config.optimizer.mu_dtype == "float32":
+    if config.optimizer.name == "adamw" and config.optimizer.mu_dtype != "bfloat16":
         saved = format_bytes(step.resident["parameters"] / 2)
         changes.append(f"set optimizer.mu_dtype=bfloat16, which saves {saved}")
     changes += ["shorten data.max_length", "split rows over mesh.context or mesh.tensor"]
