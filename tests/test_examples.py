@@ -4,6 +4,8 @@
 jax's present version. The others run here with stand-ins for their packages, in `standins/`.
 """
 
+import json
+import os
 import re
 import runpy
 import sys
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import nbformat
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -128,3 +132,28 @@ def test_maxtext_masks_each_scanned_layer(
     # 10 matrices and norms, of which 9 in 3 layers have a threshold for each layer.
     assert checkpoint["opt_state"][0]["threshold"].shape == (3 + 9 * 3,)
     assert_comes_back(checkpoint, tmp_path)
+
+
+NOTEBOOK = EXAMPLES / "gmt.ipynb"
+
+
+def test_the_notebook_shows_its_pictures() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    users = {name: value for name, value in os.environ.items() if "PROMOTION" not in name}
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
+    client.execute(env=users)
+    texts = [
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
+    assert any("equal to the tuned model, bit for bit: True" in text for text in texts)
+    losses = [float(loss) for text in texts for loss in re.findall(r"loss on Python (.+)", text)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3

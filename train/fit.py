@@ -157,12 +157,9 @@ def fit(
     recorder = Callback(on_record=records.append if run is None else run.log)
     calls = [recorder, *(_in_the_form_given(callback, join) for callback in callbacks)]
     abstract_state = _abstract_state(optimizer, tree, of_state)
-    with (
-        jax.set_mesh(mesh),
-        _opened(
-            run, checkpoints or partial(Checkpoints, keep=keep), begin, abstract_state, parts.loader
-        ) as (state, saves),
-    ):
+    opening = checkpoints or partial(Checkpoints, keep=keep)
+    opened = _opened(run, opening, begin, abstract_state, parts.loader)
+    with jax.set_mesh(mesh), opened as (state, saves):
         skipped = sum("skipped" in record for record in run.records) if run else 0
         state = train(state, parts, cadence, saves, calls, num_skipped=skipped)
     records = run.records if run else records
