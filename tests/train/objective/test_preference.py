@@ -146,6 +146,7 @@ def test_the_first_loss_is_that_of_a_guess(rows: Rows) -> None:
     assert [float(sums.metrics[name]) for name in ("accuracy", "kl")] == [2.0, 0.0]
 
 
+@pytest.mark.slow
 def test_rows_without_a_pair_count_for_nothing() -> None:
     empty = {name: np.zeros_like(array) for name, array in PADDED.items()}
     both = {name: np.concatenate([array, empty[name]]) for name, array in PADDED.items()}
@@ -162,6 +163,7 @@ def test_microbatches_have_the_weight_of_the_whole() -> None:
     assert float(DPO.weight(_batch(PACKED))) == 4
 
 
+@pytest.mark.slow
 def test_the_supervised_term_is_the_chosen_answers_mean_cross_entropy() -> None:
     batch = _batch(PADDED)
     loss = partial(simpo, beta=2.0, gamma=1.0)

@@ -148,6 +148,7 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
     )
 
 
+@pytest.mark.slow
 def test_preferences_are_planned_beside_supervised_fine_tuning(
     write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
