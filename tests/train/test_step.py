@@ -1,6 +1,6 @@
 """The update: microbatches, meshes, and the shardings of its state."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from gmt_jax import gmt, one_off
 from train.config.masks import GmtMask
 from train.config.optimizer import OptimizerSection
 from train.optimizer import make_optimizer
 from train.sharding import make_mesh, microbatch_sharding, param_shardings
-from train.step import Batch, Sums, TrainState, jit_train_step, state_shardings
+from train.step import Batch, Sums, TrainState, jit_train_step, state_shardings, train_step
 
 AXES = {"a": ("embed", "ffn"), "layers": {"b": ("layers", "ffn", "embed")}}
 
@@ -230,3 +231,14 @@ def test_a_batch_without_targets_does_no_harm() -> None:
     assert metrics["finite"]
     assert float(metrics["loss"]) == float(metrics["grad_norm"]) == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_each_of_several_masks_has_a_masked_fraction() -> None:
+    masks = {"x": gmt(PLAIN, 0.5), "y": one_off(PLAIN, 0.5)}
+    optimizer = optax.partition(masks, {"a": "x", "layers": {"b": "y"}})
+    params = _params()
+    state = TrainState(jnp.int32(0), params, jax.eval_shape(optimizer.init, params))
+    batch = {name: part[None] for name, part in _batch().items()}
+    _, figures = jax.eval_shape(partial(train_step, Classes(), optimizer), state, batch)
+    fractions = {name for name in figures if name.startswith("masked_fraction")}
+    assert fractions == {"masked_fraction/x", "masked_fraction/y"}
