@@ -34,7 +34,7 @@ SKIPPING: dict[str, Callable[..., Any]] = {"skip_update": skip_update, "magma": 
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("skip_update", "one device"),
+        pytest.param("skip_update", "one device", marks=pytest.mark.slow),
         ("magma", "one device"),
         pytest.param("magma", "auto", marks=pytest.mark.slow),
         pytest.param("skip_update", "explicit", marks=pytest.mark.slow),
