@@ -59,13 +59,19 @@ $(EXAMPLES)/ready: pyproject.toml
 	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[examples]"
 	@touch $@
 
-.PHONY: test test-all examples check docs wheel clean
+.PHONY: test test-all faults examples check docs wheel clean
 test: $(VENV)/dev  ## Run the tests, except those marked slow
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/dev  ## Run all tests, and those that compare bits again as users compile them
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	GMT_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -q -n 2 $(BITS)
+
+# Draws of each fault, and the seed of the first.
+FAULTS_DRAWS ?= 30
+FAULTS_SEED ?= 0
+faults: $(VENV)/dev  ## Kill, damage and starve many runs (FAULTS_DRAWS, FAULTS_SEED); hours
+	FAULTS_DRAWS=$(FAULTS_DRAWS) FAULTS_SEED=$(FAULTS_SEED) $(BIN)/python -m pytest -v tests/faults
 
 examples: $(EXAMPLES)/ready  ## Run the scripts in examples/ whose packages install here, and their tests
 	for name in jax_jit flax_nnx flax_linen equinox_module tunix_sft tunix_dpo; do \

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .cli.models import add_model_commands
 from .cli.parser import parse
+from .cli.runs import add_run_commands
 from .cli.training import add_training_commands
 from .cli.weights import add_weight_commands
 from .errors import UserError, show
@@ -32,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_training_commands(commands)
     add_model_commands(commands)
     add_weight_commands(commands)
+    add_run_commands(commands)
     return parser
 
 

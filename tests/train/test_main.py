@@ -12,6 +12,7 @@ from train.errors import DataError, UserError
 
 COMMANDS = {
     "init", "sft", "dpo", "plan", "data check", "config", "export", "generate", "import-gguf",
+    "verify", "selftest",
     "delta extract", "delta apply", "delta info", "merge dare", "merge interpolate",
 }  # fmt: skip
 
@@ -88,6 +89,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 for command in (
     "init my.yaml --model m --data d", "sft --config any.yaml", "plan --config any.yaml",
+    "dpo --config any.yaml", "verify run", "selftest",
     "data check --config any.yaml", "config",
     "export run", "generate model prompt", "import-gguf --gguf file --out model",
     "delta extract --base a --tuned b --out c", "delta apply --base a --delta b --out c",

@@ -115,6 +115,8 @@ def make_config(tree: Mapping[str, Any], source: str = "config") -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{source}: " + "; ".join(explain(error, Config))) from None
+    except (TypeError, RecursionError, OverflowError) as error:  # A key that is no text, for one.
+        raise UserError(f"{source}: cannot be read as a config ({error})") from None
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -122,6 +124,10 @@ def _read_file(file: Path) -> dict[str, Any]:
         tree = parse_yaml(shipped(file).read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a config file with --config") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except ValueError as error:  # A NUL in the path.
+        raise UserError(f"{str(file)!r}: {error}; name a config file with --config") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file}: must contain keys and values, as the files in configs/ do")
     return tree

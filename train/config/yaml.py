@@ -10,7 +10,18 @@ from ..errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML's safe subset, with 1e-5 as a number, and refuses duplicate keys."""
+    """Reads YAML's safe subset, with 1e-5 as a number, and refuses duplicate keys.
+
+    Aliases are refused: eight levels of them are a text of a hundred million characters.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not read; write the value again", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -44,6 +55,10 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or "is not YAML"
         raise UserError(f"{where}: {problem}; correct the line") from None
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+        # Dates that do not exist, numbers of thousands of digits, brackets without end.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{source[:200]}: is not YAML that can be read ({reason})") from None
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

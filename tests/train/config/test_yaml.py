@@ -1,9 +1,11 @@
 """YAML as configs are written in it, and settings that override it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from train.config import load_config, make_config
 from train.config.yaml import apply_override, flatten, parse_yaml
 from train.errors import UserError
 
@@ -65,3 +67,24 @@ def test_flatten_names_every_key_in_full() -> None:
         ("a.b", {}),
         ("a.c", [1]),
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 0x_", "a: 2024-02-30", "a: " + "9" * 5000, "[" * 1500, "a: &x 1\nb: *x", "? [a]\n: 1"],
+    ids=["hex", "date", "digits", "brackets", "alias", "key"],
+)
+def test_what_yaml_cannot_mean_here_is_one_short_line(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_config(parse_yaml(text, "my.yaml"), "my.yaml")
+    assert str(caught.value).startswith("my.yaml")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_config_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_bytes(b"run: caf\xe9\n")
+    with pytest.raises(UserError, match=r"my\.yaml: is not UTF-8"):
+        load_config(file)
+    with pytest.raises(UserError, match="null"):
+        load_config(Path("a\0b.yaml"))

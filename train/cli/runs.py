@@ -1,0 +1,53 @@
+"""Commands on what a run has on disk: verify, selftest."""
+
+import argparse
+from pathlib import Path
+
+from .parser import Commands, add_command
+
+
+def add_run_commands(commands: Commands) -> None:
+    """Adds this module's commands to the program's."""
+    _add_verify(commands)
+    _add_selftest(commands)
+
+
+def _add_verify(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "verify",
+        _verify,
+        "Check every checkpoint, export and record of a run; the exit status is 2 if one is not "
+        "whole.",
+        "gmt-train verify runs/quickstart",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..errors import printable
+    from ..verify import verify_run
+
+    whole = True
+    for ok, line in verify_run(args.run):
+        print(printable(line if ok else f"DAMAGED {line}"))
+        whole &= ok
+    return 0 if whole else 2
+
+
+def _add_selftest(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "selftest",
+        _selftest,
+        "Prove on this machine that a run that is killed goes on to the same bits.",
+        "gmt-train selftest",
+    )
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--kill", action="store_true", help=argparse.SUPPRESS)
+
+
+def _selftest(args: argparse.Namespace) -> None:
+    from ..verify import selftest, train_tiny
+
+    print(selftest() if args.folder is None else train_tiny(args.folder, args.kill))
