@@ -77,10 +77,18 @@ def find_files(source: str) -> list[Path]:
     """The files of a path or pattern, sorted by name."""
     path = Path(source).expanduser()
     if path.exists():
-        return [path]
+        return _refuse_pipes([path])
     paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if not paths:
         raise UserError(f"{source}: no such file; name {_KINDS}")
+    return _refuse_pipes(paths)
+
+
+def _refuse_pipes(paths: list[Path]) -> list[Path]:
+    """Refuses what would be waited for without end, or cannot be read twice."""
+    for path in paths:
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is a pipe or a device; write its content to a file")
     return paths
 
 

@@ -24,8 +24,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # Malformed files raise whatever their reader came upon.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise UserError(
             f"{folder}: no tokenizer that transformers reads ({reason}); "
             "the folder needs tokenizer.json and tokenizer_config.json"
@@ -34,9 +34,10 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         try:
             file = shipped(Path(chat_template))
             tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
-                f"{chat_template}: {error.strerror}; model.chat_template names a Jinja file"
+                f"{chat_template}: {reason}; model.chat_template names a Jinja file"
             ) from None
     return tokenizer
 

@@ -33,6 +33,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# A model with more is no model, and its layers would be listed without end.
+_MOST_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class ComputeOptions:
@@ -169,6 +172,10 @@ class _Reader:
             raise UserError(f"{self.where}: {key} is missing; is this a causal language model?")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.fault(key, "must be a positive integer")
+        if value >= 2**31:
+            raise self.fault(key, "must be below 2147483648")
+        if key == "num_hidden_layers" and value > _MOST_LAYERS:
+            raise self.fault(key, f"must be at most {_MOST_LAYERS:,}")
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -1,12 +1,14 @@
 """Patterns, several files, digests, and what cannot be opened."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from train.data.sources import ListSource, open_source
+from train.errors import UserError
 
 
 def test_a_pattern_takes_files_by_name(read_all: Any, write_parquet: Any, tmp_path: Path) -> None:
@@ -85,3 +87,11 @@ def test_nothing_to_read(
     fault = source_error(name)
     assert fault.startswith(name)
     assert said in fault
+
+
+def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.jsonl"
+    os.mkfifo(pipe)
+    for source in (pipe, tmp_path / "*.jsonl"):
+        with pytest.raises(UserError, match=r"a\.jsonl: is a pipe or a device"):
+            open_source(str(source))

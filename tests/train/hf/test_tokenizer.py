@@ -1,5 +1,7 @@
 """Tokenizers of model folders, and how prompts begin."""
 
+import contextlib
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,24 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     assert len(caught.value.lines) == 1
     assert str(caught.value).startswith(f"{tmp_path}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": 3}}'),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.X", null]}}'),
+    ],
+)
+def test_malformed_files_are_one_line_and_no_code_is_run(
+    tiny_model: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).write_text(content)
+    (folder / "x.py").write_text("raise SystemExit('code of a model folder was run')")
+    with contextlib.suppress(UserError):  # Some of it is read past.
+        load_tokenizer(folder)

@@ -62,6 +62,8 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_them_for(family: Fa
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "32"}, "hidden_size must be a positive integer, got '32'"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer, got True"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10,000"),
+        ({"vocab_size": 2**40}, "vocab_size must be below 2147483648"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, got 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, got 'no'"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads must divide num_attention_heads \(4\)"),
