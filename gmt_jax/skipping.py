@@ -126,8 +126,8 @@ def magma(
 
     Tensors whose ``skip_ratio`` is 0 are updated as by ``inner`` alone.
 
-    The paper leaves two things open: :math:`s_0`, which is 1/2 here, the value where momentum and
-    gradient are orthogonal; and the cosine of a zero vector, which is 0 here.
+    Two things are choices of this library: :math:`s_0`, which is 1/2, the value where momentum and
+    gradient are orthogonal; and the cosine of a zero vector, which is 0.
 
     Args:
       inner: an optimizer with a first moment, as in `mofo`.
