@@ -15,6 +15,7 @@ The threshold is exact and found by counting, so that a sharded gradient is neit
 sorted. From Li et al., https://arxiv.org/abs/2406.15330.
 """
 
+from gmt_jax.by_group import balanced
 from gmt_jax.fixed import fixed_mask
 from gmt_jax.mask import GmtMaskState, gmt_mask
 from gmt_jax.merge import dare, interpolate
@@ -37,6 +38,7 @@ __all__ = [
     "GmtMaskState",
     "MaskReport",
     "SelectiveState",
+    "balanced",
     "by_score",
     "dare",
     "every_few",

@@ -29,6 +29,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer: the gradient's norm is clipped, then the weights move under the mask.
 
+    Under `compact` it is an optimizer of the chosen entries, whose gradient's norm is clipped.
+
     Args:
       steps: updates of the whole run.
       seed: seed of the masks that are drawn at random.
@@ -41,6 +43,8 @@ def make_optimizer(
     inner = optax.with_extra_args_support(config.build(make_schedule(config, steps), given))
     inner = optax.GradientTransformationExtraArgs(inner.init, _standard_promotion(inner.update))
     mask, max_norm = config.mask, config.clip_norm
+    if mask.is_compact:  # It sees the chosen entries alone, and needs no mask.
+        return _after_mask(inner, max_norm)
     if mask.shows_kept:
         inner = _after_mask(inner, max_norm if mask.lasts else None)
     masked = mask.build(inner, steps, key=seed, stacked_axes=stacked_axes)

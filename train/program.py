@@ -10,14 +10,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gmt_jax import compact
 from gmt_jax.fixed import with_mask
 
+from .compact import abstract_compact, abstract_weights, compact_shardings, make_forms
 from .config import Config
+from .config.mask_bases import Lasting
 from .config.mask_kinds import FixedMask
 from .hf.mask import check_mask, load_mask
 from .model import (
     ComputeOptions,
     ModelConfig,
+    Params,
     abstract_params,
     choose_attention,
     logical_axes,
@@ -71,17 +75,50 @@ class Program:
         options = ComputeOptions(section.compute_dtype, section.remat, self.attention)
         return make_objective(self.config.objective, self.model, options)
 
+    @property
+    def compact_mask(self) -> Lasting | None:
+        """The mask whose entries alone are trained; None where whole weights are."""
+        mask = self.config.optimizer.mask
+        return mask if isinstance(mask, Lasting) and mask.compact else None
+
+    @cached_property
+    def forms(self) -> Any:
+        """How the entries of each parameter are chosen, of a compact mask."""
+        assert self.compact_mask is not None
+        return make_forms(self.compact_mask, self.abstract_weights)
+
+    @cached_property
+    def abstract_weights(self) -> Params:
+        """The ShapeDtypeStructs of the weights that the model computes with."""
+        if self.compact_mask is None:
+            return abstract_params(self.model)
+        return abstract_weights(self.model, self.config.model.compute_dtype)
+
+    @cached_property
+    def abstract_params(self) -> Any:
+        """The ShapeDtypeStructs of the parameters: whole weights, or `CompactParams`."""
+        if self.compact_mask is None:
+            return self.abstract_weights
+        return abstract_compact(self.forms, self.abstract_weights)
+
     @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """Clip → mask → AdamW."""
-        return make_optimizer(self.config.optimizer, self.steps, self.config.seed)
+        """Clip → mask → AdamW; of the chosen entries alone, if the mask is compact."""
+        optimizer = make_optimizer(self.config.optimizer, self.steps, self.config.seed)
+        return optimizer if self.compact_mask is None else compact.on_values(optimizer)
+
+    @cached_property
+    def weight_shardings(self) -> Any:
+        """The sharding of every weight that the model computes with."""
+        return param_shardings(self.mesh, self.abstract_weights, logical_axes(self.model))
 
     @cached_property
     def shardings(self) -> TrainState:
         """The sharding of every leaf of the state."""
-        shapes = abstract_params(self.model)
-        params = param_shardings(self.mesh, shapes, logical_axes(self.model))
-        return state_shardings(self.mesh, self.optimizer, shapes, params)
+        params = self.weight_shardings
+        if self.compact_mask is not None:
+            params = compact_shardings(self.mesh, self.abstract_params, params)
+        return state_shardings(self.mesh, self.optimizer, self.abstract_params, params)
 
     def check_mask(self) -> None:
         """Checks the mask that the config gives by file, if it does.
@@ -103,10 +140,9 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """The state's ShapeDtypeStructs with their shardings."""
-        shapes = abstract_params(self.model)
-        opt_state = jax.eval_shape(self.optimizer.init, shapes)
+        opt_state = jax.eval_shape(self.optimizer.init, self.abstract_params)
         step = jax.ShapeDtypeStruct((), np.int32)
-        return abstract(TrainState(step, shapes, opt_state), self.shardings)
+        return abstract(TrainState(step, self.abstract_params, opt_state), self.shardings)
 
     def abstract_batch(self) -> Batch:
         """The ShapeDtypeStructs of an update's microbatches, with rows of the greatest length."""

@@ -82,12 +82,13 @@ def compute_reference(
         return
     model = load_model_config(reference.folder)
     program = replace(program, model=model)
-    params = load_params(reference.folder, model, program.shardings.params)
+    shardings = program.weight_shardings
+    params = load_params(reference.folder, model, shardings, program.abstract_weights)
     section = program.config.model
     options = ComputeOptions(section.compute_dtype, "none", program.attention)
     logprobs = jax.jit(
         partial(answer_logprobs, model, options),
-        in_shardings=(program.shardings.params, batch_sharding(program.mesh)),
+        in_shardings=(shardings, batch_sharding(program.mesh)),
         out_shardings=replicated(program.mesh),
     )
     visible = console.is_terminal

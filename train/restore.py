@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoints
+from .compact import abstract_compact, abstract_weights, compact_shardings, fingerprint, make_forms
+from .compact_checkpoint import abstract_stored, from_stored
+from .config import Config
+from .config.mask_bases import Lasting
 from .data.prompts import prompt_ids
 from .files import check_destination
 from .generate import Sampling, check_prompts, complete
@@ -15,9 +19,10 @@ from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, text_ids
-from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
+from .model import ModelConfig, abstract_params, load_model_config, logical_axes
 from .run import Run
 from .sharding import abstract, make_mesh, param_shardings
+from .step import plain_params
 
 
 def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
@@ -37,7 +42,7 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         check_destination(out)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
-    step, params = _restore(run, model)
+    step, params = _restore(run, model, base)
     export(
         model,
         params,
@@ -89,16 +94,35 @@ def complete_prompts(
     ends = find_ends(base, tokenizer)
     if ends.conflict and warn:
         warn(ends.conflict)
-    params = _restore(run, model)[1] if config else load_params(base, model, _shardings(model))
+    if config is None:
+        params = load_params(base, model, _shardings(model))
+    else:
+        params = plain_params(_restore(run, model, base)[1])
     return complete(model, params, tokenizer, ids, sampling, ends.ids)
 
 
-def _restore(run: Run, model: ModelConfig) -> tuple[int | None, Params]:
-    """The run's newest whole weights, and their step."""
+def _restore(run: Run, model: ModelConfig, base: Path) -> tuple[int | None, Any]:
+    """The run's newest whole weights, or its `CompactParams`, and their step."""
+    config = run.config()
+    compact = _compact_params(config, model) if config.optimizer.mask.is_compact else None
     shapes = abstract(abstract_params(model), _shardings(model))
-    with Checkpoints(run.checkpoints, verify=run.config().checkpoint.verify) as checkpoints:
-        params: Params = checkpoints.restore_params(shapes)
-    return checkpoints.restored_step, params
+    with Checkpoints(run.checkpoints, verify=config.checkpoint.verify) as checkpoints:
+        if compact is None:
+            restored = checkpoints.restore_params(shapes)
+            return checkpoints.restored_step, restored
+        weights = load_params(base, model, _shardings(model), compact.weights)
+        digest = fingerprint(weights)
+        params = checkpoints.restore_params(abstract_stored(compact, digest))
+    return checkpoints.restored_step, from_stored(params, weights, compact, digest)
+
+
+def _compact_params(config: Config, model: ModelConfig) -> Any:
+    """The ShapeDtypeStructs of a compact run's parameters, with their shardings."""
+    weights = abstract_weights(model, config.model.compute_dtype)
+    mask = config.optimizer.mask
+    assert isinstance(mask, Lasting)
+    params = abstract_compact(make_forms(mask, weights), weights)
+    return abstract(params, compact_shardings(make_mesh(), params, _shardings(model)))
 
 
 def _shardings(model: ModelConfig) -> Any:

@@ -13,10 +13,12 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoints
+from .compact_checkpoint import Base, CompactCheckpoints
 from .config import Config, make_config
 from .data.loader import RunData, open_data
 from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
+from .draw import begin
 from .errors import UserError
 from .fit import Fitted, fit
 from .flops import peak_tokens_per_s
@@ -27,7 +29,7 @@ from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import describe_tokenizer, load_tokenizer
 from .loop import Callback
-from .model import ModelConfig, Params, abstract_params, load_model_config
+from .model import ModelConfig, Params, load_model_config
 from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule, undecided
@@ -36,7 +38,7 @@ from .reference import Reference, compute_reference, find_reference
 from .run import Run
 from .samples import Completer
 from .sharding import check_rows, make_mesh
-from .step import jit_eval_step
+from .step import jit_eval_step, plain_params
 
 # Seconds in which process 0 must have tokenised the data, while the others wait.
 DATA_TIMEOUT = 6 * 3600
@@ -171,8 +173,7 @@ def _fit(
 ) -> Fitted:
     """Begins the run or goes on with it, up to its last update or a request to stop."""
     config, model, mesh = program.config, program.model, program.mesh
-    shardings = program.shardings.params
-    load = partial(load_params, base, model, shardings)
+    load, open_checkpoints = _beginning(program, base, data)
     # Weights and masks that cannot be read are reported before the run's folder is made.
     loaded = None if run.checkpoints.is_dir() else load()
     program.check_mask()
@@ -186,11 +187,11 @@ def _fit(
 
     def complete_at_ends(params: Params, step: int) -> None:
         if step in (0, data.steps):
-            for sample in completer(params):
+            for sample in completer(plain_params(params)):
                 run.log_sample({"step": step, **sample})
 
     return fit(
-        abstract_params(model),
+        program.abstract_params,
         program.objective,
         program.optimizer,
         data.loader,
@@ -198,14 +199,14 @@ def _fit(
         load=lambda: load() if loaded is None else loaded,
         init=program.init_opt_state,
         mesh=mesh,
-        shardings=shardings,
+        shardings=program.shardings.params,
         folder=run.folder,
         resume=True,
         log_every=config.log_every,
         evaluate_every=config.evaluation.every,
         save_every=config.checkpoint.every,
         max_skipped=config.max_skipped,
-        checkpoints=partial(Checkpoints, **checkpoint, facts=run.facts),
+        checkpoints=partial(open_checkpoints, **checkpoint, facts=run.facts),
         callbacks=[
             Callback(on_start=log_data),
             Callback(display.start, display.show, on_end=display.stop),
@@ -238,9 +239,23 @@ def _export(
     )
 
 
+def _beginning(
+    program: Program, base: Path, data: RunData
+) -> tuple[Callable[[], Any], Callable[..., Checkpoints]]:
+    """The function that makes the parameters to begin with, and what opens checkpoints of them."""
+
+    def load() -> Params:
+        return load_params(base, program.model, program.weight_shardings, program.abstract_weights)
+
+    if program.compact_mask is None:
+        return load, Checkpoints
+    weights = Base(load)
+    return lambda: begin(program, weights.load(), data.loader), partial(CompactCheckpoints, weights)
+
+
 def _make_evaluate(program: Program, data: RunData) -> Callable[[Params, int], dict[str, float]]:
     """The means of the objective's loss and metrics over all evaluation data; {} without any."""
-    eval_step = jit_eval_step(program.objective, program.mesh, program.shardings.params)
+    eval_step = jit_eval_step(program.objective, program.mesh, program.weight_shardings)
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         if data.eval_batches is None:
@@ -248,7 +263,7 @@ def _make_evaluate(program: Program, data: RunData) -> Callable[[Params, int], d
         totals: Counter[str] = Counter()
         with data.eval_batches() as batches:
             for batch in batches:
-                sums = jax.device_get(eval_step(params, batch))
+                sums = jax.device_get(eval_step(plain_params(params), batch))
                 figures = {"weight": sums.weight, "loss": sums.loss} | sums.metrics
                 totals.update({name: float(value) for name, value in figures.items()})
         weight = totals.pop("weight")

@@ -10,6 +10,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import DictKey
 
+from gmt_jax import compact
+from gmt_jax.compact import CompactParams
+
 from .sharding import batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
@@ -50,7 +53,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar, the number of updates done.
-      params: nested dict of float32 master weights.
+      params: nested dict of float32 master weights; or `CompactParams`.
       opt_state: the optimizer's state.
     """
 
@@ -79,18 +82,19 @@ def train_step(
         sums = objective(params, rows)
         return sums.loss / total, jax.tree.map(lambda metric: metric / total, sums.metrics)
 
-    value_and_grad = jax.value_and_grad(means, has_aux=True)
+    trained, join = _split(state.params)
+    value_and_grad = jax.value_and_grad(lambda part, rows: means(join(part), rows), has_aux=True)
 
     def add(carry: Any, rows: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, value_and_grad(state.params, rows)), None
+        return jax.tree.map(jnp.add, carry, value_and_grad(trained, rows)), None
 
     first = jax.tree.map(lambda x: x[0], batch)
     if jax.tree.leaves(batch)[0].shape[0] == 1:
-        carry = value_and_grad(state.params, first)
+        carry = value_and_grad(trained, first)
     else:
-        names = jax.eval_shape(objective, state.params, first).metrics
+        names = jax.eval_shape(objective, join(trained), first).metrics
         zeros = jnp.float32(0), dict.fromkeys(names, jnp.float32(0))
-        carry = zeros, jax.tree.map(jnp.zeros_like, state.params)
+        carry = zeros, jax.tree.map(jnp.zeros_like, trained)
         carry, _ = jax.lax.scan(add, carry, batch)
     (value, metrics), grads = carry
     norm = optax.tree.norm(grads)
@@ -98,15 +102,16 @@ def train_step(
     smallest = min(jax.tree.leaves(grads), key=lambda g: g.size)
     grads = jax.tree.map(lambda g: _after(norm, g) if g is smallest else g, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    moved = optax.apply_updates(trained, updates)
     # Selected rather than branched on: it is fused into the pass that writes each array.
-    params, opt_state = jax.tree.map(
+    moved, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
+        (moved, opt_state),
+        (trained, state.opt_state),
     )
+    params = _with_trained(state.params, moved)
     figures = {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
-    figures |= metrics | _mask_metrics(opt_state)
+    figures |= metrics | _mask_metrics(params, opt_state)
     return TrainState(state.step + 1, params, opt_state), figures
 
 
@@ -121,7 +126,26 @@ def _after(scalar: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(scalar == -1, jnp.zeros_like(x), x)
 
 
-def _mask_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+def plain_params(params: Any) -> Any:
+    """The weights that a model computes with, to evaluate them."""
+    return params.weights if isinstance(params, CompactParams) else params
+
+
+def _split(params: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What a gradient is computed of, and the function from it to the objective's parameters."""
+    if isinstance(params, CompactParams):
+        return params.values, lambda values: compact.attach(params._replace(values=values))
+    return params, lambda params: params
+
+
+def _with_trained(params: Any, trained: Any) -> Any:
+    """The parameters with new values of what is trained."""
+    if isinstance(params, CompactParams):
+        return compact.write(params._replace(values=trained))
+    return trained
+
+
+def _mask_metrics(params: Any, opt_state: optax.OptState) -> dict[str, jax.Array]:
     """The masked fraction, the norm that the mask keeps, and the figures of its report, if any."""
     figures = {"masked_fraction": jnp.float32(0)}
     for name in ("masked_fraction", "kept_grad_norm"):
@@ -135,6 +159,10 @@ def _mask_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     report = optax.tree.get_all_with_path(opt_state, "overall")
     if len(report) == 1:
         figures |= {f"mask/{key}": value for key, value in report[0][1]._asdict().items()}
+    if isinstance(params, CompactParams):
+        size = float(sum(leaf.size for leaf in jax.tree.leaves(params.weights)))
+        chosen = compact.num_chosen(params.chosen, params.weights)
+        figures["masked_fraction"] = 1 - chosen / size
     return figures
 
 
@@ -147,7 +175,9 @@ def state_shardings(
       shapes: the parameters' ShapeDtypeStructs.
       params: the parameters' shardings.
     """
-    whole = replicated(mesh)
+    whole, of_params, whole_shapes = replicated(mesh), params, shapes
+    if isinstance(shapes, CompactParams):  # Moments are those of the values.
+        shapes, params = shapes.values, params.values
 
     def of_moment(leaf: Any, shape: Any, sharding: NamedSharding) -> Any:
         if isinstance(leaf, optax.MaskedNode):  # Another optimizer of a partition has it.
@@ -157,13 +187,13 @@ def state_shardings(
     opt_state = optax.tree.map_params(
         optimizer,
         of_moment,
-        jax.eval_shape(optimizer.init, shapes),
+        jax.eval_shape(optimizer.init, whole_shapes),
         shapes,
         params,
         transform_non_params=lambda _: whole,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
-    return TrainState(whole, params, opt_state)
+    return TrainState(whole, of_params, opt_state)
 
 
 def jit_train_step(

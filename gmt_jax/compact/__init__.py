@@ -23,15 +23,18 @@ Inside a layer, scanned or not, the model calls `layer = compact.resolve(layer)`
 """
 
 from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
-from gmt_jax.compact.inside import (
-    Attached,
-    attach,
+from gmt_jax.compact.draw import (
     attach_draw,
+    attach_part,
+    choose_part,
     drawn_choices,
     empty_draw,
-    resolve,
-    take,
+    empty_sums,
+    join_parts,
+    rows_of_part,
+    score_entries,
 )
+from gmt_jax.compact.inside import Attached, attach, plain_weights, resolve, take
 from gmt_jax.compact.params import (
     CompactParams,
     Form,
@@ -58,17 +61,24 @@ __all__ = [
     "apply_updates",
     "attach",
     "attach_draw",
+    "attach_part",
     "choose",
+    "choose_part",
     "drawn_choices",
     "empty_draw",
+    "empty_sums",
     "is_choice",
     "is_form",
+    "join_parts",
     "mask",
     "num_chosen",
     "on_values",
+    "plain_weights",
     "plan_forms",
     "read",
     "resolve",
+    "rows_of_part",
+    "score_entries",
     "take",
     "write",
 ]

@@ -67,8 +67,10 @@ def choose(scores: jax.Array, form: type[Choice], mask_ratio: float) -> Choice:
       scores: at least 0. The score of a row is the sum of the squares of its entries' scores.
       mask_ratio: the fraction that is not chosen.
     """
-    if form is Slots:
+    if form is Slots and scores.ndim < 3:
         return Slots(choose_slots(scores, mask_ratio))
+    if form is Slots:  # One matrix after another: the search holds a copy of what it searches.
+        return Slots(lax.map(lambda matrix: choose_slots(matrix, mask_ratio), scores))
     if form is Rows:
         return Rows(choose_rows(row_scores(scores), mask_ratio))
     return Whole() if form is Whole else Frozen()

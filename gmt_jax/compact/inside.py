@@ -7,7 +7,7 @@ of the model's size never exists.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from gmt_jax.compact import choices
-from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
-from gmt_jax.compact.params import CompactParams, Form, is_form
+from gmt_jax.compact.choices import Choice, Rows, is_choice
+from gmt_jax.compact.params import CompactParams
 from gmt_jax.types import PyTree
 
 
@@ -33,28 +33,23 @@ class Attached(NamedTuple):
     choice: Choice
     values: jax.Array
 
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["weight", "drawn"],
-    meta_fields=["form", "score"],
-)
-class Drawn:
-    """A weight of which entries are chosen in the backward pass.
-
-    Attributes:
-      weight: the array.
-      drawn: float32 zeros, whose gradient are the positions, or the scores of rows.
-      form: how entries are chosen.
-      score: "gradient" or "gradient_to_weight".
-    """
-
-    def __init__(self, weight: Any, drawn: Any, form: Form, score: str) -> None:
-        self.weight, self.drawn, self.form, self.score = weight, drawn, form, score
+    def resolve(self, dtype: np.dtype) -> jax.Array:
+        """The weight, whose gradient is read into the values."""
+        return _view(self.weight, self.choice, self.values, dtype)
 
 
-def _is_node(node: object) -> bool:
-    return isinstance(node, (Attached, Drawn))
+class Node(Protocol):
+    """What stands in the place of an array, and how it becomes one."""
+
+    weight: jax.Array
+
+    def resolve(self, dtype: np.dtype) -> jax.Array:
+        """The array, whose gradient goes elsewhere."""
+
+
+def is_node(node: object) -> bool:
+    """Whether a node of a tree stands in the place of an array; a predicate for `is_leaf`."""
+    return hasattr(node, "resolve") and hasattr(node, "weight")
 
 
 def attach(params: CompactParams) -> PyTree:
@@ -72,7 +67,7 @@ def attach(params: CompactParams) -> PyTree:
 
 
 def resolve(tree: PyTree, dtype: DTypeLike | None = None) -> PyTree:
-    """The tree with arrays in the place of `Attached` and `Drawn`.
+    """The tree with arrays in the place of nodes such as `Attached`.
 
     Call it inside a layer, on the layer's own parameters: there the layer's gradient is reduced to
     what is chosen as soon as it is computed.
@@ -80,16 +75,16 @@ def resolve(tree: PyTree, dtype: DTypeLike | None = None) -> PyTree:
     Args:
       dtype: in which the gradient is computed, and so the array; None: the weight's own.
     """
-    return jax.tree.map(partial(_resolve, dtype=dtype), tree, is_leaf=_is_node)
+    return jax.tree.map(partial(_resolve, dtype=dtype), tree, is_leaf=is_node)
 
 
 def _resolve(node: Any, dtype: DTypeLike | None) -> Any:
-    if isinstance(node, Attached):
-        return _view(node.weight, node.choice, node.values, np.dtype(dtype or node.weight.dtype))
-    if isinstance(node, Drawn):
-        wanted = np.dtype(dtype or node.weight.dtype)
-        return _draw(node.weight, node.drawn, node.form, node.score, wanted)
-    return node
+    return node.resolve(np.dtype(dtype or node.weight.dtype)) if is_node(node) else node
+
+
+def plain_weights(tree: PyTree) -> PyTree:
+    """The tree with the weights alone, to compute without a gradient."""
+    return jax.tree.map(lambda node: node.weight if is_node(node) else node, tree, is_leaf=is_node)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -121,7 +116,7 @@ def take(table: Any, indices: jax.Array) -> jax.Array:
     """
     if isinstance(table, Attached) and isinstance(table.choice, Rows):
         return _take(table.weight, table.choice.indices, table.values, indices)
-    array: jax.Array = resolve(table, jnp.float32) if _is_node(table) else table
+    array: jax.Array = resolve(table, jnp.float32) if is_node(table) else table
     return jnp.take(array, indices, axis=0)
 
 
@@ -145,89 +140,3 @@ def _take_backward(residuals: tuple[jax.Array, jax.Array], d_taken: jax.Array) -
 
 
 _take.defvjp(_take_forward, _take_backward)
-
-
-def attach_draw(weights: PyTree, forms: PyTree, drawn: PyTree, score: str = "gradient") -> PyTree:
-    """The tree of parameters that chooses their entries in the backward pass.
-
-    The gradient with respect to `drawn` is what `drawn_choices` reads. It is that of one backward
-    pass, not of a sum of several; an array that is used more than once is to be resolved once.
-
-    Args:
-      weights: the model's weights.
-      forms: as from `plan_forms`.
-      drawn: zeros, as from `empty_draw`.
-      score: "gradient", |g|, or "gradient_to_weight", |g| / |w| (0 where g is 0).
-    """
-
-    def join(form: Form, weight: jax.Array, zeros: jax.Array | None) -> Any:
-        return weight if zeros is None else Drawn(weight, zeros, form, score)
-
-    return jax.tree.map(join, forms, weights, drawn, is_leaf=is_form)
-
-
-def empty_draw(forms: PyTree, weights: PyTree) -> PyTree:
-    """The zeros that `attach_draw` takes, None where nothing is to be drawn."""
-
-    def zeros(form: Form, weight: Any) -> jax.Array | None:
-        shape = drawn_shape(form, weight)
-        return None if shape is None else jnp.zeros(shape, jnp.float32)
-
-    return jax.tree.map(zeros, forms, weights, is_leaf=is_form)
-
-
-def drawn_shape(form: Form, weight: Any) -> tuple[int, ...] | None:
-    """The shape of what is drawn of a weight: positions, or the scores of rows."""
-    if form.kind is Rows:
-        return (weight.shape[0],)
-    if form.kind is Slots:
-        scores = jax.ShapeDtypeStruct(weight.shape, jnp.float32)
-        found = jax.eval_shape(lambda x: choices.choose_slots(x, form.mask_ratio), scores)
-        shape: tuple[int, ...] = found.shape
-        return shape
-    return None
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _draw(weight: jax.Array, drawn: jax.Array, form: Form, score: str, dtype: Any) -> jax.Array:
-    return weight.astype(dtype)
-
-
-def _draw_forward(
-    weight: jax.Array, drawn: jax.Array, form: Form, score: str, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    return weight.astype(dtype), weight
-
-
-def _draw_backward(
-    form: Form, score: str, dtype: Any, weight: jax.Array, d_weight: jax.Array
-) -> Any:
-    scores = score_entries(score, d_weight, weight)
-    if form.kind is Rows:
-        return None, choices.row_scores(scores)
-    positions = choices.choose_slots(scores, form.mask_ratio)
-    return None, positions.astype(jnp.float32)  # A gradient is a float; 0 to 255 are exact.
-
-
-_draw.defvjp(_draw_forward, _draw_backward)
-
-
-def score_entries(score: str, gradient: jax.Array, weight: jax.Array) -> jax.Array:
-    """The scores of a gradient's entries, at least 0, float32."""
-    size = jnp.abs(gradient).astype(jnp.float32)
-    if score == "gradient":
-        return size
-    return jnp.where(size == 0, 0, size / jnp.abs(weight).astype(jnp.float32))
-
-
-def drawn_choices(forms: PyTree, drawn: PyTree) -> PyTree:
-    """The choices, from the gradient with respect to `drawn` of a loss of `attach_draw`."""
-
-    def choice_of(form: Form, part: jax.Array | None) -> Choice:
-        if part is None:
-            return Whole() if form.kind is Whole else Frozen()
-        if form.kind is Rows:
-            return Rows(choices.choose_rows(part, form.mask_ratio))
-        return Slots(part.astype(jnp.uint8))
-
-    return jax.tree.map(choice_of, forms, drawn, is_leaf=is_form)

@@ -149,7 +149,8 @@ def on_values(inner: optax.GradientTransformation) -> optax.GradientTransformati
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Any) -> optax.OptState:
-        return inner.init(params.values)
+        # optax.tree.map_params gives a stand-in for the parameters.
+        return inner.init(params.values if isinstance(params, CompactParams) else params)
 
     def update_fn(
         updates: optax.Updates,

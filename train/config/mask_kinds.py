@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .base import Fraction
+from .mask_bases import Kind, Scheduled, Selective, expressions
 from .masks import (
     EveryFew,
     Fisher,
@@ -12,15 +13,11 @@ from .masks import (
     GmtMask,
     GradientToWeight,
     Hft,
-    Kind,
     Lisa,
     Magnitude,
     NoMask,
     OneOff,
     RandomMask,
-    Scheduled,
-    Selective,
-    expressions,
 )
 
 

@@ -4,69 +4,20 @@ A kind is named as the function of `gmt_jax` that it calls, its keys as that fun
 The library, and with it jax, is imported when a mask is built: reading a config needs neither.
 """
 
-import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field
 
 from ..errors import UserError
-from .base import Count, Fraction, Section
+from .base import Count
+from .mask_bases import Kind, Lasting, Scheduled, Selective
 
 if TYPE_CHECKING:
     import optax
 
-    from gmt_jax.types import MaskRatio, StackedAxes
+    from gmt_jax.types import StackedAxes
 
     Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
-
-
-def expressions(ratios: dict[str, float]) -> dict[str, float]:
-    for pattern in ratios:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
-    return ratios
-
-
-class Kind(Section):
-    """A kind of mask."""
-
-    kind: str
-    _function: ClassVar[str | None] = None  # the library's function, if it is not called `kind`
-
-    @property
-    def lasts(self) -> bool:
-        """Whether a mask serves more than one update."""
-        return getattr(self, "every", 1) != 1
-
-    @property
-    def shows_kept(self) -> bool:
-        """Whether the optimizer sees what the mask keeps of the gradient, and no more."""
-        return getattr(self, "apply_to", "gradient") != "update"
-
-    def build(
-        self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
-    ) -> "Optimizer":
-        """Returns the optimizer under this mask.
-
-        Args:
-          inner: the optimizer whose gradient or update is masked.
-          steps: updates of the whole run, over which `final_mask_ratio` is reached.
-          key: seed of the masks that are drawn at random.
-          stacked_axes: as in `gmt_jax.gmt_mask`.
-        """
-        import gmt_jax
-
-        arguments = self._arguments(steps, key)
-        if arguments.get("scope") != "global":
-            arguments["stacked_axes"] = stacked_axes
-        optimizer: Optimizer = getattr(gmt_jax, self._function or self.kind)(inner, **arguments)
-        return optimizer
-
-    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
-        """The function's arguments: the keys of the section, which a kind may add to."""
-        return self.model_dump(exclude={"kind"})
 
 
 class NoMask(Kind):
@@ -84,82 +35,6 @@ class NoMask(Kind):
     ) -> "Optimizer":
         """Returns `inner` itself."""
         return inner
-
-
-class _Reporting(Kind):
-    """A kind that can report what it masks."""
-
-    report: bool = False
-    """Record what the mask does: the share of the gradient's norm that it keeps, and its overlap
-    with the previous mask."""
-
-
-class Selective(_Reporting):
-    """A kind that can mask the gradient, the update, or both."""
-
-    apply_to: Literal["both", "update", "gradient"] = "both"
-    """What is masked: the gradient that AdamW sees, AdamW's update, or both. With update or both,
-    an entry that is masked keeps its weight to the bit."""
-
-
-class _ByScore(_Reporting):
-    """A kind that masks a fraction of the entries, those with the smallest scores."""
-
-    mask_ratio: Fraction = 0.2
-    """The fraction of entries that is masked, which is to say not trained."""
-    mask_ratios: Annotated[dict[str, Fraction], AfterValidator(expressions)] = Field(
-        default_factory=dict
-    )
-    """Other fractions by path, as in {"embed|norm": 0.0}: the first expression that is found in a
-    parameter's path counts, and `mask_ratio` where there is none."""
-    scope: Literal["tensor", "global"] = "tensor"
-    """One threshold for each tensor, or one for all tensors together."""
-    tolerance: Fraction = 0.0
-    """The fraction of entries by which the mask may fall short; 0.001 halves the search's time."""
-
-    @model_validator(mode="after")
-    def _one_ratio_for_one_threshold(self) -> Self:
-        if self.mask_ratios and self.scope == "global":
-            raise ValueError("scope global has one mask_ratio; remove mask_ratios")
-        return self
-
-    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
-        arguments = super()._arguments(steps, key) | {"mask_ratio": self._ratio(steps)}
-        del arguments["mask_ratios"]
-        return arguments
-
-    def _ratio(self, steps: int) -> "MaskRatio":
-        """The library's mask ratio: one for all paths, or one for each expression."""
-        ratio = self._default_ratio(steps)
-        return {**self.mask_ratios, ".*": ratio} if self.mask_ratios else ratio
-
-    def _default_ratio(self, steps: int) -> "float | optax.Schedule":
-        return self.mask_ratio
-
-
-class Scheduled(_ByScore):
-    """A kind by score that selects more than one mask."""
-
-    final_mask_ratio: Fraction | None = None
-    """Where `mask_ratio` moves to, linearly over the run; null: it stays."""
-
-    @model_validator(mode="after")
-    def _later_masks(self) -> Self:
-        if self.final_mask_ratio is not None and getattr(self, "every", 1) is None:
-            raise ValueError("final_mask_ratio has no effect on a mask that stays; set every too")
-        return self
-
-    def _arguments(self, steps: int, key: int) -> dict[str, Any]:
-        arguments = super()._arguments(steps, key)
-        del arguments["final_mask_ratio"]
-        return arguments
-
-    def _default_ratio(self, steps: int) -> "float | optax.Schedule":
-        if self.final_mask_ratio is None:
-            return self.mask_ratio
-        import optax
-
-        return optax.linear_schedule(self.mask_ratio, self.final_mask_ratio, max(steps - 1, 1))
 
 
 class GmtMask(Scheduled):
@@ -191,7 +66,7 @@ class RandomMask(Scheduled, Selective):
         return super()._arguments(steps, key) | {"key": key}
 
 
-class OneOff(_ByScore, Selective):
+class OneOff(Lasting):
     """Masks the smallest |gradient| of the first update, and the same entries for the whole run."""
 
     kind: Literal["one_off"]
@@ -208,28 +83,31 @@ class EveryFew(Scheduled, Selective):
     """Updates that a mask lasts."""
 
 
-class GradientToWeight(Scheduled, Selective):
+class GradientToWeight(Scheduled, Lasting):
     """Masks the smallest |gradient| / |weight|."""
 
     kind: Literal["gradient_to_weight"]
+    _score: ClassVar[str | None] = "gradient_to_weight"
     every: Count | None = None
     """Updates that a mask lasts; null: the first mask stays."""
     warmup: int = Field(0, ge=0)
     """Updates before the first mask, in which no weight moves."""
 
 
-class Magnitude(Scheduled, Selective):
+class Magnitude(Scheduled, Lasting):
     """Masks the smallest |weight|."""
 
     kind: Literal["magnitude"]
+    _score: ClassVar[str | None] = None
     every: Count | None = None
     """Updates that a mask lasts; null: the first mask stays."""
 
 
-class Fisher(Scheduled, Selective):
+class Fisher(Scheduled, Lasting):
     """Masks the smallest sums of squared gradients, over `warmup` + 1 updates."""
 
     kind: Literal["fisher"]
+    _score: ClassVar[str | None] = "fisher"
     scope: Literal["tensor", "global"] = "global"
     """One threshold for each tensor, or one for all tensors together."""
     every: Count | None = None

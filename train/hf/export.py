@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from gmt_jax.compact import CompactParams
+
 from ..distributed.processes import is_main_process
 from ..files import atomic_folder
 from ..manifest import keep_others, write_manifest
@@ -20,7 +22,7 @@ from .tokenizer_files import (
 
 def export(
     config: ModelConfig,
-    params: Params,
+    params: Params | CompactParams,
     base: Path,
     out: Path,
     dtype: str,

@@ -27,20 +27,23 @@ NUMBERS_AT_A_TIME = 1 << 22
 _path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
-def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Params:
-    """A model's weights as float32 parameters; each device reads its own shards only.
+def load_params(
+    folder: Path, config: ModelConfig, shardings: Any = None, shapes: Params | None = None
+) -> Params:
+    """A model's weights as parameters; each device reads its own shards only.
 
     Args:
       folder: holds model.safetensors, or several files with or without
         model.safetensors.index.json.
       shardings: one for each parameter, as from train.sharding.param_shardings; by default all
         parameters are on the first device.
+      shapes: ShapeDtypeStructs of the parameters, for other dtypes than float32.
 
     Raises:
       UserError: for a missing or broken file, or naming every tensor that is missing, extra, of
         the wrong shape or of a type that is not supported.
     """
-    shapes = abstract_params(config)
+    shapes = abstract_params(config) if shapes is None else shapes
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
@@ -50,7 +53,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any = None) -> Par
         checked = _FiniteReader(reader)
 
         def load(path: Any, leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
-            return _load_param(checked, specs[_path_name(path)], leaf.shape, sharding)
+            return _load_param(checked, specs[_path_name(path)], leaf, sharding)
 
         params: Params = jax.tree_util.tree_map_with_path(load, shapes, shardings)
     if checked.infinite:
@@ -88,15 +91,16 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _load_param(
-    reader: _FiniteReader, spec: ParamSpec, shape: tuple[int, ...], sharding: Sharding
+    reader: _FiniteReader, spec: ParamSpec, leaf: jax.ShapeDtypeStruct, sharding: Sharding
 ) -> jax.Array:
     """One parameter; a stacked one is put together from its layers' tensors.
 
     Beside it, this process holds its own shards of one tensor at a time.
     """
+    shape = leaf.shape
     if not spec.stacked:
-        return _load_tensor(reader, spec.name, shape, sharding).astype(jnp.float32)
-    stack, set_layer = _zeros(shape, sharding)(), _layer_setter(sharding)
+        return _load_tensor(reader, spec.name, shape, sharding).astype(leaf.dtype)
+    stack, set_layer = _zeros(shape, leaf.dtype, sharding)(), _layer_setter(sharding)
     layer_sharding = _without_first_axis(sharding)
     for layer in range(shape[0]):
         tensor = _load_tensor(reader, spec.name.format(layer), shape[1:], layer_sharding)
@@ -127,9 +131,9 @@ def _without_first_axis(sharding: Sharding) -> Sharding:
 
 
 @lru_cache
-def _zeros(shape: tuple[int, ...], sharding: Sharding) -> Callable[[], jax.Array]:
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> Callable[[], jax.Array]:
     """A function that makes zeros with this sharding, never whole on one device."""
-    return jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)
+    return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 
 @lru_cache

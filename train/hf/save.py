@@ -1,6 +1,7 @@
 """Writes a decoder's weights as safetensors files that transformers loads."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gmt_jax.compact import CompactParams
+from gmt_jax.compact.choices import Choice, is_choice, write
+
 from ..errors import UserError
 from ..files import write_json
 from ..model.config import ModelConfig
 from ..model.functional import Params
 from .load import StoredTensor, further_tensors, stored_tensors
 from .model_config import config_json
-from .safetensors import INDEX, LABELS, TensorSpec, write_safetensors
+from .safetensors import INDEX, LABELS, TensorSpec, open_weights, write_safetensors
 
 
 def save_params(
-    params: Params,
+    params: Params | CompactParams,
     config: ModelConfig,
     folder: Path | None,
     dtype: str = "bfloat16",
@@ -33,6 +37,8 @@ def save_params(
     Where there are several processes, all call this together and one writes.
 
     Args:
+      params: the weights; or `CompactParams`, whose values are put into the tensors of `base` as
+        its files have them.
       folder: exists and holds no weights yet, such as one from `atomic_folder`; None in the
         processes that do not write.
       dtype: of the stored weights, float32 or bfloat16.
@@ -40,6 +46,9 @@ def save_params(
         the head of tied embeddings, is written too, so that the two have the same tensors.
       max_file_bytes: larger weights are split into several files with an index.
     """
+    if isinstance(params, CompactParams):
+        assert base is not None, "values are put into a base"
+        params = _in_base(params, base)
     tensors = stored_tensors(config, params)
     if base is not None:
         tensors += further_tensors(base, tensors)
@@ -98,10 +107,45 @@ def _fetch(tensor: StoredTensor, dtype: str) -> np.ndarray:
     """The whole tensor in this process's memory; a collective call where there are several."""
     if tensor.dtype is not None:
         return np.ascontiguousarray(tensor.param)
-    array = _slice_and_cast(tensor.param, tensor.layer, dtype)
+    if isinstance(tensor.param, _InBase):
+        return tensor.param.fetch(tensor, dtype)
+    return _gather(tensor.param, tensor.layer, dtype)
+
+
+def _gather(param: jax.Array, layer: int | None, dtype: str) -> np.ndarray:
+    array = _slice_and_cast(param, layer, dtype)
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True)
+class _InBase:
+    """A parameter whose trained entries are put into the base's tensors."""
+
+    folder: Path
+    shape: tuple[int, ...]
+    choice: Choice
+    values: jax.Array | None
+
+    def fetch(self, tensor: StoredTensor, dtype: str) -> np.ndarray:
+        """The whole tensor: the base's, rounded to `dtype`, with the values in it."""
+        with open_weights(self.folder) as reader:
+            array = jnp.asarray(reader.tensor(tensor.name)).astype(dtype)
+        gather = partial(_gather, layer=tensor.layer)
+        choice: Choice = jax.tree.map(
+            lambda x: jnp.asarray(gather(x, dtype=x.dtype.name)), self.choice
+        )
+        values = None if self.values is None else jnp.asarray(gather(self.values, dtype="float32"))
+        return np.ascontiguousarray(write(choice, array, values))
+
+
+def _in_base(params: CompactParams, base: Path) -> Params:
+    def of(choice: Choice, weight: Any, values: jax.Array | None) -> _InBase:
+        return _InBase(base, weight.shape, choice, values)
+
+    tree: Params = jax.tree.map(of, params.chosen, params.weights, params.values, is_leaf=is_choice)
+    return tree
 
 
 @partial(jax.jit, static_argnames="dtype")

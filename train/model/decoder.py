@@ -8,6 +8,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from gmt_jax import compact
+
 from ..sharding import constrain
 from .attention import Attention, AttentionContext, KeyValue, distinct_windows
 from .attention_kernels import cached_attention, causal_attention
@@ -104,6 +106,7 @@ class Decoder(nnx.Module):
         start: jax.Array | None = None,
         *,
         documents: Documents | None = None,
+        trained: Any = None,
     ) -> tuple[jax.Array, Any]:
         """Hidden states [B, T, D] of tokens [B, T], and the cache, if any, with these tokens added.
 
@@ -111,21 +114,26 @@ class Decoder(nnx.Module):
           start: int32 [B], the slot at which each row's text begins; padding precedes it.
           documents: the documents of packed rows, which do not see each other; without a cache.
           options: attention with a cache is always computed by XLA.
+          trained: parameters in the place of the embeddings and layers, with nodes of
+            `gmt_jax.compact` among them, whose gradient is read inside each layer.
         """
         # Whole rows of the table are looked up, so that the result is split by rows of the batch
         # from the start; in float32, because the gradient of a frequent token is summed in it.
-        table = constrain(self.embed[...], "vocab", None)
-        x = constrain(
-            jnp.take(table, tokens, axis=0).astype(options.dtype), "batch", "length", None
-        )
+        table = self.embed[...] if trained is None else trained["embed"]
+        if isinstance(table, compact.Attached):
+            table = table._replace(weight=constrain(table.weight, "vocab", None))
+        else:
+            table = constrain(table, "vocab", None)
+        x = constrain(compact.take(table, tokens).astype(options.dtype), "batch", "length", None)
         context = self._attention_context(tokens, options, cache, start, documents)
-        graphdef, stacked = nnx.split(self.layers)
+        graphdef, state = nnx.split(self.layers)
+        stacked = nnx.to_pure_dict(state) if trained is None else trained["layers"]
         distinct = distinct_windows(self.config)
         windows = jnp.array([distinct.index(window) for window in self.config.windows], jnp.int32)
 
         def apply(x: jax.Array, layer: Any) -> tuple[jax.Array, KeyValue | None]:
-            state, window, kv = layer
-            return nnx.merge(graphdef, state)(x, window, context, kv)
+            params, window, kv = layer
+            return nnx.merge(graphdef, compact.resolve(params))(x, window, context, kv)
 
         apply = jax.checkpoint(apply, policy=REMAT[options.remat], prevent_cse=False)
         kv: Any = None if cache is None else cache.layers

@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gmt_jax import compact
+
 from .attention import KeyValue
 from .config import ComputeOptions, ModelConfig
 from .decoder import Cache, Decoder, Documents
 from .param_table import PARAM_SPECS
 
 FLOAT32 = ComputeOptions()
-Params = dict[str, Any]  # A nested dict of float32 arrays; under "layers" they are [L, ...].
+# A nested dict of arrays; under "layers" they are [L, ...]. Where some entries of them are trained,
+# nodes of `gmt_jax.compact` are in their places.
+Params = dict[str, Any]
 
 
 @lru_cache
@@ -24,7 +28,8 @@ def _abstract(config: ModelConfig) -> tuple[Any, Params]:
 
 
 def _module(config: ModelConfig, params: Params) -> Decoder:
-    return nnx.merge(_abstract(config)[0], params)
+    params = params | {"norm": compact.resolve(params["norm"])}
+    return nnx.merge(_abstract(config)[0], compact.plain_weights(params))
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -66,7 +71,8 @@ def hidden_states(
       documents: the documents of packed rows: a token sees no other document than its own, and
         counts its position from that document's start.
     """
-    hidden, _ = _module(config, params)(tokens, options, documents=documents)
+    module = _module(config, params)
+    hidden, _ = module(tokens, options, documents=documents, trained=params)
     return hidden
 
 
@@ -79,7 +85,9 @@ def logits(
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:
     """The weight [V, D] that turns hidden states into logits: the embeddings if they are tied."""
-    weight: jax.Array = params["embed" if config.tie_word_embeddings else "head"]
+    # In float32, so that a gradient that is summed over all tokens is not rounded.
+    node = params["embed" if config.tie_word_embeddings else "head"]
+    weight: jax.Array = compact.resolve(node, jnp.float32)
     return weight
 
 

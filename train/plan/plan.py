@@ -15,6 +15,7 @@ import numpy as np
 from ..config import Config
 from ..config.masks import NoMask
 from ..config.objectives import Sft
+from ..draw import lower_draw
 from ..flops import find_chip
 from ..hf.hub import resolve_model
 from ..model import load_model_config
@@ -66,7 +67,10 @@ class CompiledStep:
     @property
     def gradient_bytes(self) -> int:
         """Bytes of the gradients, and of their sum if there are several microbatches."""
-        return self.resident["parameters"] * (1 if self.num_microbatches == 1 else 2)
+        trained = self.resident["parameters"]
+        if self.program.config.optimizer.mask.is_compact:
+            trained = bytes_per_device(self.program.abstract_state().params.values)
+        return trained * (1 if self.num_microbatches == 1 else 2)
 
     @property
     def fixed_bytes(self) -> int:
@@ -79,6 +83,7 @@ class StepPlan:
     """All steps that `plan` compiled."""
 
     given: CompiledStep
+    draw: CompiledStep | None  # what a compact mask is drawn with, before the first update
     unmasked: CompiledStep | None  # the same step without its mask, if it has one
     searched: tuple[CompiledStep, ...]  # the same step with other numbers of microbatches
     limit: int | None  # bytes of a device's memory; None if not known
@@ -128,6 +133,7 @@ def plan_step(
 
     with _cache_bypassed() if topology else nullcontext():
         given = compile_config(config)
+        draw = _compile_draw(given.program, limit) if given.cost else None
         masked = config.optimizer.mask.kind != "none"
         plain = plain and given.cost is not None
         unmasked = compile_config(_unmasked(config)) if plain and masked else None
@@ -135,7 +141,7 @@ def plan_step(
         supervised = compile_config(_supervised(config)) if plain and paired else None
         may_fit = limit is not None and given.fixed_bytes < limit
         searched = search(given, compile_config) if explore and may_fit else []
-    return StepPlan(given, unmasked, tuple(searched), limit, supervised)
+    return StepPlan(given, draw, unmasked, tuple(searched), limit, supervised)
 
 
 def _unmasked(config: Config) -> Config:
@@ -171,9 +177,19 @@ def _device_memory(device: jax.Device) -> int | None:
 
 def _compile(program: Program, limit: int | None) -> CompiledStep:
     shapes = program.abstract_state(), program.abstract_batch()
+    with jax.set_mesh(program.mesh):
+        return _compiled(program, program.train_step().lower(*shapes), limit)
+
+
+def _compile_draw(program: Program, limit: int | None) -> CompiledStep | None:
+    with jax.set_mesh(program.mesh):
+        lowered = lower_draw(program)
+        return None if lowered is None else _compiled(program, lowered, limit)
+
+
+def _compiled(program: Program, lowered: Any, limit: int | None) -> CompiledStep:
     start = time.perf_counter()
     with jax.set_mesh(program.mesh):
-        lowered = program.train_step().lower(*shapes)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

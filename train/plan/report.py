@@ -57,8 +57,17 @@ def print_plan(plan: StepPlan, console: Console) -> None:
     for table in tables:
         console.print()
         console.print(table)
+    if plan.draw is not None:
+        console.print(f"\n{_draw_line(plan.draw)}", highlight=False, soft_wrap=True)
     if plan.searched and (best := plan.largest):
         console.print(f"\nthe largest microbatch that fits: {_microbatches(best)}", highlight=False)
+
+
+def _draw_line(draw: CompiledStep) -> str:
+    """What the mask's draw needs, which is before the first update."""
+    needs = "too much" if draw.peak_bytes is None else format_bytes(draw.peak_bytes)
+    verdict = "" if draw.fits is None else ", fits" if draw.fits else ", does not fit"
+    return f"drawing the mask, before the first update: {needs} a device{verdict}"
 
 
 def advice(plan: StepPlan) -> str:
@@ -215,4 +224,4 @@ def _beside_sft(step: CompiledStep, supervised: CompiledStep) -> Table:
 
 
 def _num_parameters(step: CompiledStep) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(step.program.abstract_state().params))
+    return sum(leaf.size for leaf in jax.tree.leaves(step.program.abstract_weights))

@@ -52,6 +52,24 @@ def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Pat
     assert plan.unmasked is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_compact_step_holds_the_weights_once_and_its_draw_is_planned(
+    write_config: Write, architecture: Path, num_microbatches: int
+) -> None:
+    mask = "optimizer.mask={kind: one_off, mask_ratio: 0.9, compact: true}"
+    override = [f"model.path={architecture}", mask, "model.compute_dtype=bfloat16"]
+    file = write_config(batch={"size": 16, "num_microbatches": num_microbatches})
+    plan = _plan(load_config(file, override))
+    leaves = jax.tree.leaves(abstract_params(load_model_config(architecture)))
+    size = sum(leaf.size for leaf in leaves)
+    kept = plan.given.resident
+    # Two bytes a weight; a tenth of them have a position, a master and two moments.
+    assert 8 * (kept["parameters"] + kept["optimizer state"]) < 5.2 * size
+    assert plan.draw is not None
+    assert plan.draw.peak_bytes is not None
+
+
 @NEEDS_LIBTPU
 def test_the_price_of_the_mask_on_a_slice(
     write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
@@ -142,7 +160,7 @@ def test_the_search_finds_the_largest_microbatch_that_fits(
     start = compiled(config)
     found = search(start, compiled)
     assert len(found) <= 3
-    best = StepPlan(start, None, tuple(found), 1).largest
+    best = StepPlan(start, None, None, tuple(found), 1).largest
     assert (best.rows_per_device if best else 0) == max(
         n for n in (0, 1, 2, 4, 8, 16) if n <= largest
     )

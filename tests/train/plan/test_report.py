@@ -71,7 +71,7 @@ def test_what_to_change(
     text: str,
 ) -> None:
     config = load_config(write_config(batch={"size": size}))
-    assert text in advice(StepPlan(pretend_step(config, **mesh), None, (), limit))
+    assert text in advice(StepPlan(pretend_step(config, **mesh), None, None, (), limit))
 
 
 def test_a_smaller_microbatch_that_fits_is_what_to_change(
@@ -81,5 +81,5 @@ def test_a_smaller_microbatch_that_fits_is_what_to_change(
         load_config(write_config(batch={"size": 64, "num_microbatches": number}))
         for number in (1, 4)
     )
-    plan = StepPlan(pretend_step(large), None, (pretend_step(small, fits=True),), 300)
+    plan = StepPlan(pretend_step(large), None, None, (pretend_step(small, fits=True),), 300)
     assert "set batch.num_microbatches=4, which fits" in advice(plan)

@@ -1,0 +1,111 @@
+"""Compact runs of a tiny model: they train, resume and export, and keep the rest of the base."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from rich.console import Console
+
+from train.config import load_config
+from train.errors import UserError
+from train.generate import Sampling
+from train.hf.safetensors import open_weights
+from train.manifest import read_manifest
+from train.restore import complete_prompts, export_run
+from train.run import Run, read_records
+from train.sft import sft
+
+pytestmark = pytest.mark.usefixtures("two_devices")
+
+Write = Callable[..., Path]
+MASK = "{kind: one_off, mask_ratio: 0.8, compact: true}"
+
+
+def _train(file: Path, *overrides: str, resume: bool = False) -> Run:
+    config = load_config(file, overrides)
+    sft(config, resume=resume, console=Console(quiet=True))
+    return Run(Path(config.run))
+
+
+def _losses(run: Run, key: str = "loss") -> list[float]:
+    return [r[key] for r in read_records(run.metrics_file) if key in r]
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    with open_weights(folder) as reader:
+        return {name: reader.tensor(name) for name in reader.names}
+
+
+def test_it_learns_and_exports_the_base_with_a_fifth_changed(
+    write_config: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = _train(write_config(export_dtype="float32"), f"optimizer.mask={MASK}")
+    losses = _losses(run, "eval_loss")
+    assert losses[-1] < 0.9 * losses[0]
+    assert _losses(run, "masked_fraction") == pytest.approx([0.8] * 6, abs=0.01)
+    base, tuned = _tensors(tiny_model), _tensors(run.export)
+    changed = sum(int((base[name] != tuned[name]).sum()) for name in base)
+    share = changed / sum(tensor.size for tensor in base.values())
+    assert 0.15 < share <= 0.21
+    again = export_run(run.folder, tmp_path / "again", "float32")
+    for name, tensor in _tensors(again).items():
+        np.testing.assert_array_equal(tensor, tuned[name])
+    sampling = Sampling(max_new_tokens=4)
+    assert complete_prompts(str(run.folder), ["3+9="], sampling) == complete_prompts(
+        str(run.export), ["3+9="], sampling
+    )
+
+
+def test_a_resumed_run_has_the_same_losses_and_its_checkpoints_no_base(
+    write_config: Write, tmp_path: Path
+) -> None:
+    mask = f"optimizer.mask={MASK}"
+    whole = _train(write_config(), mask)
+    # As if it had been killed after update 4.
+    shutil.copytree(whole.folder, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed/checkpoints/6")
+    resumed = _train(write_config(run=str(tmp_path / "killed")), mask, resume=True)
+    assert _losses(resumed) == _losses(whole)
+    assert _losses(resumed, "eval_loss") == _losses(whole, "eval_loss")
+    arrays = read_manifest(whole.checkpoints / "6").facts["arrays"]
+    assert not [name for name in arrays if "weights" in name]
+    assert arrays["params/chosen/layers/mlp/up/weight/positions"] == "uint8[2, 64, 26]"
+
+
+def test_another_base_is_refused(
+    write_config: Write, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    file = write_config(model={"path": str(model)}, steps=2)
+    run = _train(file, f"optimizer.mask={MASK}")
+    tensors = _tensors(model)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    safetensors.numpy.save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.path holds other weights"):
+        export_run(run.folder, tmp_path / "out", "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_devices")
+@pytest.mark.parametrize(
+    ("mask", "microbatches"),
+    [
+        ("{kind: one_off, mask_ratio: 0.8, compact: true}", 2),
+        ("{kind: fisher, mask_ratio: 0.8, warmup: 2, scope: tensor, compact: true}", 1),
+        ("{kind: magnitude, mask_ratio: 0.8, compact: true}", 1),
+        ("{kind: gradient_to_weight, mask_ratio: 0.8, compact: true}", 1),
+    ],
+)
+@pytest.mark.parametrize("mesh", ["{fsdp: 4, tensor: 2}", "{data: 2, fsdp: 2, context: 2}"])
+def test_every_kind_trains_on_a_mesh(
+    write_config: Write, mask: str, microbatches: int, mesh: str
+) -> None:
+    overrides = [f"optimizer.mask={mask}", f"mesh={mesh}", f"batch.num_microbatches={microbatches}"]
+    run = _train(write_config(steps=3, batch={"size": 16}), *overrides)
+    losses = _losses(run)
+    assert losses[-1] < losses[0]
+    assert _losses(run, "masked_fraction") == pytest.approx([0.8] * 3, abs=0.01)
