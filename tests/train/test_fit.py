@@ -9,6 +9,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,7 +209,6 @@ SGD = optax.sgd(0.1)
 
 @pytest.mark.slow
 def test_a_module_of_equinox_is_trained_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
-    eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(D, D, 16, 1, key=jax.random.key(0))
 
     def loss(model: Any, batch: Any) -> jax.Array:
