@@ -35,7 +35,7 @@ def test_every_command_is_declared() -> None:
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
-    assert f"example:\n  gmt-train {command} " in capsys.readouterr().out
+    assert f"example:\n  gmt-train {command}" in capsys.readouterr().out
 
 
 def _main_of(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
