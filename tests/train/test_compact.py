@@ -75,6 +75,7 @@ def test_a_resumed_run_has_the_same_losses_and_its_checkpoints_no_base(
     assert arrays["params/chosen/layers/mlp/up/weight/positions"] == "uint8[2, 64, 26]"
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(
     write_config: Write, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

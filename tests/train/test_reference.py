@@ -88,6 +88,7 @@ def _stored(tmp_path: Path) -> dict[str, np.ndarray]:
     return {file.parent.name: np.fromfile(file, "<f4") for file in files}
 
 
+@pytest.mark.slow
 def test_it_is_computed_once_and_the_same_again(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,7 +201,7 @@ def test_a_run_is_not_written_over(
         _train(file, f"run={other}")
 
 
-@pytest.mark.parametrize("packing", ["none", "packed"])
+@pytest.mark.parametrize("packing", ["none", pytest.param("packed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "batch",
     [
