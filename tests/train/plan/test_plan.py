@@ -54,18 +54,13 @@ def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_a_compact_step_holds_the_weights_once_and_its_draw_is_planned(
+def test_the_draw_of_a_compact_mask_is_planned(
     write_config: Write, architecture: Path, num_microbatches: int
 ) -> None:
     mask = "optimizer.mask={kind: one_off, mask_ratio: 0.9, compact: true}"
     override = [f"model.path={architecture}", mask, "model.compute_dtype=bfloat16"]
     file = write_config(batch={"size": 16, "num_microbatches": num_microbatches})
     plan = _plan(load_config(file, override))
-    leaves = jax.tree.leaves(abstract_params(load_model_config(architecture)))
-    size = sum(leaf.size for leaf in leaves)
-    kept = plan.given.resident
-    # Two bytes a weight; a tenth of them have a position, a master and two moments.
-    assert 8 * (kept["parameters"] + kept["optimizer state"]) < 5.2 * size
     assert plan.draw is not None
     assert plan.draw.peak_bytes is not None
 
