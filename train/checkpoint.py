@@ -4,6 +4,7 @@ A save is written under a temporary name, and is renamed to its step when its ma
 digests every file, is complete.
 """
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,14 @@ T = TypeVar("T")
 
 # Saves in a row that may fail before the run ends.
 _MAX_FAILURES = 3
+
+
+def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+# Of a save that fails, orbax logs hundreds of lines from several threads; `poll` reports one.
+logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
 
 
 class Checkpoints:

@@ -10,9 +10,6 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.xfail(
-    reason="a write that fails in a thread of orbax can end with its traceback", strict=False
-)
 def test_a_run_whose_files_cannot_grow_goes_on_when_they_can(
     seed: int,
     draw: random.Random,
