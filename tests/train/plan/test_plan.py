@@ -1,6 +1,7 @@
 """Train steps compiled without weights, for the devices here and for a TPU slice."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,22 @@ def test_the_state_is_what_its_shapes_say(write_config: Write, architecture: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_the_draw_of_a_compact_mask_is_planned(
+def test_a_compact_step_holds_the_weights_once_and_its_draw_is_planned(
     write_config: Write, architecture: Path, num_microbatches: int
 ) -> None:
     mask = "optimizer.mask={kind: one_off, mask_ratio: 0.9, compact: true}"
     override = [f"model.path={architecture}", mask, "model.compute_dtype=bfloat16"]
     file = write_config(batch={"size": 16, "num_microbatches": num_microbatches})
+    # Wide enough that each of eight devices has whole groups of 128 entries.
+    wide = json.loads((architecture / "config.json").read_text())
+    wide |= {"hidden_size": 1024, "intermediate_size": 2048, "num_key_value_heads": 4}
+    (architecture / "config.json").write_text(json.dumps(wide))
     plan = _plan(load_config(file, override))
+    leaves = jax.tree.leaves(abstract_params(load_model_config(architecture)))
+    size = sum(leaf.size for leaf in leaves)
+    kept = plan.given.resident
+    # Two bytes a weight; a tenth of them have a position, a master and two moments.
+    assert 8 * (kept["parameters"] + kept["optimizer state"]) < 3.5 * size
     assert plan.draw is not None
     assert plan.draw.peak_bytes is not None
 
