@@ -15,8 +15,6 @@ from .model import stacked_axes
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# Kinds of masks that stay, so that a position that was chosen by chance stays too.
-LASTING = ("one_off", "every_few", "gradient_to_weight", "magnitude", "fisher")
 
 
 def make_schedule(config: OptimizerSection, steps: int) -> optax.Schedule:
@@ -138,8 +136,7 @@ def _standard_promotion(function: Callable[P, R]) -> Callable[P, R]:
 def undecided(config: OptimizerSection, opt_state: optax.OptState, params: Any) -> str | None:
     """A line that names the tensors in which a lasting mask kept entries without any score."""
     threshold = optax.tree.get(opt_state, "threshold")
-    lasts = config.mask.kind in LASTING
-    if not lasts or threshold is None or threshold.size == 1:
+    if not config.mask.lasts or threshold is None or threshold.size == 1:
         return None
     counts = without_choice(opt_state, params, stacked_axes)
     if not counts:
