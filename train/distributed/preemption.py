@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class _Watch:
         self._ours, self._pythons = socket.socketpair()
         self._pythons.setblocking(False)
         self._previous = signal.set_wakeup_fd(self._pythons.fileno(), warn_on_full_buffer=False)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self.lost
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
 
@@ -61,8 +63,15 @@ class _Watch:
         show(UserError(str(StoppedError(number))))
         os._exit(RESUME_STATUS)
 
+    def lost(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Ends the process where Python drops a StoppedError, as it does in a callback."""
+        if isinstance(unraisable.exc_value, StoppedError):
+            self._end(unraisable.exc_value.number)
+        self._hook(unraisable)
+
     def close(self) -> None:
         """Watches no longer."""
+        sys.unraisablehook = self._hook
         self.handled.set()
         signal.set_wakeup_fd(self._previous)
         self._pythons.close()

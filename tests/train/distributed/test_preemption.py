@@ -45,12 +45,23 @@ def test_a_signal_ends_a_command_where_nothing_is_lost(number: signal.Signals) -
     assert signal.getsignal(number) is previous
 
 
+# One call that says that it has begun and then waits, as for a compiler, while Python lives.
 BUSY = """
-import hashlib
-from train.distributed.preemption import preemption_guard, stop_on_signals
+import ctypes, os
+from train.distributed.preemption import stop_on_signals
+end, _ = os.pipe()
+os.set_inheritable(end, True)
 with stop_on_signals():
-    print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # It lets other threads run, as a compiler does.
+    ctypes.CDLL(None).system(f"echo busy; exec cat <&{end} >/dev/null 2>&1".encode())
+"""
+# A signal that Python handles in a callback, whose exceptions it drops.
+IN_A_CALLBACK = """
+import gc, os, signal
+from train.distributed.preemption import stop_on_signals
+with stop_on_signals():
+    gc.callbacks.append(lambda phase, info: signal.raise_signal(signal.SIGTERM))
+    gc.collect()
+    print("it went on")
 """
 
 
@@ -66,3 +77,9 @@ def test_a_signal_is_heard_while_python_waits_for_a_compiler(count: int) -> None
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     assert errors == b"gmt-train: error: stopped by SIGTERM\n"
+
+
+def test_a_signal_is_heard_where_python_drops_exceptions() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "gmt-train: error: stopped by SIGTERM\n"
