@@ -4,8 +4,9 @@
 
 Each row is a whole AdamW step of the program on the same tokens, in a process of its own, and all
 step in turn. Its memory is what the process holds at most during the steps, beyond what it held
-before it read the weights (`VmHWM` of Linux, reset after the first step); the state is what stays
-between steps, and the rest activations, gradients and the program's temporary arrays.
+before it read the weights (`VmHWM` of Linux, reset after the first step), or at most since the
+beginning on the GPU or TPU, if there is one; the state is what stays between steps, and the rest
+activations, gradients and the program's temporary arrays.
 """
 
 import argparse
@@ -21,15 +22,14 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from train.config import load_config
-from train.draw import draw_from
-from train.hf.load import load_params
-from train.hf.tokenizer import load_tokenizer
-from train.model import load_model_config
-from train.program import Program
-from train.sharding import make_mesh, microbatch_sharding
-from train.step import TrainState
+from gmt_train.config import load_config
+from gmt_train.draw import draw_from
+from gmt_train.hf.load import load_params
+from gmt_train.model import load_model_config
+from gmt_train.program import Program
+from gmt_train.sharding import make_mesh, microbatch_sharding
+from gmt_train.step import TrainState
+from tokens import rows_of
 
 MASKS = {
     "plain": "{kind: none}",
@@ -39,23 +39,20 @@ MASKS = {
 }
 
 
-def rows_of(folder: Path, size: int, length: int) -> np.ndarray:
-    """[size, length + 1] tokens of the standard library's source."""
-    text = "".join(Path(m.__file__).read_text() for m in (argparse, platform, statistics))
-    ids = load_tokenizer(folder, None)(text)["input_ids"]
-    return np.array(ids[: size * (length + 1)], np.int32).reshape(size, length + 1)
-
-
 def memory(field: str) -> float:
-    """A figure of this process, in bytes: VmRSS now, VmHWM at most."""
+    """Bytes of this process: VmRSS now, VmHWM at most; of its accelerator, if it has one."""
+    if held := jax.devices()[0].memory_stats():
+        return float(held[{"VmRSS": "bytes_in_use", "VmHWM": "peak_bytes_in_use"}[field]])
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * float(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def serve(pipe: Connection, folder: Path, mask: str, dtype: str, rows: np.ndarray) -> None:
+def serve(
+    pipe: Connection, folder: Path, mask: str, dtype: str, remat: str, rows: np.ndarray
+) -> None:
     """In a process of its own: does and times a step whenever it is asked to."""
     settings = ["run=none", "data.train=none", f"model.path={folder}", f"optimizer.mask={mask}"]
-    settings += [f"model.compute_dtype={dtype}", "model.remat=dots"]
+    settings += [f"model.compute_dtype={dtype}", f"model.remat={remat}"]
     settings += [f"batch.size={len(rows)}", f"data.max_length={rows.shape[1] - 1}"]
     mesh = make_mesh(devices=jax.devices()[:1])
     program = Program(load_config(None, settings), load_model_config(folder), mesh, 1000)
@@ -105,6 +102,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--compute-dtype", default="float32")
+    parser.add_argument("--remat", default="dots")
     chosen = parser.parse_args()
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
@@ -116,7 +114,7 @@ def main() -> None:
     firsts: dict[str, Any] = {}
     for name, mask in MASKS.items():
         pipes[name], theirs = processes.Pipe()
-        given = theirs, chosen.model, mask, chosen.compute_dtype, rows
+        given = theirs, chosen.model, mask, chosen.compute_dtype, chosen.remat, rows
         processes.Process(target=serve, args=given, daemon=True).start()
         firsts[name] = pipes[name].recv()
         losses, _, drawn = firsts[name]

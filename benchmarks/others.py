@@ -75,9 +75,10 @@ def torch_methods(tree: Tree, stacked_axes: dict[str, int | None]) -> dict[str, 
     if torch is None:
         return {}
     kind = torch.bfloat16 if next(iter(tree.values())).dtype == jnp.bfloat16 else torch.float32
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = []
     for name, g in tree.items():
-        whole = torch.from_numpy(np.array(g, np.float32)).to(kind)
+        whole = torch.from_numpy(np.array(g, np.float32)).to(device, kind)
         tensors += list(whole) if stacked_axes[name] is not None else [whole]
 
     def method(threshold: Callable[[Any], Any]) -> Method:
@@ -85,6 +86,8 @@ def torch_methods(tree: Tree, stacked_axes: dict[str, int | None]) -> dict[str, 
             for g in tensors:
                 size = g.abs()
                 torch.where(size >= threshold(size.flatten()), g, 0)
+            if device == "cuda":
+                torch.cuda.synchronize()
 
         return run
 

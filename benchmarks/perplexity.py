@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from train.hf.load import load_params
-from train.hf.tokenizer import load_tokenizer
-from train.model import forward, load_model_config
+from gmt_train.hf.load import load_params
+from gmt_train.hf.tokenizer import load_tokenizer
+from gmt_train.model import forward, load_model_config
 
 TEXT = """\
 A lighthouse is a tower built to guide ships at sea. Before electricity, its lamp burned oil, and a

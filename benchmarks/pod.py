@@ -24,13 +24,13 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # To compile each time ane
 
 import jax
 import optax
+from gmt_train.model import abstract_params, load_model_config, logical_axes, stacked_axes
+from gmt_train.plan.hlo import estimated_cycles, find_collectives, split_computations
+from gmt_train.plan.topology import slice_devices
+from gmt_train.sharding import make_mesh, param_shardings
+from gmt_train.step import state_shardings
 
 from gmt_jax import gmt_mask
-from train.model import abstract_params, load_model_config, logical_axes, stacked_axes
-from train.plan.hlo import estimated_cycles, find_collectives, split_computations
-from train.plan.topology import slice_devices
-from train.sharding import make_mesh, param_shardings
-from train.step import state_shardings
 
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:8x8x8")
 FOLDER = Path(__file__).parents[1] / "configs" / "models"

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from train.hf.load import load_params
-from train.hf.tokenizer import load_tokenizer
-from train.model import load_model_config, stacked_axes
-from train.objective.sft import Sft
+from gmt_train.hf.load import load_params
+from gmt_train.hf.tokenizer import load_tokenizer
+from gmt_train.model import load_model_config, stacked_axes
+from gmt_train.objective.sft import Sft
 
 Tree = dict[str, jax.Array]
 Method = Callable[[], Any]

@@ -1,4 +1,7 @@
-"""Eight virtual CPU devices for every test, set before jax starts."""
+"""Eight virtual CPU devices for every test, set before jax starts.
+
+GMT_JAX_TEST_PLATFORM=cuda, say, runs tests that need one device on that one.
+"""
 
 import os
 import tempfile
@@ -16,7 +19,7 @@ if "GMT_JAX_TEST_OPTIMISED" not in os.environ:
     flags |= {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     if version("jaxlib").startswith("0.10."):  # Later versions have no such flag, and refuse it.
         flags |= {"xla_cpu_use_fusion_emitters": "false"}
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("GMT_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in flags.items())
 # Two programs in flight on eight devices need more threads than a small machine is given: with
 # too few, the devices of one wait for threads that the other's hold.
