@@ -47,6 +47,7 @@ class Checkpoints:
       keep_every: every so many updates, one is kept for good.
       verify: whether a checkpoint is digested before it is restored, or only its sizes compared.
       facts: what each manifest notes, beside the step and the arrays.
+      only: the step of the only checkpoint that is read; None: the newest whole one is.
 
     Raises:
       UserError: if the folder is only to be read and there is none.
@@ -60,6 +61,7 @@ class Checkpoints:
         keep_every: int | None = None,
         verify: Verify = "full",
         facts: Mapping[str, Any] | None = None,
+        only: int | None = None,
     ) -> None:
         if keep is None and not folder.is_dir():
             raise UserError(f"{folder} is not there: the run saved nothing yet")
@@ -68,7 +70,7 @@ class Checkpoints:
             keep,
             keep_every,
         )
-        self._facts = dict(facts or {})
+        self._facts, self._only = dict(facts or {}), only
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._num_failures = 0
@@ -81,7 +83,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in ascending order, without looking into them."""
-        return self._folder.steps
+        return [step for step in self._folder.steps if self._only in (None, step)]
 
     @property
     def restored_step(self) -> int | None:
@@ -93,10 +95,15 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return max(self.steps, default=None)
 
-    def save(self, state: TrainState, loader: ocp.StatefulCheckpointable) -> None:
+    def save(
+        self, state: TrainState, loader: ocp.StatefulCheckpointable, best: int | None = None
+    ) -> None:
         """Starts saving both under the state's step; waits for a save in progress first.
 
         A save that cannot be written is reported by `poll`, or by the next call.
+
+        Args:
+          best: the step of a checkpoint that is kept too.
 
         Raises:
           UserError: if the state is not finite, and as `poll` does.
@@ -118,17 +125,19 @@ class Checkpoints:
             self._folder.discard(step)
             self.poll()
             return
-        self._thread = threading.Thread(target=self._complete, args=(step, response, facts))
+        self._thread = threading.Thread(target=self._complete, args=(step, response, facts, best))
         self._thread.start()
 
-    def _complete(self, step: int, response: Any, facts: Mapping[str, Any]) -> None:
+    def _complete(
+        self, step: int, response: Any, facts: Mapping[str, Any], best: int | None
+    ) -> None:
         """Waits until a save is written, vouches for it, and removes what is no longer kept."""
         try:
             response.result()
             if is_main_process():
                 assert self._keep is not None, "opened to be read"
                 self._folder.commit(step, facts)
-                self._folder.prune(self._keep, self._keep_every)
+                self._folder.prune(self._keep, self._keep_every, best)
             self._newest, self._num_failures = step, 0
         except BaseException as error:  # Raised again in the main thread.
             self._error = error

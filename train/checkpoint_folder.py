@@ -66,11 +66,11 @@ class CheckpointFolder:
         for left in self.path.glob(f"{step}{_SAVING}*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def prune(self, keep: int, keep_every: int | None) -> None:
-        """Removes all but the newest, those kept for good, and damaged ones that are newer."""
+    def prune(self, keep: int, keep_every: int | None, best: int | None = None) -> None:
+        """Removes all but the newest, the best, those kept for good, and newer damaged ones."""
         steps = self.steps
         for step in steps[:-keep]:
-            if not (keep_every and step % keep_every == 0):
+            if step != best and not (keep_every and step % keep_every == 0):
                 self._remove(self.step(step))
         for damaged in self._entries(re.compile(rf"\d+{_DAMAGED}")):
             if int(damaged.name.partition(".")[0]) <= steps[-1]:

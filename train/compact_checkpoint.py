@@ -54,10 +54,12 @@ class CompactCheckpoints(Checkpoints):
         super().__init__(folder, *args, **options)
         self._base = base
 
-    def save(self, state: TrainState, loader: ocp.StatefulCheckpointable) -> None:
+    def save(
+        self, state: TrainState, loader: ocp.StatefulCheckpointable, best: int | None = None
+    ) -> None:
         """Starts saving what was trained, as `Checkpoints.save`."""
         stored = to_stored(state.params, self._base.digest)
-        super().save(state._replace(params=stored), loader)
+        super().save(state._replace(params=stored), loader, best)
 
     def restore(self, state: TrainState, loader: ocp.StatefulCheckpointable) -> TrainState:
         """Restores what was trained, and puts it into the base's weights.

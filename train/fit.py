@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from .best import Best
 from .checkpoint import Checkpoints
 from .data.iterables import Batches, number_of, open_batches
 from .data.loader import Loader
@@ -24,7 +25,7 @@ from .run import Run, is_foreign
 from .sharding import abstract, as_shardings, check_divisible, replicated
 from .step import Objective, Sums, TrainState, jit_train_step, state_shardings
 
-__all__ = ["Callback", "Fitted", "fit"]
+__all__ = ["Best", "Callback", "Fitted", "fit"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Fitted:
     Attributes:
       params: the trained parameters or model, in the form in which they were given.
       opt_state: the optimizer's state.
-      step: the number of updates done; fewer than `steps` if a signal asked to stop.
+      step: the number of updates done; fewer than `steps` if a signal or `best` asked to stop.
       records: the figures of the updates and evaluations, as they were given to the callbacks; of
         the whole run if it has a folder.
     """
@@ -66,6 +67,7 @@ def fit(
     save_every: int = 0,
     max_skipped: int = 3,
     keep: int = 2,
+    best: Best | None = None,
     checkpoints: Callable[[Path], Checkpoints] | None = None,
     callbacks: Sequence[Callback] = (),
     learning_rate: Callable[[int], Any] | None = None,
@@ -118,6 +120,8 @@ def fit(
       max_skipped: the number of updates in a row whose loss or gradient is not finite after which
         training ends. Such an update changes neither parameters nor the optimizer's state.
       keep: the number of newest checkpoints that are kept.
+      best: the metric by which the best evaluation is kept too, and when to stop without a better
+        one, as in ``Best("eval_loss", patience=3)``.
       checkpoints: opens them in a folder, in place of ``keep``.
       callbacks: for logging, evaluation and saving; called in their order.
       learning_rate: the schedule, to record the learning rate of each update.
@@ -139,13 +143,9 @@ def fit(
     of_state = state_shardings(mesh, optimizer, tree, named)
     steps = number_of(batches) if steps is None else steps
     cadence = Cadence(steps, log_every, evaluate_every, save_every, max_skipped)
-    parts = Parts(
-        loader=open_batches(batches, mesh, batch_sharding, num_microbatches, steps),
-        train_step=jit_train_step(_Objective(loss, weight, join), optimizer, mesh, of_state),
-        learning_rate=learning_rate,
-        unit=unit,
-        peak_per_s=peak_per_s,
-    )
+    loader = open_batches(batches, mesh, batch_sharding, num_microbatches, steps)
+    train_step = jit_train_step(_Objective(loss, weight, join), optimizer, mesh, of_state)
+    parts = Parts(loader, train_step, learning_rate, unit, peak_per_s)
     run = None if folder is None else _checked(Run(Path(folder)), resume)
 
     def begin() -> TrainState:
@@ -158,10 +158,10 @@ def fit(
     calls = [recorder, *(_in_the_form_given(callback, join) for callback in callbacks)]
     abstract_state = _abstract_state(optimizer, tree, of_state)
     opening = checkpoints or partial(Checkpoints, keep=keep)
-    opened = _opened(run, opening, begin, abstract_state, parts.loader)
+    opened = _opened(run, opening, begin, abstract_state, loader)
     with jax.set_mesh(mesh), opened as (state, saves):
-        skipped = sum("skipped" in record for record in run.records) if run else 0
-        state = train(state, parts, cadence, saves, calls, num_skipped=skipped)
+        before = [r for r in run.records if r["step"] <= int(state.step)] if run else []
+        state = train(state, parts, cadence, saves, calls, before=before, best=best)
     records = run.records if run else records
     return Fitted(join(state.params), state.opt_state, int(state.step), records)
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .best import Best
 from .checkpoint import Checkpoints
 from .data.loader import Loader
 from .distributed.preemption import preemption_guard
@@ -87,7 +88,9 @@ def train(
     checkpoints: Checkpoints | None = None,
     callbacks: Sequence[Callback] = (),
     clock: Callable[[], float] = time.perf_counter,
-    num_skipped: int = 0,
+    *,
+    before: Sequence[Record] = (),
+    best: Best | None = None,
 ) -> TrainState:
     """Updates the state until `cadence.steps`, or until SIGINT or SIGTERM asks to stop.
 
@@ -96,15 +99,18 @@ def train(
     and device only where the code says so (`jax.transfer_guard`).
 
     Args:
-      num_skipped: the updates of the run so far that were skipped.
+      before: the records of the run so far.
+      best: the metric by which the best evaluation is saved too. The loop ends where it says so.
 
     Raises:
       UserError: if too many updates in a row are skipped because the loss or the gradient is not
         finite, or if the state cannot be saved.
     """
     step = int(state.step)
-    calls = _Calls(callbacks)
-    skipped = _Skipped(parts.loader, calls, cadence.max_skipped, num_skipped)
+    best = best or Best("")  # The figure of no record.
+    best.replay(before)
+    calls = _Calls([Callback(on_record=best.add), *callbacks])
+    skipped = _Skipped(parts.loader, calls, cadence.max_skipped, before)
     try:
         calls.start(step)
         with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
@@ -112,7 +118,7 @@ def train(
                 with should_stop.at_once():
                     calls.evaluate(state, 0)
             window = _Window(clock, step)
-            last = step >= cadence.steps
+            last = step >= cadence.steps or best.is_over
             # The first update of this process is compiled, which takes long.
             starting = ExitStack()
             starting.enter_context(should_stop.at_once())
@@ -127,21 +133,25 @@ def train(
                 skipped.add(step, metrics)
                 last = step == cadence.steps or should_stop(step)
                 save = last or _is_time(step, cadence.save_every)
-                if save or _is_time(step, cadence.log_every):
+                evaluate = _is_time(step, cadence.evaluate_every) or step == cadence.steps
+                log = save or _is_time(step, cadence.log_every)
+                if log or evaluate:  # After an evaluation, the best may be saved.
                     skipped.report()
+                if log:
                     record = _to_record(step, metrics, parts, skipped.count)
                     calls.record(record | window.close(step, cadence.steps, parts))
-                evaluate = _is_time(step, cadence.evaluate_every)
-                if evaluate or step == cadence.steps:
+                if evaluate:
                     calls.evaluate(state, step)
+                last = last or best.is_over
+                save = save or last or (evaluate and best.step == step)
                 if save and checkpoints is not None:  # Last: its records are complete when it is.
-                    checkpoints.save(state, parts.loader)
+                    checkpoints.save(state, parts.loader, best.step)
                     calls.save(state, step)
                 if save or evaluate:
                     window = _Window(clock, step)  # The speed is that of training alone.
             while checkpoints is not None and checkpoints.wait():
                 time.sleep(_SAVE_AGAIN)
-                checkpoints.save(state, parts.loader)
+                checkpoints.save(state, parts.loader, best.step)
     finally:
         calls.end()
     return state
@@ -220,8 +230,9 @@ class _Skipped:
       count: those of the run so far, which the optimizer has not counted.
     """
 
-    def __init__(self, loader: Loader, calls: _Calls, most: int, count: int) -> None:
-        self._loader, self._calls, self._most, self.count = loader, calls, most, count
+    def __init__(self, loader: Loader, calls: _Calls, most: int, before: Sequence[Record]) -> None:
+        self._loader, self._calls, self._most = loader, calls, most
+        self.count = sum("skipped" in record for record in before)
         self._recent: list[tuple[int, dict[str, Any]]] = []
         self._in_a_row: list[int] = []
 

@@ -1,6 +1,6 @@
 """The program of a config: `sft` runs what `plan` compiles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .model import (
 )
 from .objective.build import make_objective
 from .objective.preference import SIDES
+from .objective.sft import Sft
 from .optimizer import make_optimizer
 from .sharding import abstract, microbatch_sharding, param_shardings
 from .step import Batch, Objective, TrainState, jit_train_step, state_shardings
@@ -74,6 +75,13 @@ class Program:
         section = self.config.model
         options = ComputeOptions(section.compute_dtype, section.remat, self.attention)
         return make_objective(self.config.objective, self.model, options)
+
+    @cached_property
+    def eval_objective(self) -> Objective:
+        """The objective, with metrics that evaluation alone computes."""
+        if isinstance(self.objective, Sft):
+            return replace(self.objective, accuracy=True)
+        return self.objective
 
     @property
     def compact_mask(self) -> Lasting | None:

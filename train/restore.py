@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .best import Best
 from .checkpoint import Checkpoints
 from .compact import abstract_compact, abstract_weights, compact_shardings, fingerprint, make_forms
 from .compact_checkpoint import abstract_stored, from_stored
@@ -28,6 +29,8 @@ from .step import plain_params
 def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     """Writes a run's newest weights as a Hugging Face folder, and returns its path.
 
+    If the run keeps its best checkpoint, the weights are those.
+
     Args:
       folder: the run's folder.
       out: the folder to write; None replaces the run's own export.
@@ -42,7 +45,9 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         check_destination(out)
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
-    step, params = _restore(run, model, base)
+    best = Best.of(config, run.records)
+    only = best.saved_step(run.checkpoints) if best is not None else None
+    step, params = restore(run, model, base, only)
     export(
         model,
         params,
@@ -97,16 +102,23 @@ def complete_prompts(
     if config is None:
         params = load_params(base, model, _shardings(model))
     else:
-        params = plain_params(_restore(run, model, base)[1])
+        params = plain_params(restore(run, model, base)[1])
     return complete(model, params, tokenizer, ids, sampling, ends.ids)
 
 
-def _restore(run: Run, model: ModelConfig, base: Path) -> tuple[int | None, Any]:
-    """The run's newest whole weights, or its `CompactParams`, and their step."""
+def restore(
+    run: Run, model: ModelConfig, base: Path, only: int | None = None
+) -> tuple[int | None, Any]:
+    """The run's newest whole weights, or its `CompactParams`, and their step.
+
+    Args:
+      only: the step of the only checkpoint to read.
+    """
     config = run.config()
     compact = _compact_params(config, model) if config.optimizer.mask.is_compact else None
     shapes = abstract(abstract_params(model), _shardings(model))
-    with Checkpoints(run.checkpoints, verify=config.checkpoint.verify) as checkpoints:
+    verify = config.checkpoint.verify
+    with Checkpoints(run.checkpoints, verify=verify, only=only) as checkpoints:
         if compact is None:
             restored = checkpoints.restore_params(shapes)
             return checkpoints.restored_step, restored

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import lease
+from .best import Best
 from .config import Config, differing_keys, dump_config, load_config
 from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
 from .errors import UserError
@@ -121,15 +122,18 @@ class Run:
 
     def is_finished(self, config: Config) -> bool:
         """Whether there is the last checkpoint, and the export of it if the config asks for one."""
-        if config.steps is None:
+        best = Best.of(config, self.records if self.metrics_file.is_file() else ())
+        last = best.last_step if best is not None and best.is_over else config.steps
+        if last is None:
             return False
         verify = config.checkpoint.verify
-        if _whole(self.checkpoints / str(config.steps), verify) is None:
+        if _whole(self.checkpoints / str(last), verify) is None:
             return False
         if config.export_dtype is None:
             return True
+        step = best.saved_step(self.checkpoints) if best is not None else None
         exported = _whole(self.export, verify)
-        wanted = {"step": config.steps, "dtype": config.export_dtype}
+        wanted = {"step": last if step is None else step, "dtype": config.export_dtype}
         return exported is not None and exported.facts == wanted
 
     @property
@@ -161,11 +165,14 @@ class Run:
             facts = json.loads(self.data_file.read_text(encoding="utf-8"))
         return facts
 
-    def check_contents(self, contents: Mapping[str, str]) -> None:
+    def check_contents(
+        self, contents: Mapping[str, str], optional: Mapping[str, str] | None = None
+    ) -> None:
         """Checks that the run was not started with other contents.
 
         Args:
           contents: digests, or short contents, by what they are of, such as "training data".
+          optional: likewise of what the run may have been started without.
 
         Raises:
           UserError: naming those that have changed since.
@@ -173,6 +180,7 @@ class Run:
         started_with = self._data_facts().get("contents")
         if started_with is None:
             return
+        contents = {n: c for n, c in (optional or {}).items() if n in started_with} | {**contents}
         changed = [name for name in contents if started_with.get(name) != contents[name]]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -182,18 +190,24 @@ class Run:
                 "run=FOLDER"
             )
 
-    def start(self, config: Config, contents: Mapping[str, str] | None = None) -> None:
+    def start(
+        self,
+        config: Config,
+        contents: Mapping[str, str] | None = None,
+        optional: Mapping[str, str] | None = None,
+    ) -> None:
         """Creates the folder, with the resolved config in it.
 
         Args:
           contents: all that a resumed run has to find as it was; see `check_contents`.
+          optional: as for `check_contents`.
 
         Raises:
           UserError: if it cannot be written, if another process does not see its files, or if
             contents have changed since the run was started.
         """
-        contents = dict(contents or {})
-        self.check_contents(contents)
+        self.check_contents(contents or {}, optional)
+        contents = {**(contents or {}), **(optional or {})}
         facts = {"started": self.clock().isoformat(), "contents": contents}
         barrier(f"before creating {self.folder}")  # All processes have checked the folder.
         if is_main_process():

@@ -1,6 +1,5 @@
 """Supervised fine-tuning: puts model, data, mesh and optimizer together and runs the loop."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
@@ -8,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from .best import Best
+from .callbacks import make_callbacks
 from .checkpoint import Checkpoints
 from .compact_checkpoint import Base, CompactCheckpoints
 from .config import Config, make_config
@@ -20,6 +22,7 @@ from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
 from .draw import begin
 from .errors import UserError
+from .evaluation import check_metric
 from .fit import Fitted, fit
 from .flops import peak_tokens_per_s
 from .hf.card import model_card
@@ -30,15 +33,14 @@ from .hf.load import load_params
 from .hf.tokenizer import describe_tokenizer, load_tokenizer
 from .loop import Callback
 from .model import ModelConfig, Params, load_model_config
-from .observe.progress import Display
 from .observe.report import print_report
 from .optimizer import make_schedule, undecided
 from .program import Program, keep_compiled
 from .reference import Reference, compute_reference, find_reference
+from .restore import restore
 from .run import Run
 from .samples import Completer
 from .sharding import check_rows, make_mesh
-from .step import jit_eval_step, plain_params
 
 # Seconds in which process 0 must have tokenised the data, while the others wait.
 DATA_TIMEOUT = 6 * 3600
@@ -107,17 +109,28 @@ def _train(config: Config, run: Run, console: Console) -> bool:
     program = Program(config, model, mesh, data.steps)
     with jax.set_mesh(mesh), closing(data.loader):
         compute_reference(program, reference, data.passes, console)
-        fitted = _fit(program, base, completer, data, run, contents, console)
-        if line := undecided(config.optimizer, fitted.opt_state, fitted.params):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if data.stream is not None:
-            console.print(str(data.stream), highlight=False, markup=False, soft_wrap=True)
-        if fitted.step < data.steps:
-            console.print(f"stopped and saved at step {fitted.step}; go on with --resume")
+        best = Best.of(config)
+        callbacks = partial(make_callbacks, program, data, run, completer, best, console)
+        fitted = _fit(program, base, data, run, contents, best, callbacks)
+        _print_end(config, data, fitted, best, console)
+        if fitted.step < data.steps and not (best is not None and best.is_over):
             return False
-        if config.export_dtype:
-            _export(run, config, model, fitted, base, tokenizer)
+    if config.export_dtype:
+        _export(run, config, model, fitted, base, tokenizer, best)
     return True
+
+
+def _print_end(
+    config: Config, data: RunData, fitted: Fitted, best: Best | None, console: Console
+) -> None:
+    """Prints what is to be known of the mask and the data, and why training ended."""
+    lines = [undecided(config.optimizer, fitted.opt_state, fitted.params), data.stream]
+    if best is not None and best.is_over and fitted.step < data.steps:
+        lines.append(f"ended early at step {fitted.step}: the best was {best}")
+    elif fitted.step < data.steps:
+        lines.append(f"stopped and saved at step {fitted.step}; go on with --resume")
+    for line in filter(None, map(str, filter(None, lines))):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _open(
@@ -165,11 +178,11 @@ def _complete_config(
 def _fit(
     program: Program,
     base: Path,
-    completer: Completer,
     data: RunData,
     run: Run,
     contents: Mapping[str, str],
-    console: Console,
+    best: Best | None,
+    callbacks: Callable[[], list[Callback]],
 ) -> Fitted:
     """Begins the run or goes on with it, up to its last update or a request to stop."""
     config, model, mesh = program.config, program.model, program.mesh
@@ -177,19 +190,9 @@ def _fit(
     # Weights and masks that cannot be read are reported before the run's folder is made.
     loaded = None if run.checkpoints.is_dir() else load()
     program.check_mask()
-    run.start(config, contents)
-    checkpoint = config.checkpoint.model_dump(exclude={"every"})
-    display = Display(data.steps, console)
-
-    def log_data(done: int) -> None:
-        if done == 0 and data.summary:
-            run.log({"step": 0, "data": list(data.summary)})
-
-    def complete_at_ends(params: Params, step: int) -> None:
-        if step in (0, data.steps):
-            for sample in completer(plain_params(params)):
-                run.log_sample({"step": step, **sample})
-
+    check_metric(program, data, config.checkpoint.keep_best)
+    run.start(config, contents, data.named_digests)
+    checkpoint = config.checkpoint.model_dump(exclude={"every", "keep_best"})
     return fit(
         program.abstract_params,
         program.objective,
@@ -206,13 +209,9 @@ def _fit(
         evaluate_every=config.evaluation.every,
         save_every=config.checkpoint.every,
         max_skipped=config.max_skipped,
+        best=best,
         checkpoints=partial(open_checkpoints, **checkpoint, facts=run.facts),
-        callbacks=[
-            Callback(on_start=log_data),
-            Callback(display.start, display.show, on_end=display.stop),
-            Callback(evaluate=_make_evaluate(program, data)),
-            Callback(evaluate=complete_at_ends),
-        ],
+        callbacks=callbacks(),
         learning_rate=make_schedule(config.optimizer, data.steps),
         unit="tokens",
         peak_per_s=peak_tokens_per_s(
@@ -222,20 +221,34 @@ def _fit(
 
 
 def _export(
-    run: Run, config: Config, model: ModelConfig, fitted: Fitted, base: Path, tokenizer: Any
+    run: Run,
+    config: Config,
+    model: ModelConfig,
+    fitted: Fitted,
+    base: Path,
+    tokenizer: Any,
+    best: Best | None,
 ) -> None:
-    """Writes the run's final weights into its own folder."""
+    """Writes the run's final weights, or the best if it keeps those, into its own folder."""
     assert config.export_dtype is not None, "asked for"
+    step, params = fitted.step, fitted.params
+    chosen = best.saved_step(run.checkpoints) if best is not None else None
+    if chosen is not None and chosen != step:
+        for leaf in jax.tree.leaves((params, fitted.opt_state)):
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # Random keys.
+                leaf.delete()  # The best needs its memory.
+        _, params = restore(run, model, base, chosen)
+        step = chosen
     export(
         model,
-        fitted.params,
+        params,
         base,
         run.export,
         config.export_dtype,
         tokenizer=tokenizer,
         card=model_card(run.name, config, run.records),
         replace=True,
-        step=fitted.step,
+        step=step,
     )
 
 
@@ -251,22 +264,3 @@ def _beginning(
         return load, Checkpoints
     weights = Base(load)
     return lambda: begin(program, weights.load(), data.loader), partial(CompactCheckpoints, weights)
-
-
-def _make_evaluate(program: Program, data: RunData) -> Callable[[Params, int], dict[str, float]]:
-    """The means of the objective's loss and metrics over all evaluation data; {} without any."""
-    eval_step = jit_eval_step(program.objective, program.mesh, program.weight_shardings)
-
-    def evaluate(params: Params, step: int) -> dict[str, float]:
-        if data.eval_batches is None:
-            return {}
-        totals: Counter[str] = Counter()
-        with data.eval_batches() as batches:
-            for batch in batches:
-                sums = jax.device_get(eval_step(plain_params(params), batch))
-                figures = {"weight": sums.weight, "loss": sums.loss} | sums.metrics
-                totals.update({name: float(value) for name, value in figures.items()})
-        weight = totals.pop("weight")
-        return {f"eval_{name}": total / weight for name, total in totals.items()}
-
-    return evaluate

@@ -26,13 +26,22 @@ def test_only_committed_steps_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "keep_every", "left"),
-    [(1, None, [10]), (3, None, [6, 8, 10]), (1, 4, [4, 8, 10]), (9, 4, [2, 4, 6, 8, 10])],
+    ("keep", "keep_every", "best", "left"),
+    [
+        (1, None, None, [10]),
+        (3, None, None, [6, 8, 10]),
+        (1, 4, None, [4, 8, 10]),
+        (9, 4, None, [2, 4, 6, 8, 10]),
+        (1, None, 4, [4, 10]),
+        (1, 8, 10, [8, 10]),
+    ],
 )
-def test_pruning(tmp_path: Path, keep: int, keep_every: int | None, left: list[int]) -> None:
+def test_pruning(
+    tmp_path: Path, keep: int, keep_every: int | None, best: int | None, left: list[int]
+) -> None:
     folder = CheckpointFolder(tmp_path / "c")
     _save(folder, 2, 4, 6, 8, 10)
-    folder.prune(keep, keep_every)
+    folder.prune(keep, keep_every, best)
     assert folder.steps == left
 
 

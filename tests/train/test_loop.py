@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from train.best import Best
 from train.errors import UserError
 from train.loop import Cadence, Callback, Parts, train
 from train.run import Run, read_records
@@ -23,14 +24,16 @@ class FakeCheckpoints:
 
     def __init__(self) -> None:
         self.saved: list[int] = []
+        self.best: list[int | None] = []
         self.failures = 0  # Of the last save.
 
     @property
     def latest_step(self) -> int | None:
         return self.saved[-1] if self.saved else None
 
-    def save(self, state: TrainState, loader: Any) -> None:
+    def save(self, state: TrainState, loader: Any, best: int | None = None) -> None:
         self.saved.append(int(state.step))
+        self.best.append(best)
         assert loader.taken == int(state.step), "the position is that of the state"
 
     def poll(self) -> bool:
@@ -67,6 +70,8 @@ def _run(
     touch: Callable[[], object] = lambda: None,
     callbacks: Sequence[Callback] = (),
     failures: int = 0,
+    best: Best | None = None,
+    eval_losses: Sequence[float] = (2.0,) * 20,
 ) -> tuple[TrainState, FakeCheckpoints, Run]:
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         step = int(state.step) + 1
@@ -91,11 +96,12 @@ def _run(
     callbacks = [
         Callback(
             on_record=run.log,
-            evaluate=lambda params, step: {"eval_loss": 2.0, "eval_accuracy": 0.5},
+            evaluate=lambda params, step: {"eval_loss": eval_losses[step], "eval_accuracy": 0.5},
         ),
         *callbacks,
     ]
-    state = train(state, parts, Cadence(steps, 3, 5, 4), saves, callbacks)  # type: ignore[arg-type]
+    cadence, before = Cadence(steps, 3, 5, 4), run.records
+    state = train(state, parts, cadence, saves, callbacks, before=before, best=best)  # type: ignore[arg-type]
     return state, saves, run
 
 
@@ -105,6 +111,33 @@ def test_it_logs_evaluates_and_saves_when_it_is_time(tmp_path: Path) -> None:
     assert [r["step"] for r in records if "loss" in r] == [3, 4, 6, 8, 9, 10]
     assert [r["step"] for r in records if "eval_loss" in r] == [0, 5, 10]
     assert saves.saved == [4, 8, 10]
+
+
+def test_the_best_evaluation_is_saved_and_a_run_without_a_better_one_ends(tmp_path: Path) -> None:
+    losses = {0: 0.1, 5: 3.0, 10: 2.0, 15: 2.5, 20: 2.0, 25: 1.0}
+    eval_losses = [losses.get(step, math.nan) for step in range(31)]
+    best = Best("eval_loss", patience=2)
+    state, saves, _ = _run(tmp_path, steps=30, best=best, eval_losses=eval_losses)
+    assert int(state.step) == 20
+    assert saves.saved == [4, 5, 8, 10, 12, 16, 20]
+    assert saves.best == [None, 5, 5, 10, 10, 10, 10]
+    assert (best.step, best.value) == (10, 2.0)
+    # Begun again after its end, it does nothing; with more patience, it goes on.
+    state, saves, _ = _run(tmp_path, start=20, steps=30, best=Best("eval_loss", patience=2))
+    assert (int(state.step), saves.saved) == (20, [])
+    best = Best("eval_loss", patience=3)
+    state, saves, _ = _run(tmp_path, start=20, steps=26, best=best, eval_losses=eval_losses)
+    assert saves.saved == [24, 25, 26]
+    assert saves.best == [10, 25, 25]
+
+
+def test_a_resumed_loop_knows_the_best_of_the_records(tmp_path: Path) -> None:
+    losses = [9.0, *[2.0] * 5, *[3.0] * 20]
+    _run(tmp_path, steps=8, best=Best("eval_loss", 3), eval_losses=losses)
+    best = Best("eval_loss", 2)
+    state, saves, _ = _run(tmp_path, start=8, steps=20, best=best, eval_losses=losses)
+    # The evaluations after 8, the end of the first call, and after 10.
+    assert (int(state.step), best.step, saves.best) == (10, 5, [5])
 
 
 def test_callbacks_are_called_in_their_order(tmp_path: Path) -> None:

@@ -130,6 +130,16 @@ class DataSection(Section):
         """Returns the sources to train on, with the section's values for what they leave null."""
         return tuple(self._filled(source, self.split, self.revision) for source in self.train)
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is evaluation data, named or split off."""
+        return bool(self.eval or self.eval_split or self.eval_fraction)
+
+    def fill(self, source: Source) -> Source:
+        """The source of evaluation data with the section's values for what it leaves null."""
+        own = source.path in {trained.path for trained in self.train}
+        return self._filled(source, self.split, self.revision if own else None)
+
     def eval_sources(self) -> tuple[Source, ...]:
         """Returns the sources to evaluate on; none if a part of the training data is split off."""
         sources = self.eval or (self.train if self.eval_split else ())

@@ -66,6 +66,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_best_is_measured(self) -> Self:
+        metric = self.checkpoint.keep_best
+        if metric is None and self.evaluation.patience is not None:
+            raise ValueError(
+                "evaluation.patience needs checkpoint.keep_best, the metric that is to improve, "
+                "such as eval_loss"
+            )
+        if metric is not None and not self.data.is_evaluated and not self.evaluation.data:
+            raise ValueError(f"checkpoint.keep_best {metric}: there is no evaluation data")
+        return self
+
+    @model_validator(mode="after")
     def _pairs_are_complete(self) -> Self:
         if not self.objective.is_preference:
             return self

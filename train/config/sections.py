@@ -1,10 +1,12 @@
 """The small sections of a config: model, mesh, batch, evaluation, checkpoint."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from .base import Count, Section
+from .data import Sources
 
 
 class ModelSection(Section):
@@ -62,12 +64,31 @@ class BatchSection(Section):
         return self
 
 
+def _named_sets(sets: dict[str, Sources]) -> dict[str, Sources]:
+    for name, sources in sets.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ValueError(
+                f"{name!r} is no name of evaluation data: use letters, digits, and _ . -"
+            )
+        if not sources:
+            raise ValueError(f"{name} has no source")
+    return sets
+
+
 class EvaluationSection(Section):
-    """When the eval loss is computed, and which prompts are completed."""
+    """When the eval loss is computed and on which data, and which prompts are completed."""
 
     every: Count = 100
     """Updates between evaluations; the model is also evaluated before the first update and after
     the last."""
+    data: Annotated[dict[str, Sources], AfterValidator(_named_sets)] = Field(default_factory=dict)
+    """More evaluation data by name, as in {task: task.jsonl, general: general.jsonl}: each has a
+    loss and a token accuracy of its own, `eval_task_loss` and `eval_task_token_accuracy`, beside
+    the `eval_loss` of `data.eval` or of what is split off. What sources leave out is taken from
+    `data`; `data.eval_limit` is the limit of each."""
+    patience: Count | None = None
+    """End the run after this many evaluations in a row that were not better than the best by the
+    metric of `checkpoint.keep_best`; null: never."""
     prompts: tuple[str, ...] | None = None
     """User turns that are completed greedily before and after training; null: two prompts of the
     data, those of the evaluation data if there are any."""
@@ -84,6 +105,11 @@ class CheckpointSection(Section):
     """The number of newest checkpoints that are kept."""
     keep_every: Count | None = None
     """A checkpoint whose step is a multiple of it is kept for good; null: none is."""
+    keep_best: str | None = None
+    """The metric of an evaluation, such as eval_loss or eval_task_token_accuracy: the checkpoint
+    with its best value is saved and kept beside the newest, and exported at the end. Smaller is
+    better if the name ends in loss, else larger; the model before training does not count. null:
+    the last weights are exported."""
     verify: Literal["full", "size"] = "full"
     """What is compared with a checkpoint's manifest before it is restored: the digest of every
     file (full), or the sizes of the files alone, which is quicker and does not notice bits that

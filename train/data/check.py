@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,21 +46,19 @@ def check(config: Config, console: Console, num_shown: int = 3) -> None:
             "set data.streaming to false"
         )
     data = config.data.model_copy(update={"on_error": "report"})
-    cache = Path(config.cache).expanduser()
     now = datetime.now()
-    pairs = config.objective.is_preference
-    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now, pairs)
+    context = DataContext.of(config, tokenizer, vocab_size, console, now)
     sources = load_sources(data, context)
     stores = [source.store for source in sources]
     faults = find_faults(data, stores, vocab_size)
-    if not pairs:
+    if not context.pairs:
         faults += find_pair_faults(stores)
     try:
         check_tokenizer(tokenizer, vocab_size)
     except UserError as fault:
         faults.insert(0, str(fault))
     try:
-        datasets = make_splits(data, sources, config.seed, cache)
+        datasets = make_splits(data, sources, config.seed, context.cache)
     except UserError as fault:
         raise DataError([*faults, str(fault)]) from None
     _print_understood(sources, datasets.train, tokenizer, console)

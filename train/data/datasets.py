@@ -1,8 +1,8 @@
 """From the config's data section to training and evaluation data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ..config import Config
 from ..config.data import DataSection, Source
 from ..errors import DataError, UserError
 from .chat import RecordReader
 from .pairs import PairStore
 from .python_stdlib import NAME, PREFERENCES, load_stdlib
 from .sources import ListSource, RecordSource, is_hub_name, open_source
-from .splits import Datasets, Split, TokenisedSource, make_eval_split, make_splits
+from .splits import Datasets, Split, TokenisedSource, make_named_splits, make_splits
 from .token_store import Advance, open_store
 from .validate import check_tokenizer, find_faults, find_pair_faults
 
@@ -31,6 +32,7 @@ class DataContext:
       vocab_size: the model's.
       cache: the folder of tokenised data.
       pairs: whether preference pairs are trained on, and not single answers.
+      eval_sets: the sources of more evaluation data by its name.
       now: what chat templates read of the time.
       console: where progress is shown, if it is a terminal.
     """
@@ -42,6 +44,26 @@ class DataContext:
     console: Console | None = None
     now: datetime | None = None
     pairs: bool = False
+    eval_sets: Mapping[str, Sequence[Source]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, config: Config, tokenizer: Any, vocab_size: int, console: Console, now: datetime | None
+    ) -> "DataContext":
+        """The context of a config's data."""
+        return cls(
+            tokenizer,
+            vocab_size,
+            config.seed,
+            Path(config.cache).expanduser(),
+            console,
+            now,
+            config.objective.is_preference,
+            {
+                name: [config.data.fill(source) for source in sources]
+                for name, sources in config.evaluation.data.items()
+            },
+        )
 
 
 def build_datasets(data: DataSection, context: DataContext) -> Datasets:
@@ -58,10 +80,10 @@ def build_datasets(data: DataSection, context: DataContext) -> Datasets:
     return make_splits(data, sources, context.seed, context.cache)
 
 
-def build_eval(data: DataSection, context: DataContext) -> Split | None:
-    """Builds the evaluation data alone, where the training data is a stream."""
+def build_evals(data: DataSection, context: DataContext) -> dict[str, Split]:
+    """Builds the evaluation data alone by its name, where the training data is a stream."""
     sources = _load_checked(data, context)
-    return make_eval_split(data, sources, context.seed, context.cache) if sources else None
+    return make_named_splits(data, sources, context.seed, context.cache)
 
 
 def _load_checked(data: DataSection, context: DataContext) -> list[TokenisedSource]:
@@ -78,22 +100,26 @@ def _load_checked(data: DataSection, context: DataContext) -> list[TokenisedSour
 
 def load_sources(data: DataSection, context: DataContext) -> list[TokenisedSource]:
     """Tokenises every source; training data that is streamed is left out."""
-    opened = list(_open_sources(data))
+    _check_eval_sources(data, data.eval_sources(), "data.eval")
+    for name, named in context.eval_sets.items():
+        _check_eval_sources(data, named, f"evaluation.data.{name}")
+    opened = [(*source, "") for source in _open_sources(data)]
+    for name, named in context.eval_sets.items():
+        opened += [(*source, name) for source in _open_eval_sources(data, named)]
     loaded = []
-    with _progress(sum(len(records) for _, records, _ in opened), context.console) as advance:
-        for source, records, is_eval in opened:
+    with _progress(sum(len(records) for _, records, *_ in opened), context.console) as advance:
+        for source, records, is_eval, eval_set in opened:
             reader = RecordReader.of(source, data, context.now)
             stop = data.on_error == "stop"
             store = open_store(records, context.tokenizer, reader, context.cache, advance, stop)
             kind = PairStore.of(store) if context.pairs else store
-            loaded.append(TokenisedSource(source, kind, is_eval))
+            loaded.append(TokenisedSource(source, kind, is_eval, eval_set))
     return loaded
 
 
 def _open_sources(data: DataSection) -> Iterator[tuple[Source, RecordSource, bool | None]]:
     """Each source with whether it is evaluation data (None: it is still to be divided)."""
     eval_sources = data.eval_sources()
-    _check_eval_sources(data, eval_sources)
     undivided = None if data.eval_fraction and not eval_sources else False
     for source in () if data.streaming else data.train_sources():
         if source.path not in STDLIB:
@@ -103,6 +129,13 @@ def _open_sources(data: DataSection) -> Iterator[tuple[Source, RecordSource, boo
             for records, is_eval in zip(halves, (False, True), strict=True):
                 if records:
                     yield source, ListSource(records), is_eval
+    yield from _open_eval_sources(data, eval_sources)
+
+
+def _open_eval_sources(
+    data: DataSection, eval_sources: Sequence[Source]
+) -> Iterator[tuple[Source, RecordSource, bool | None]]:
+    """Each source of evaluation data."""
     for source in eval_sources:
         if source.path not in STDLIB:
             yield source, _open(source), True
@@ -117,16 +150,17 @@ def _open(source: Source) -> RecordSource:
     return open_source(source.path, source.split or "train", source.revision)
 
 
-def _check_eval_sources(data: DataSection, eval_sources: Sequence[Source]) -> None:
+def _check_eval_sources(data: DataSection, eval_sources: Sequence[Source], key: str) -> None:
     trained = {(source.path, source.split) for source in data.train_sources()}
     for source in eval_sources:
-        if data.eval_split is not None and not _has_splits(source.path):
+        named = key != "data.eval"
+        if data.eval_split is not None and not named and not _has_splits(source.path):
             raise UserError(
                 f"data.eval_split: {source.path} has no splits; name evaluation data in data.eval"
             )
         if (source.path, source.split) in trained:
             raise UserError(
-                f"data.eval: {source.path} is trained on; "
+                f"{key}: {source.path} is trained on; "
                 "name other data, or leave it out to split some off"
             )
 

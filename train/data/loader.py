@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from ..config import Config
 from ..step import Batch
-from .datasets import DataContext, build_datasets, build_eval
+from .datasets import DataContext, build_datasets, build_evals
 from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
 from .prompts import DataPrompt, first_prompts
 from .reference import ReferencePass, ReferenceValues, open_values
@@ -26,6 +25,7 @@ from .summary import describe_sources
 from .validate import check_epoch
 
 TrainBatch = tuple[Batch, int]  # An update's microbatches [N, B/N, T], and the tokens in them.
+OpenBatches = Callable[[], AbstractContextManager[Iterator[Batch]]]
 
 
 class Positioned(Protocol):
@@ -104,22 +104,24 @@ class RunData:
     Attributes:
       steps: updates in all.
       loader: the training batches, one an update.
-      eval_batches: opens an iterator over all evaluation data once, in batches [B, T]; None if
-        there is none.
+      eval_batches: for evaluation data by its name, "" without one: opens an iterator over all of
+        it once, in batches [B, T].
       prompts: some prompts in the data, the evaluation data's if there are any.
       summary: a line on the training data, and one on the evaluation data.
       digests: of the training data and the evaluation data; equal for equal data. Of a stream's
         files, pieces are digested.
+      named_digests: likewise of evaluation data with a name.
       passes: what a reference computes of each split before the first batch is taken.
       stream: the stream that the loader reads, if it does.
     """
 
     steps: int
     loader: Loader
-    eval_batches: Callable[[], AbstractContextManager[Iterator[Batch]]] | None
+    eval_batches: Mapping[str, OpenBatches]
     prompts: Sequence[DataPrompt] = ()
     summary: Sequence[str] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    named_digests: Mapping[str, str] = field(default_factory=dict)
     passes: Sequence[ReferencePass] = ()
     stream: Stream | None = None
 
@@ -143,9 +145,7 @@ def open_data(
     Raises:
       UserError: if data cannot be used, or is less than a batch.
     """
-    cache = Path(config.cache).expanduser()
-    pairs = config.objective.is_preference
-    context = DataContext(tokenizer, vocab_size, config.seed, cache, console, now, pairs)
+    context = DataContext.of(config, tokenizer, vocab_size, console, now)
     if config.data.streaming:
         return _open_stream(config, context, mesh, console)
     return _open_indexed(config, context, mesh, console, reference_digest)
@@ -176,24 +176,32 @@ def _open_indexed(
         lambda batch: (to_devices(batch[0], mesh, num_microbatches), batch[1]),
         steps,
     )
-    digests = {split.name: split.digest for split in datasets.splits}
-    eval_batches = _eval_batches(config, datasets.eval, mesh, *values[1:])
-    prompts = _prompts(config, datasets.eval or datasets.train)
+    digests = {datasets.train.name: datasets.train.digest} | _digests(datasets.evals)
+    of_evals: Sequence[ReferenceValues | None] = values[1:] or [None] * len(datasets.evals)
+    eval_batches = {
+        name: _eval_batches(config, split, mesh, reference)
+        for (name, split), reference in zip(datasets.evals.items(), of_evals, strict=True)
+    }
+    prompts = _prompts(config, next(iter(datasets.evals.values()), datasets.train))
     summary = [str(split) for split in datasets.splits]
     loader = Loader(iterator, lambda step: [*map(datasets.train.where, batches.examples(step))])
-    return RunData(steps, loader, eval_batches, prompts, summary, digests, passes)
+    named = _digests(datasets.evals, named=True)
+    return RunData(steps, loader, eval_batches, prompts, summary, digests, named, passes)
+
+
+def _digests(evals: Mapping[str, Split], *, named: bool = False) -> dict[str, str]:
+    return {split.name: split.digest for key, split in evals.items() if bool(key) == named}
 
 
 def _reference_pass(config: Config, split: Split, mesh: Mesh, digest: str) -> ReferencePass:
     batches = _eval_batches(config, split, mesh)
-    assert batches is not None
     rows = split.batches(_eval_rows(config), config.seed)
     return ReferencePass(split.name, open_values(config, split, digest), rows, batches)
 
 
 def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Console) -> RunData:
-    split = build_eval(config.data, context)
-    _print_summary([split] if split is not None else [], console, preview(config.data, context))
+    evals = build_evals(config.data, context)
+    _print_summary([*evals.values()], console, preview(config.data, context))
     num_microbatches = config.batch.num_microbatches
     num_rows = config.batch.size // num_microbatches
     shard = Shard(*row_group(mesh, num_rows))
@@ -206,12 +214,15 @@ def _open_stream(config: Config, context: DataContext, mesh: Mesh, console: Cons
 
     assert config.steps is not None, "the config requires steps for a stream"
     loader = Loader(stream.prefetch(put))
-    eval_batches = _eval_batches(config, split, mesh)
-    digests = {"training data": stream.digest()}
-    if split is not None:
-        digests[split.name] = split.digest
-    prompts = _prompts(config, split)
-    return RunData(config.steps, loader, eval_batches, prompts, digests=digests, stream=stream)
+    return RunData(
+        config.steps,
+        loader,
+        {name: _eval_batches(config, split, mesh) for name, split in evals.items()},
+        _prompts(config, next(iter(evals.values()), None)),
+        digests={"training data": stream.digest()} | _digests(evals),
+        named_digests=_digests(evals, named=True),
+        stream=stream,
+    )
 
 
 def _prompts(config: Config, split: Split | None) -> Sequence[DataPrompt]:
@@ -235,10 +246,8 @@ def _print_summary(splits: Sequence[Split], console: Console, first: Sequence[st
 
 
 def _eval_batches(
-    config: Config, split: Split | None, mesh: Mesh, reference: ReferenceValues | None = None
-) -> Callable[[], AbstractContextManager[Iterator[Batch]]] | None:
-    if split is None:
-        return None
+    config: Config, split: Split, mesh: Mesh, reference: ReferenceValues | None = None
+) -> OpenBatches:
     num_rows = _eval_rows(config)
     batches = split.batches(num_rows, config.seed, reference)
     local = local_rows(mesh, num_rows)

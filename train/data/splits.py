@@ -1,7 +1,7 @@
 """The training data and the evaluation data: which examples each uses, and in which rows."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,13 @@ class TokenisedSource:
 
     Attributes:
       is_eval: whether they are evaluation data; None: they are still to be divided.
+      eval_set: the name of the evaluation data that they belong to; "": that without a name.
     """
 
     source: Source
     store: Store
     is_eval: bool | None
+    eval_set: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Datasets:
-    """The training data, and the evaluation data if there is any."""
+    """The training data, and the evaluation data if there is any.
+
+    Attributes:
+      evals: evaluation data by name; that without a name is "".
+    """
 
     train: Split
-    eval: Split | None
+    evals: Mapping[str, Split]
+
+    @property
+    def eval(self) -> Split | None:
+        """The evaluation data without a name, if there is any."""
+        return self.evals.get("")
 
     @property
     def splits(self) -> list[Split]:
         """The splits that there are."""
-        return [split for split in (self.train, self.eval) if split is not None]
+        return [self.train, *self.evals.values()]
 
 
 def make_splits(
@@ -189,6 +200,9 @@ def make_splits(
     Raises:
       UserError: if a split has no examples.
     """
+    named = [source for source in sources if source.eval_set]
+    evals = make_named_splits(data, named, seed, cache)
+    sources = [source for source in sources if not source.eval_set]
     indices = [source.store.index for source in sources]
     # All examples of a record are on one side, whatever the chat template made of it.
     digests = [i["record_digest"] for i in indices]
@@ -208,9 +222,22 @@ def make_splits(
         )
     train_masks = [~mask for mask in masks]
     train = _make_split("training data", data, sources, train_masks, data.limit, seed, cache)
-    if not any(mask.any() for mask in masks):
-        return Datasets(train, None)
-    return Datasets(train, make_eval_split(data, sources, seed, cache, masks))
+    if any(mask.any() for mask in masks):
+        evals = {"": make_eval_split(data, sources, seed, cache, masks)} | evals
+    return Datasets(train, evals)
+
+
+def make_named_splits(
+    data: DataSection, sources: Sequence[TokenisedSource], seed: int, cache: Path
+) -> dict[str, Split]:
+    """The evaluation data of whole sources by its name."""
+    names = list(dict.fromkeys(source.eval_set for source in sources))
+    return {
+        name: make_eval_split(
+            data, [source for source in sources if source.eval_set == name], seed, cache
+        )
+        for name in names
+    }
 
 
 def make_eval_split(
@@ -222,7 +249,8 @@ def make_eval_split(
 ) -> Split:
     """The evaluation data: the examples that each source's mask selects, or all of them."""
     masks = masks or [np.ones(len(source.store), bool) for source in sources]
-    return _make_split("evaluation data", data, sources, masks, data.eval_limit, seed, cache)
+    name = f"evaluation data {sources[0].eval_set}".rstrip()
+    return _make_split(name, data, sources, masks, data.eval_limit, seed, cache)
 
 
 def _make_split(

@@ -109,9 +109,7 @@ def _look(config: Config, model: ModelConfig, tokenizer: Any, console: Console) 
 
 def _build(config: Config, model: ModelConfig, tokenizer: Any, console: Console) -> Split:
     """The training data; its tokens are kept, so that a run does not tokenise again."""
-    cache = Path(config.cache).expanduser()
-    pairs = config.objective.is_preference
-    context = DataContext(tokenizer, model.vocab_size, config.seed, cache, console, pairs=pairs)
+    context = DataContext.of(config, tokenizer, model.vocab_size, console, None)
     return build_datasets(config.data, context).train
 
 

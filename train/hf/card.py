@@ -1,5 +1,6 @@
 """The model card of an export: what was tuned, on which data, how, and with which result."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -8,6 +9,7 @@ import yaml
 
 import gmt_jax
 
+from ..best import Best, find_eval_figures
 from ..config import Config
 
 Record: TypeAlias = Mapping[str, Any]
@@ -29,13 +31,14 @@ def model_card(name: str, config: Config, records: Sequence[Record]) -> str:
     """
     parts = [_header(config), _title(name, config), _data(config, records)]
     parts.append(_method(config, records))
-    parts += [_results(records), _use(name)]
+    parts += [_results(config, records), _use(name)]
     return "\n".join(filter(None, parts))
 
 
 def _header(config: Config) -> str:
     """The metadata that the hub reads."""
-    sources = [source.path for source in (*config.data.train, *config.data.eval)]
+    named = [source for sources in config.evaluation.data.values() for source in sources]
+    sources = [source.path for source in (*config.data.train, *config.data.eval, *named)]
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -62,7 +65,10 @@ def _title(name: str, config: Config) -> str:
 def _data(config: Config, records: Sequence[Record]) -> str:
     data = config.data
     lines = ["## Data", "", "| source | used for | split | weight |", "|---|---|---|---|"]
-    for use, sources in (("training", data.train_sources()), ("evaluation", data.eval_sources())):
+    uses = [("training", data.train_sources()), ("evaluation", data.eval_sources())]
+    for key, sources in config.evaluation.data.items():
+        uses.append((f"evaluation: {key}", tuple(map(data.fill, sources))))
+    for use, sources in uses:
         for source in sources:
             name = _public(source.path)
             at = f" at {source.revision}" if source.revision else ""
@@ -110,14 +116,21 @@ def _method(config: Config, records: Sequence[Record]) -> str:
     )
 
 
-def _results(records: Sequence[Record]) -> str:
-    evaluated = [record for record in records if "eval_loss" in record]
+def _results(config: Config, records: Sequence[Record]) -> str:
+    """The evaluations before and after training, and the best if that is what is exported."""
+    evaluated = [record for record in records if find_eval_figures(record)]
     if not evaluated:
         return ""
-    names = ["eval_loss", *(["eval_accuracy"] if "eval_accuracy" in evaluated[0] else [])]
+    names = find_eval_figures(evaluated[0])
+    best = Best.of(config, records)
+    shown = [evaluated[0], *evaluated[1:][-1:]]
+    if best is not None and best.step is not None:
+        shown = [r for r in evaluated if r["step"] in (best.step, shown[0]["step"])]
     rows = [
-        " | ".join([f"{record['step']:,}", *(f"{record[name]:.4f}" for name in names)])
-        for record in (evaluated[0], *evaluated[1:][-1:])
+        " | ".join(
+            [f"{record['step']:,}", *(f"{record.get(name, math.nan):.4f}" for name in names)]
+        )
+        for record in shown
     ]
     titles = " | ".join(["updates", *(name.replace("_", " ") for name in names)])
     lines = [f"| {titles} |", "|---" * (1 + len(names)) + "|", *(f"| {row} |" for row in rows)]

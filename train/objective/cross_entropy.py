@@ -37,6 +37,21 @@ def cross_entropy(
     return jnp.sum(losses * weights)
 
 
+def losses_and_hits(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """Each token's cross-entropy, and 1 if its target alone has the largest logit, else 0.
+
+    Both float32 [B, T], in one pass over the logits, for evaluation.
+
+    Args: as those of `cross_entropy`.
+    """
+    weights = jnp.ones(targets.shape, jnp.float32)
+    step = partial(_loss_and_hit, head, dtype)
+    scores: tuple[jax.Array, jax.Array] = _in_pieces(step, None, (hidden, targets, weights))[1]
+    return scores
+
+
 def _forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
 ) -> tuple[jax.Array, Any]:
@@ -107,6 +122,18 @@ def _loss(head: jax.Array, dtype: DTypeLike, carry: None, piece: Piece) -> tuple
     hidden, targets, _ = piece
     logits = compute_logits(hidden, head, dtype)
     return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
+
+
+def _loss_and_hit(
+    head: jax.Array, dtype: DTypeLike, carry: None, piece: Piece
+) -> tuple[None, tuple[jax.Array, jax.Array]]:
+    """Each token's loss [B, C], and whether its target alone has the largest logit."""
+    hidden, targets, _ = piece
+    logits = compute_logits(hidden, head, dtype)
+    picked = _pick(logits, targets)
+    # Counted, which needs no gather where the vocabulary is sharded, as argmax might.
+    rank = jnp.sum(logits >= picked[..., None], axis=-1, dtype=jnp.int32)
+    return None, (jax.nn.logsumexp(logits, axis=-1) - picked, (rank == 1).astype(jnp.float32))
 
 
 def _loss_and_gradient(

@@ -7,6 +7,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from ..best import find_eval_figures
+
 _LABELS_AND_FORMATS = {
     "loss": ("loss", "{:.4f}"),
     "eval_loss": ("eval loss", "{:.4f}"),
@@ -76,9 +78,13 @@ class Display:
 
 def _figures(record: dict[str, Any]) -> str:
     """Returns the record's known figures in a fixed order: `loss 1.2345  tokens/s 812`."""
+    named = {
+        key: (key.replace("_", " "), "{:.4f}" if key.endswith("loss") else "{:.1%}")
+        for key in find_eval_figures(record)
+    }
     return "  ".join(
         f"{label} {template.format(record[key])}"
-        for key, (label, template) in _LABELS_AND_FORMATS.items()
+        for key, (label, template) in (_LABELS_AND_FORMATS | named).items()
         if key in record
     )
 

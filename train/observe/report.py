@@ -1,5 +1,6 @@
 """The table and the sample completions at the end of a run, read from its folder."""
 
+import math
 import statistics
 from typing import Any
 
@@ -8,23 +9,30 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..best import Best, find_eval_figures
 from ..run import Run, read_records
 
 
 def report(run: Run) -> RenderableType:
     """Renders the eval losses, the masked fraction, the speed and the folders; then completions."""
     records = list(read_records(run.metrics_file))
-    eval_losses = [r["eval_loss"] for r in records if "eval_loss" in r]
+    evaluated: dict[str, list[float]] = {}
+    for record in records:
+        for name in find_eval_figures(record):
+            evaluated.setdefault(name, []).append(record[name])
     trained = [r for r in records if "loss" in r]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    if eval_losses:
-        change = eval_losses[-1] / eval_losses[0] - 1
-        table.add_row("eval loss", f"{eval_losses[0]:.4f} → {eval_losses[-1]:.4f}  ({change:+.1%})")
-    accuracies = [r["eval_accuracy"] for r in records if "eval_accuracy" in r]
-    if accuracies:
-        table.add_row("eval accuracy", f"{accuracies[0]:.1%} → {accuracies[-1]:.1%}")
+    for name, values in evaluated.items():
+        change = f"{values[0]:.1%} → {values[-1]:.1%}"
+        if name.endswith("loss"):
+            share = values[-1] / values[0] - 1 if values[0] else math.nan
+            change = f"{values[0]:.4f} → {values[-1]:.4f}  ({share:+.1%})"
+        table.add_row(name.replace("_", " "), change)
+    best = Best.of(run.config(), records) if run.config_file.is_file() else None
+    if best is not None and best.step is not None:
+        table.add_row("best", str(best))
     if trained:
         table.add_row("updates", str(trained[-1]["step"]))
         for key, value in trained[-1].items():

@@ -88,3 +88,26 @@ def test_differing_keys_are_named_in_full(minimal: Path) -> None:
     assert set(keys) >= {"seed", "optimizer.mask.kind", "optimizer.mask.warmup"}
     assert "run" not in keys
     assert all(key.startswith(("seed", "optimizer.mask.")) for key in keys)
+
+
+def test_the_best_is_kept_by_a_metric_that_can_be_measured(minimal: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.patience needs checkpoint\.keep_best"):
+        load_config(minimal, ["evaluation.patience=2"])
+    best = "checkpoint.keep_best=eval_loss"
+    config = load_config(minimal, ["evaluation.patience=2", best, "evaluation.data.task=a.jsonl"])
+    assert [source.path for source in config.evaluation.data["task"]] == ["a.jsonl"]
+    with pytest.raises(UserError, match="there is no evaluation data"):
+        load_config(minimal, ["data.eval_fraction=0", best])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluation.data={task: {path: a, splt: b}}", r"splt.*did you mean .*split"),
+        ("evaluation.data={task: {split: b}}", r"evaluation\.data\.task.*path is missing"),
+        ("evaluation.data=a.jsonl", r"evaluation\.data: .*, got 'a\.jsonl'"),
+    ],
+)
+def test_faults_of_evaluation_data_are_located(minimal: Path, setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(minimal, [setting])

@@ -23,3 +23,12 @@ def test_a_batch_is_a_multiple_of_its_microbatches() -> None:
 def test_every_is_at_least_one_update(section: type) -> None:
     with pytest.raises(ValidationError, match="every"):
         section(every=0)
+
+
+def test_evaluation_data_has_names_that_metrics_can_have() -> None:
+    section = EvaluationSection.model_validate({"data": {"task-1": "a.jsonl", "b": ["c", "d"]}})
+    assert [source.path for source in section.data["b"]] == ["c", "d"]
+    with pytest.raises(ValidationError, match="'a b' is no name of evaluation data"):
+        EvaluationSection.model_validate({"data": {"a b": "a.jsonl"}})
+    with pytest.raises(ValidationError, match="a has no source"):
+        EvaluationSection.model_validate({"data": {"a": []}})

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from train.config.data import DataSection
-from train.data.datasets import DataContext, build_datasets, build_eval
+from train.config.data import DataSection, Source
+from train.data.datasets import DataContext, build_datasets, build_evals
 from train.data.splits import Datasets, Split
 from train.errors import DataError, UserError
 
@@ -283,12 +283,12 @@ def test_only_the_evaluation_data_of_a_stream_is_tokenised(
     held.write_text('{"text": "other"}\n')
     context = DataContext(tokenizer, 300, 0, cache)
     section = DataSection(train="no/where", streaming=True, eval=str(held), max_length=64)
-    assert _texts(build_eval(section, context), tokenizer) == ["other"]
+    assert _texts(build_evals(section, context)[""], tokenizer) == ["other"]
     section = DataSection(train=str(file), streaming=True, eval_fraction=0)
-    assert build_eval(section, context) is None
+    assert build_evals(section, context) == {}
     section = DataSection(train=str(file), streaming=True, eval=str(file))
     with pytest.raises(UserError, match="is trained on"):
-        build_eval(section, context)
+        build_evals(section, context)
 
 
 def test_the_split_does_not_depend_on_the_chat_template(
@@ -309,3 +309,23 @@ def test_the_split_does_not_depend_on_the_chat_template(
         made = build_datasets(section, DataContext(tokenizer, 300, 0, cache))
         held.append([text.removeprefix(head) for text in _texts(made.eval, tokenizer)])
     assert held[0] == held[1]
+
+
+def test_evaluation_data_by_name_is_beside_what_is_split_off(
+    tokenizer: Any, file: Path, tmp_path: Path, cache: Path
+) -> None:
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"text": "other"}\n{"text": "more"}\n')
+    section = DataSection(train=str(file), **DEFAULTS)
+    plain = build_datasets(section, DataContext(tokenizer, 300, 0, cache))
+    sets = {"b": [section.fill(Source(path=str(other)))]}
+    context = DataContext(tokenizer, 300, 0, cache, eval_sets=sets)
+    made = build_datasets(section, context)
+    assert [split.digest for split in made.splits[:2]] == [split.digest for split in plain.splits]
+    assert _texts(made.evals["b"], tokenizer) == ["other", "more"]
+    assert str(made.evals["b"]).startswith("evaluation data b: 2 examples")
+    streamed = section.model_copy(update={"streaming": True, "eval_fraction": 0})
+    assert _texts(build_evals(streamed, context)["b"], tokenizer) == ["other", "more"]
+    trained = DataContext(tokenizer, 300, 0, cache, eval_sets={"b": [section.train_sources()[0]]})
+    with pytest.raises(UserError, match=r"evaluation\.data\.b: .* is trained on; name other data"):
+        build_datasets(section, trained)

@@ -128,9 +128,9 @@ def test_all_evaluation_data_comes_once(open_run: Open) -> None:
     data = open_run()
     data.loader.close()
     assert data.steps == 6
-    assert data.eval_batches is not None
+    assert list(data.eval_batches) == [""]
     for _ in range(2):
-        with data.eval_batches() as batches:
+        with data.eval_batches[""]() as batches:
             rows = np.concatenate([np.asarray(batch["tokens"]) for batch in batches])
         lengths = np.count_nonzero(rows, axis=1)
         assert 4 <= np.count_nonzero(lengths) <= 12, "a fifth of forty records"
@@ -141,7 +141,7 @@ def test_a_stream_is_digested_by_its_files_and_counts_what_it_read(open_run: Ope
     data = open_run(**STREAM)
     with closing(data.loader) as loader:
         _take(loader, 1)
-    assert data.eval_batches is None
+    assert data.eval_batches == {}
     assert list(data.digests) == ["training data"]
     assert data.stream is not None
     assert data.stream.counts["kept"] >= 4

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from train.objective import cross_entropy as module
-from train.objective.cross_entropy import cross_entropy, target_logprobs
+from train.objective.cross_entropy import cross_entropy, losses_and_hits, target_logprobs
 from train.sharding import make_mesh, partition_spec
 
 V, D = 2048, 8
@@ -122,3 +122,20 @@ def test_log_probabilities_and_their_gradients_are_those_of_the_whole(
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     for a, b in zip(gradients, others, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_a_hit_is_a_target_that_alone_has_the_largest_logit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TOKENS", 24)
+    hidden, head, targets, _ = _inputs(2, 31)
+    logits = np.einsum("btd,vd->btv", hidden, head)
+    likeliest = jnp.asarray(logits.argmax(-1), jnp.int32)
+    targets = targets.at[:, ::3].set(likeliest[:, ::3])
+    losses, hits = losses_and_hits(hidden, head, targets, jnp.dtype("float32"))
+    np.testing.assert_array_equal(hits, likeliest == targets)
+    assert 0.3 < float(hits.mean()) < 0.4
+    expected = target_logprobs(hidden, head, targets, jnp.dtype("float32"))
+    np.testing.assert_array_equal(losses, -expected)
+    _, ties = losses_and_hits(hidden, jnp.zeros_like(head), targets, jnp.dtype("float32"))
+    assert not ties.any()
