@@ -7,9 +7,13 @@ from rich.console import Console
 
 from .best import Best
 from .data.loader import RunData
+from .distributed.processes import is_main_process
 from .evaluation import make_evaluate
 from .loop import Callback
+from .observe.backends import find_openings
+from .observe.privacy import describe_code, redact
 from .observe.progress import Display
+from .observe.trackers import TrackedRun, Trackers
 from .program import Program
 from .run import Run
 from .samples import Completer
@@ -26,6 +30,7 @@ def make_callbacks(
 ) -> list[Callback]:
     """The callbacks of a run, in their order."""
     display = Display(data.steps, console)
+    trackers = _open_trackers(program, run)
 
     def log_data(done: int) -> None:
         if done == 0 and data.summary:
@@ -34,19 +39,38 @@ def make_callbacks(
     return [
         Callback(on_start=log_data),
         Callback(display.start, display.show, on_end=display.stop),
+        Callback(
+            lambda done: trackers.start(done, run.folder / "trackers.json"),
+            trackers.log,
+            on_end=trackers.stop,
+        ),
         Callback(evaluate=make_evaluate(program, data)),
-        Callback(evaluate=_completions(data, run, completer, best)),
+        Callback(evaluate=_completions(data, run, completer, best, trackers)),
     ]
 
 
 def _completions(
-    data: RunData, run: Run, completer: Completer, best: Best | None
+    data: RunData, run: Run, completer: Completer, best: Best | None, trackers: Trackers
 ) -> Callable[[Any, int], Mapping[str, Any] | None]:
     """Completes the prompts before the first update and after the last."""
 
     def complete(params: Any, step: int) -> None:
         if step in (0, data.steps) or (best is not None and best.is_over):
-            for sample in completer(plain_params(params)):
+            samples = completer(plain_params(params))
+            for sample in samples:
                 run.log_sample({"step": step, **sample})
+            trackers.log_samples(step, samples)
 
     return complete
+
+
+def _open_trackers(program: Program, run: Run) -> Trackers:
+    """The trackers of the config; of several processes, the first one's alone."""
+    config = program.config
+
+    def describe(done: int, run_id: str) -> TrackedRun:
+        settings = redact(config.model_dump(mode="json"))
+        facts = {**describe_code(), "steps": str(program.steps)}
+        return TrackedRun(run.folder, config.track_project, run.name, run_id, settings, facts, done)
+
+    return Trackers(find_openings(config.track if is_main_process() else ()), describe)

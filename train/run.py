@@ -12,17 +12,11 @@ from typing import Any
 
 from . import lease
 from .best import Best
-from .config import Config, differing_keys, dump_config, load_config
+from .config import RESUMABLE_KEYS, Config, differing_keys, dump_config, load_config
 from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
 from .errors import UserError
 from .files import atomic_file
 from .manifest import DamagedError, Manifest, Verify, check_folder
-
-# Config keys that may change when a run is resumed. None of them changes a weight, except the mesh,
-# which changes the order in which sums are added.
-RESUMABLE_KEYS = frozenset(
-    {"run", "mesh", "evaluation", "checkpoint", "log_every", "max_skipped", "export_dtype", "cache"}
-)
 
 
 class Run:

@@ -33,6 +33,7 @@ from .hf.load import load_params
 from .hf.tokenizer import describe_tokenizer, load_tokenizer
 from .loop import Callback
 from .model import ModelConfig, Params, load_model_config
+from .observe.backends import find_openings
 from .observe.report import print_report
 from .optimizer import make_schedule, undecided
 from .program import Program, keep_compiled
@@ -86,6 +87,7 @@ def sft(
 def _train(config: Config, run: Run, console: Console) -> bool:
     """Trains up to the last update and exports; returns False if it was asked to stop before."""
     keep_compiled(config)
+    find_openings(config.track)  # Reports what is not installed.
     mesh = make_mesh(**config.mesh.model_dump())
     num_rows = config.batch.size // config.batch.num_microbatches
     check_rows(mesh, num_rows, config.data.max_length)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train.config import load_config
 from train.manifest import read_manifest
@@ -46,7 +47,11 @@ def test_the_best_weights_are_kept_and_exported_and_a_run_ends_early(
     monkeypatch.setattr("train.callbacks.make_evaluate", evaluate)
     evaluation = {"every": 1, "patience": 2, "prompts": ["3+9="]}
     file = write_config(
-        evaluation=evaluation, checkpoint=BEST, export_dtype="float32", optimizer=optimizer
+        evaluation=evaluation,
+        checkpoint=BEST,
+        export_dtype="float32",
+        optimizer=optimizer,
+        track="tensorboard",
     )
     run = _train(file)
     assert [r["step"] for r in run.records if "eval_loss" in r] == [0, 1, 2, 3, 4]
@@ -72,3 +77,8 @@ def test_the_best_weights_are_kept_and_exported_and_a_run_ends_early(
     assert [r["step"] for r in run.records if "eval_loss" in r] == [0, 1, 2, 3, 4, 5, 6]
     assert read_manifest(run.export).facts["step"] == 6
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["6"]
+    shown = EventAccumulator(str(run.folder / "tensorboard"))
+    shown.Reload()
+    assert [event.step for event in shown.Scalars("eval_loss")] == [0, 1, 2, 3, 4, 5, 6]
+    assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in shown.Tensors("samples/text_summary")] == [0, 4, 6]

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ..errors import UserError
 from ..files import shipped
@@ -23,6 +23,32 @@ from .sections import (
     ModelSection,
 )
 from .yaml import apply_override, flatten, parse_yaml
+
+# Config keys that may change when a run is resumed. None of them changes a weight, except the mesh,
+# which changes the order in which sums are added.
+RESUMABLE_KEYS = frozenset(
+    {
+        "run",
+        "mesh",
+        "evaluation",
+        "checkpoint",
+        "log_every",
+        "max_skipped",
+        "track",
+        "track_project",
+        "export_dtype",
+        "cache",
+    }
+)
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+def _as_tuple(given: Any) -> Any:
+    """Puts a single name into a list; each counts once."""
+    if given is None or isinstance(given, str):
+        return (given,) if given else ()
+    return tuple(dict.fromkeys(given)) if isinstance(given, list | tuple) else given
 
 
 class Config(Section):
@@ -51,6 +77,11 @@ class Config(Section):
     update changes neither weights nor optimizer state, and is recorded with its examples."""
     log_every: Count = 10
     """Updates between records in metrics.jsonl and lines on the screen."""
+    track: Annotated[tuple[TrackerName, ...], BeforeValidator(_as_tuple)] = ()
+    """The trackers that get the records, beside metrics.jsonl: tensorboard, wandb, trackio or
+    mlflow, one or several. What fails there never stops the run."""
+    track_project: str = "gmt-train"
+    """The project or experiment in which wandb, trackio and mlflow show the run."""
     export_dtype: Literal["float32", "bfloat16"] | None = None
     """The dtype in which the tuned model is written to RUN/export at the end; null: it is not."""
     cache: str = "~/.cache/gmt-jax"
