@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .cli.generation import add_generation_commands
 from .cli.models import add_model_commands
 from .cli.parser import parse
 from .cli.runs import add_run_commands
@@ -32,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_training_commands(commands)
     add_model_commands(commands)
+    add_generation_commands(commands)
     add_weight_commands(commands)
     add_run_commands(commands)
     return parser

@@ -1,9 +1,13 @@
-"""Exports a run's newest weights, and completes prompts with them or a model folder's."""
+"""A run's newest weights or a model folder's: opened, exported, and used to complete prompts."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import jax
+from jax.sharding import Mesh
 
 from .best import Best
 from .checkpoint import Checkpoints
@@ -11,16 +15,17 @@ from .compact import abstract_compact, abstract_weights, compact_shardings, fing
 from .compact_checkpoint import abstract_stored, from_stored
 from .config import Config
 from .config.mask_bases import Lasting
-from .data.prompts import prompt_ids
+from .data.prompts import Prompt, prompt_ids
+from .errors import UserError
 from .files import check_destination
-from .generate import Sampling, check_prompts, complete
+from .generate import BATCH_SIZE, Sampling, check_prompts, complete
 from .hf.card import model_card
 from .hf.ends import find_ends
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, text_ids
-from .model import ModelConfig, abstract_params, load_model_config, logical_axes
+from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
 from .run import Run
 from .sharding import abstract, make_mesh, param_shardings
 from .step import plain_params
@@ -62,81 +67,150 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     return out or run.export
 
 
+class Model:
+    """A run's newest weights or a model folder's, with the tokenizer.
+
+    Attributes:
+      folder: of the model, or of a run's base: config.json and the tokenizer are there.
+      run: the run, if it is one.
+      config: the architecture.
+      tokenizer: as from `load_tokenizer`, with the run's chat template.
+      ends: where the model stops.
+      now: the time that chat templates are told.
+      mesh: the devices that weights and caches are split over.
+
+    Args:
+      source: the folder of a run, an export or another model, or a hub name.
+      mesh: by default all devices along fsdp.
+
+    Raises:
+      UserError: if `source` is none.
+    """
+
+    def __init__(self, source: str, mesh: Mesh | None = None, revision: str | None = None) -> None:
+        self.source, self.mesh = source, mesh or make_mesh()
+        run = Run(Path(source))
+        self.run = run if run.config_file.is_file() else None
+        chat_template = None
+        if self.run is None:
+            self.folder = resolve_model(source, revision)
+        else:
+            section = run.config().model
+            self.folder = resolve_model(section.path, section.revision)
+            chat_template = section.chat_template
+        self.config = load_model_config(self.folder)
+        self.tokenizer = load_tokenizer(self.folder, chat_template)
+        self.ends = find_ends(self.folder, self.tokenizer)
+        self.now = self.run.clock() if self.run else datetime.now()
+
+    def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """The ids of a user turn or a conversation, with the chat template unless `raw`."""
+        if raw and not isinstance(prompt, str):
+            raise UserError("turns need the chat template; give the prompt as text, or no --raw")
+        if raw:
+            return text_ids(self.tokenizer, str(prompt))
+        return prompt_ids(self.tokenizer, prompt, self.now)
+
+    def params(self, dtype: str = "float32") -> Params:
+        """The weights, split over the mesh; norms in float32, the others in `dtype`.
+
+        They are cast once, to what each product with them would cast them to.
+        """
+        if self.run is None:
+            weights = load_params(self.folder, self.config, _shardings(self.config, self.mesh))
+        else:
+            restored = restore(self.run, self.config, self.folder, mesh=self.mesh)[1]
+            weights = plain_params(restored)
+        if dtype == "float32":
+            return weights
+
+        def cast(path: Any, leaf: jax.Array) -> jax.Array:
+            return leaf if "norm" in jax.tree_util.keystr(path) else leaf.astype(dtype)
+
+        params: Params = jax.jit(partial(jax.tree_util.tree_map_with_path, cast))(weights)
+        return params
+
+
 def complete_prompts(
     source: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
     raw: bool = False,
     warn: Callable[[str], None] | None = None,
+    stop_strings: Sequence[str] = (),
+    batch_size: int = BATCH_SIZE,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> list[str]:
     """Completions of prompts.
 
     Args:
-      source: the folder of a run, an export or another model, or a hub name.
-      prompts: each is a user turn of the chat template.
+      source, mesh: as those of `Model`.
+      prompts: each is a user turn of the chat template, or a conversation.
       raw: whether prompts are plain text instead.
       warn: is called with a line if the model's ends do not agree.
+      stop_strings, batch_size, dtype: as those of `complete`.
 
     Raises:
       UserError: if the model cannot complete a prompt, or `source` is none.
     """
-    run = Run(Path(source))
-    config = run.config() if run.config_file.is_file() else None
-    if config is None:
-        base, chat_template = resolve_model(source), None
-    else:
-        base = resolve_model(config.model.path, config.model.revision)
-        chat_template = config.model.chat_template
-    model = load_model_config(base)
-    tokenizer = load_tokenizer(base, chat_template)
-    now = run.clock() if config else datetime.now()
-    ids = [
-        text_ids(tokenizer, prompt) if raw else prompt_ids(tokenizer, prompt, now)
-        for prompt in prompts
-    ]
-    check_prompts(model, ids, sampling)  # Before the weights are read, which takes longer.
-    ends = find_ends(base, tokenizer)
-    if ends.conflict and warn:
-        warn(ends.conflict)
-    if config is None:
-        params = load_params(base, model, _shardings(model))
-    else:
-        params = plain_params(restore(run, model, base)[1])
-    return complete(model, params, tokenizer, ids, sampling, ends.ids)
+    model = Model(source, mesh)
+    ids = [model.prompt_ids(prompt, raw=raw) for prompt in prompts]
+    check_prompts(model.config, ids, sampling)  # Before the weights are read, which takes longer.
+    if model.ends.conflict and warn:
+        warn(model.ends.conflict)
+    with jax.set_mesh(model.mesh):
+        return complete(
+            model.config,
+            model.params(dtype),
+            model.tokenizer,
+            ids,
+            sampling,
+            model.ends.ids,
+            dtype,
+            stop_strings=stop_strings,
+            batch_size=batch_size,
+        )
 
 
 def restore(
-    run: Run, model: ModelConfig, base: Path, only: int | None = None
+    run: Run,
+    model: ModelConfig,
+    base: Path,
+    only: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[int | None, Any]:
     """The run's newest whole weights, or its `CompactParams`, and their step.
 
     Args:
       only: the step of the only checkpoint to read.
+      mesh: by default all devices along fsdp.
     """
-    config = run.config()
-    compact = _compact_params(config, model) if config.optimizer.mask.is_compact else None
-    shapes = abstract(abstract_params(model), _shardings(model))
+    config, mesh = run.config(), mesh or make_mesh()
+    shardings = _shardings(model, mesh)
+    is_compact = config.optimizer.mask.is_compact
+    compact = _compact_params(config, model, mesh) if is_compact else None
+    shapes = abstract(abstract_params(model), shardings)
     verify = config.checkpoint.verify
     with Checkpoints(run.checkpoints, verify=verify, only=only) as checkpoints:
         if compact is None:
             restored = checkpoints.restore_params(shapes)
             return checkpoints.restored_step, restored
-        weights = load_params(base, model, _shardings(model), compact.weights)
+        weights = load_params(base, model, shardings, compact.weights)
         digest = fingerprint(weights)
         params = checkpoints.restore_params(abstract_stored(compact, digest))
     return checkpoints.restored_step, from_stored(params, weights, compact, digest)
 
 
-def _compact_params(config: Config, model: ModelConfig) -> Any:
+def _compact_params(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
     """The ShapeDtypeStructs of a compact run's parameters, with their shardings."""
     weights = abstract_weights(model, config.model.compute_dtype)
     mask = config.optimizer.mask
     assert isinstance(mask, Lasting)
     params = abstract_compact(make_forms(mask, weights), weights)
-    return abstract(params, compact_shardings(make_mesh(), params, _shardings(model)))
+    return abstract(params, compact_shardings(mesh, params, _shardings(model, mesh)))
 
 
-def _shardings(model: ModelConfig) -> Any:
-    """The parameters' shardings with all devices along fsdp."""
-    return param_shardings(make_mesh(), abstract_params(model), logical_axes(model))
+def _shardings(model: ModelConfig, mesh: Mesh) -> Any:
+    return param_shardings(mesh, abstract_params(model), logical_axes(model))

@@ -1,4 +1,4 @@
-"""Commands on a run's weights or a model's: export, generate, import-gguf."""
+"""Commands on a run's weights or a model's: export, import-gguf."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,6 @@ from .parser import Commands, add_command
 def add_model_commands(commands: Commands) -> None:
     """Adds this module's commands to the program's."""
     _add_export(commands)
-    _add_generate(commands)
     _add_import_gguf(commands)
 
 
@@ -31,40 +30,6 @@ def _export(args: argparse.Namespace) -> None:
 
     out = export_run(args.run, args.out, args.dtype)
     print(f"wrote {out}")
-
-
-def _add_generate(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "generate",
-        _generate,
-        "Complete prompts with a run's newest weights or a model's.",
-        'gmt-train generate runs/quickstart "Write a function that adds two numbers."',
-    )
-    parser.add_argument("model", help="a run, a model folder (such as an export), or a hub name")
-    parser.add_argument("prompts", nargs="+", help="each becomes a user turn of the chat template")
-    parser.add_argument("--raw", action="store_true", help="complete the text without a template")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=128, help="length of a completion (default: 128)"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (the default)")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="sample from the likeliest tokens with this share of the probability (default: 1)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
-
-
-def _generate(args: argparse.Namespace) -> None:
-    from ..errors import warn
-    from ..generate import Sampling
-    from ..restore import complete_prompts
-
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
-    for completion in complete_prompts(args.model, args.prompts, sampling, raw=args.raw, warn=warn):
-        print(completion)
 
 
 def _add_import_gguf(commands: Commands) -> None:

@@ -16,6 +16,7 @@ from .functional import (
     logical_axes,
     logits,
     stacked_axes,
+    unstack,
 )
 from .layers import compute_logits, weight_gradient
 
@@ -40,5 +41,6 @@ __all__ = [
     "logical_axes",
     "logits",
     "stacked_axes",
+    "unstack",
     "weight_gradient",
 ]

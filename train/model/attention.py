@@ -13,6 +13,7 @@ from .layers import Linear, RMSNorm
 from .rope import rotate
 
 # (window, q, k, v) -> [B, T, H, head_dim]; q is already divided by the square root of head_dim.
+# Keys and values are [B, S, K, head_dim], or [B, K, S, head_dim] where they come from a cache.
 AttentionFn = Callable[[int | None, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -25,7 +26,7 @@ class AttentionContext(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """One layer's keys and values, each [B, S, K, head_dim]; [L, B, S, K, head_dim] for all."""
+    """One layer's keys and values, each [B, K, S, head_dim]; [L, B, K, S, head_dim] for all."""
 
     keys: jax.Array
     values: jax.Array
@@ -62,14 +63,15 @@ class Attention(nnx.Module):
         cos, sin = context.rotations
         scale = self.head_dim**-0.5  # Applied to the float32 rotations, so that q is rounded once.
         q, k = rotate(q, (cos * scale, sin * scale)), rotate(k, (cos, sin))
-        if cache is not None:
-            start = (0, context.cache_index, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), start)
-            v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), start)
-            cache = KeyValue(k, v)
-            k, v = k.astype(x.dtype), v.astype(x.dtype)
-        # Each device keeps its queries of a row that is split; keys and values are gathered.
-        k, v = (constrain(array, "batch", None, "kv_heads", None) for array in (k, v))
+        if cache is None:
+            # Each device keeps its queries of a row that is split; keys and values are gathered.
+            k, v = (constrain(array, "batch", None, "kv_heads", None) for array in (k, v))
+        else:
+            cache = KeyValue(
+                _append(cache.keys, k, context.cache_index),
+                _append(cache.values, v, context.cache_index),
+            )
+            k, v = cache.keys.astype(x.dtype), cache.values.astype(x.dtype)
         # A kernel is built for one window, so layers with different windows branch to their own.
         kernels = [partial(context.attend, size) for size in self.windows]
         if len(kernels) == 1:
@@ -84,6 +86,13 @@ class Attention(nnx.Module):
         y = constrain(linear(x), "batch", "length", "heads")
         y = y.reshape(*x.shape[:2], -1, self.head_dim)
         return y if norm is None else norm(y)
+
+
+def _append(cached: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+    """cached [B, K, S, head_dim] with new [B, T, K, head_dim] in the slots from `index` on."""
+    new = new.transpose(0, 2, 1, 3).astype(cached.dtype)
+    cached = jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))
+    return constrain(cached, "batch", "kv_heads", None, None)
 
 
 def distinct_windows(config: ModelConfig) -> tuple[int | None, ...]:

@@ -68,12 +68,14 @@ def causal_attention(kernel: str, segment_ids: jax.Array | None) -> AttentionFn:
 def cached_attention(cache_index: jax.Array, start: jax.Array) -> AttentionFn:
     """Attention of new tokens to a cache that holds them from `cache_index` on.
 
+    Its keys and values are [B, K, S, head_dim].
+
     Args:
       start: int32 [B], the slot at which the text of each row begins.
     """
 
     def attend(window: int | None, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        keys = jnp.arange(k.shape[1])
+        keys = jnp.arange(k.shape[2])
         mask = _causal_mask(cache_index + jnp.arange(q.shape[1]), keys, window)
         return _softmax(q, k, v, mask & (keys[None, None] >= start[:, None, None]))
 
@@ -88,15 +90,14 @@ def _causal_mask(queries: jax.Array, keys: jax.Array, window: int | None) -> jax
 
 
 def _softmax(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over float32 scores where mask [B, T, S] or [1, T, S] is true.
+    """Softmax over float32 scores where mask [B, T, S] or [1, T, S] is true; k, v [B, K, S, …].
 
     A token that sees nothing gets numbers without meaning, but finite ones.
     """
     B, T, H, head_dim = q.shape
-    K = k.shape[2]
+    K = k.shape[1]
     # The rows of a group are adjacent, so both products are plain and only small arrays transpose.
     q = q.reshape(B, T, K, H // K, head_dim).transpose(0, 2, 3, 1, 4)
-    k, v = (array.transpose(0, 2, 1, 3) for array in (k, v))
     heads = (0, 1), (0, 1)
     scores = jax.lax.dot_general(q, k, (((4,), (3,)), heads), preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
@@ -118,7 +119,8 @@ def _xla(
         mask = _causal_mask(jnp.arange(begin, end), jnp.arange(first, end), window)
         if segments is not None:
             mask = mask & (segments[:, begin:end, None] == segments[:, None, first:end])
-        pieces.append(_softmax(q[:, begin:end], k[:, first:end], v[:, first:end], mask))
+        keys, values = (x[:, first:end].transpose(0, 2, 1, 3) for x in (k, v))
+        pieces.append(_softmax(q[:, begin:end], keys, values, mask))
     return jnp.concatenate(pieces, axis=1)
 
 

@@ -36,7 +36,7 @@ REMAT = {
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, for generation."""
 
-    layers: KeyValue  # each [L, B, S, K, head_dim]
+    layers: Any  # a KeyValue, each [L, B, K, S, head_dim], or L of them without the leading axis
     length: jax.Array  # int32 scalar: slots that are filled, the same in every row
 
 
@@ -115,7 +115,8 @@ class Decoder(nnx.Module):
           documents: the documents of packed rows, which do not see each other; without a cache.
           options: attention with a cache is always computed by XLA.
           trained: parameters in the place of the embeddings and layers, with nodes of
-            `gmt_jax.compact` among them, whose gradient is read inside each layer.
+            `gmt_jax.compact` among them, whose gradient is read inside each layer; or, with a
+            cache, with a tuple of L trees under `layers`, as from `unstack`.
         """
         # Whole rows of the table are looked up, so that the result is split by rows of the batch
         # from the start; in float32, because the gradient of a frequent token is summed in it.
@@ -137,7 +138,14 @@ class Decoder(nnx.Module):
 
         apply = jax.checkpoint(apply, policy=REMAT[options.remat], prevent_cse=False)
         kv: Any = None if cache is None else cache.layers
-        x, kv = jax.lax.scan(apply, x, (stacked, windows, kv))
+        if isinstance(stacked, tuple):
+            new = []
+            for layer in zip(stacked, windows, kv, strict=True):
+                x, layer_kv = apply(x, layer)
+                new.append(layer_kv)
+            kv = tuple(new)
+        else:
+            x, kv = jax.lax.scan(apply, x, (stacked, windows, kv))
         x = self.norm(x)
         return x, None if cache is None else Cache(kv, cache.length + tokens.shape[1])
 

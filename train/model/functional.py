@@ -9,6 +9,7 @@ from flax import nnx
 
 from gmt_jax import compact
 
+from ..sharding import constrain
 from .attention import KeyValue
 from .config import ComputeOptions, ModelConfig
 from .decoder import Cache, Decoder, Documents
@@ -29,6 +30,8 @@ def _abstract(config: ModelConfig) -> tuple[Any, Params]:
 
 def _module(config: ModelConfig, params: Params) -> Decoder:
     params = params | {"norm": compact.resolve(params["norm"])}
+    if isinstance(params["layers"], tuple):  # They are given to the call instead.
+        params = params | {"layers": _abstract(config)[1]["layers"]}
     return nnx.merge(_abstract(config)[0], compact.plain_weights(params))
 
 
@@ -107,8 +110,19 @@ def forward(
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: str = "float32") -> Cache:
     """An empty cache with `length` slots a row, padding included."""
     L, K = config.num_hidden_layers, config.num_key_value_heads
-    empty = jnp.zeros((L, batch, length, K, config.head_dim), jnp.dtype(dtype))
+    empty = jnp.zeros((L, batch, K, length, config.head_dim), jnp.dtype(dtype))
+    empty = constrain(empty, None, "batch", "kv_heads", None, None)
     return Cache(KeyValue(empty, empty), jnp.int32(0))
+
+
+def unstack(layers: Any) -> tuple[Any, ...]:
+    """A tree of arrays [L, ...] as L trees of arrays [...].
+
+    `decode` then computes one layer after the other instead of scanning over them. On a CPU, where
+    a scan copies each layer's weights out of the stack, a token takes half the time.
+    """
+    leaves, structure = jax.tree.flatten(layers)
+    return tuple(jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True))
 
 
 def decode(
@@ -127,11 +141,13 @@ def decode(
     cache's length: further tokens overwrite its end.
 
     Args:
+      params, cache: their layers may both be unstacked, as from `unstack`.
       start: int32 [B], the slot of each row's first token. Padding precedes it, and its hidden
         states mean nothing. By default no row is padded.
     """
-    hidden, cache = _module(config, params)(tokens, ComputeOptions(dtype), cache, start)
-    return hidden, cache
+    trained = params if isinstance(params["layers"], tuple) else None
+    options = ComputeOptions(dtype)
+    return _module(config, params)(tokens, options, cache, start, trained=trained)
 
 
 def stacked_axes(path: Any) -> int | None:

@@ -14,7 +14,10 @@ PRODUCT = "product"  # Names the products with weights in a layer, for remateria
 @jax.custom_vjp
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [B, T, in] · weightᵀ [in, out] → [B, T, out]."""
-    return jnp.einsum("bti,oi->bto", x, weight)
+    if x.shape[1] > 1:
+        return jnp.einsum("bti,oi->bto", x, weight)
+    # One token a row: a CPU would copy the right factor, the larger one, into another layout.
+    return jnp.einsum("oi,bti->obt", weight, x).transpose(1, 2, 0)
 
 
 def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -85,10 +88,9 @@ class RMSNorm(nnx.Module):
 
 def compute_logits(hidden: jax.Array, head: jax.Array, dtype: DTypeLike) -> jax.Array:
     """float32 logits [..., V] from hidden [..., D] and head [V, D]; factors are cast to `dtype`."""
-    logits = jnp.einsum(
-        "...d,vd->...v",
-        hidden.astype(dtype),
-        head.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    factors = hidden.astype(dtype), head.astype(dtype)
+    if hidden.ndim == 2:  # One token a row: as in `product`.
+        logits = jnp.einsum("bd,vd->vb", *factors, preferred_element_type=jnp.float32).T
+    else:
+        logits = jnp.einsum("...d,vd->...v", *factors, preferred_element_type=jnp.float32)
     return constrain(logits, "batch", *["length"] * (logits.ndim - 2), "vocab")

@@ -1,4 +1,4 @@
-"""export, generate and import-gguf pass their options on."""
+"""export and import-gguf pass their options on."""
 
 import shutil
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import pytest
 
 from train.__main__ import main
 from train.config import dump_config, load_config
-from train.generate import Sampling
 
 Capture = pytest.CaptureFixture[str]
 
@@ -18,23 +17,6 @@ def test_export_names_the_folder_it_wrote(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr("train.restore.export_run", lambda run, out, dtype: f"{run}/{out}/{dtype}")
     assert main(["export", "r", "--dtype", "float32"]) == 0
     assert capsys.readouterr().out == "wrote r/None/float32\n"
-
-
-def test_generate_prints_every_completion(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    calls: list[Any] = []
-
-    def complete(*given: Any, raw: bool, warn: Callable[[str], None]) -> list[str]:
-        calls.append((*given, raw))
-        warn("ends differ")
-        return ["one", "two"]
-
-    monkeypatch.setattr("train.restore.complete_prompts", complete)
-    options = "--raw --max-new-tokens 5 --temperature 0.7 --top-p 0.9 --seed 3"
-    assert main(["generate", "m", "first", "second", *options.split()]) == 0
-    assert calls == [("m", ["first", "second"], Sampling(5, 0.7, 0.9, 3), True)]
-    printed = capsys.readouterr()
-    assert printed.out == "one\ntwo\n"
-    assert printed.err == "gmt-train: warning: ends differ\n"
 
 
 @pytest.mark.parametrize("gguf", ["mine.gguf", None])

@@ -34,7 +34,7 @@ def test_queries_are_scaled_and_new_keys_are_stored_from_the_cache_index(family:
     layer = _layer(config)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, config.hidden_size)), jnp.float32)
     angles = rotations(config.rope, config.head_dim, jnp.tile(jnp.arange(4, 7)[None], (2, 1)))
-    empty = jnp.zeros((2, 8, config.num_key_value_heads, config.head_dim))
+    empty = jnp.zeros((2, config.num_key_value_heads, 8, config.head_dim))
     context = AttentionContext(angles, jnp.int32(4), attend)
     with jax.disable_jit():
         mixed, cache = layer(x, jnp.int32(0), context, KeyValue(empty, empty))
@@ -46,6 +46,6 @@ def test_queries_are_scaled_and_new_keys_are_stored_from_the_cache_index(family:
     np.testing.assert_allclose(jnp.linalg.norm(queries, axis=-1), norms, rtol=1e-5)
     assert cache is not None
     np.testing.assert_array_equal(cache.keys, keys)
-    np.testing.assert_allclose(cache.values[:, 4:7], v, rtol=1e-6)
-    assert not np.any(cache.values[:, :4])
-    assert not np.any(cache.values[:, 7:])
+    np.testing.assert_allclose(cache.values[:, :, 4:7], v.swapaxes(1, 2), rtol=1e-6)
+    assert not np.any(cache.values[:, :, :4])
+    assert not np.any(cache.values[:, :, 7:])

@@ -1,0 +1,145 @@
+"""Commands on what a model writes: generate."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .parser import Commands, add_command
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+
+def add_generation_commands(commands: Commands) -> None:
+    """Adds this module's commands to the program's."""
+    _add_generate(commands)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a model computes."""
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="prompts computed together (default: 16)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="dtype of activations, products and the cache (default: float32)",
+    )
+    parser.add_argument(
+        "--mesh",
+        default="",
+        help="devices along each axis, such as data=2,tensor=4; the rest are along fsdp",
+    )
+
+
+def parse_mesh(text: str) -> "Mesh":
+    """The mesh that an option such as data=2,tensor=4 names.
+
+    Raises:
+      UserError: if it names none.
+    """
+    from pydantic import ValidationError
+
+    from ..config.sections import MeshSection
+    from ..errors import UserError
+    from ..sharding import make_mesh
+
+    sizes: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        sizes[axis.strip()] = size.strip()
+    if "-1" in sizes.values():  # Then the rest of the devices is not along fsdp.
+        sizes = {"fsdp": "1", **sizes}
+    try:
+        section = MeshSection(**sizes)
+    except ValidationError as error:
+        reason = error.errors()[0]
+        raise UserError(
+            f"--mesh: {'.'.join(map(str, reason['loc'])) or text}: {reason['msg']}; write such as "
+            "data=2,tensor=4; axes are data, fsdp, context and tensor"
+        ) from None
+    return make_mesh(section.data, section.fsdp, section.tensor, section.context)
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "generate",
+        _generate,
+        "Complete prompts with a run's newest weights or a model's.",
+        'gmt-train generate runs/quickstart "Write a function that adds two numbers."\n'
+        "  gmt-train generate runs/quickstart --prompts mine.jsonl --out completions.jsonl",
+    )
+    parser.add_argument("model", help="a run, a model folder (such as an export), or a hub name")
+    parser.add_argument("prompts", nargs="*", help="each becomes a user turn of the chat template")
+    parser.add_argument(
+        "--prompts",
+        dest="file",
+        metavar="FILE",
+        help="records with a prompt (text or turns) or messages: .jsonl, .json, .csv, .parquet",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write the records with their completion to this JSONL file"
+    )
+    parser.add_argument("--raw", action="store_true", help="complete the text without a template")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="length of a completion (default: 128)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (the default)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens with this share of the probability (default: 1)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="sample from so many likeliest tokens (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="STRING",
+        help="end a completion before this text; may be given several times",
+    )
+    add_device_options(parser)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from ..data.prompts import Prompt, read_prompts
+    from ..errors import UserError, printable, warn
+    from ..files import atomic_file
+    from ..generate import Sampling
+    from ..restore import complete_prompts
+
+    records: list[tuple[dict[str, Any], Prompt]]
+    records = [({"prompt": prompt}, prompt) for prompt in args.prompts]
+    if bool(records) == bool(args.file):
+        raise UserError("generate: give prompts, or a file of them by --prompts FILE")
+    if args.file:
+        records = read_prompts(args.file)
+    completions = complete_prompts(
+        args.model,
+        [prompt for _, prompt in records],
+        Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.top_k),
+        raw=args.raw,
+        warn=warn,
+        stop_strings=args.stop,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        mesh=parse_mesh(args.mesh),
+    )
+    lines = [
+        json.dumps({**record, "completion": completion}, ensure_ascii=False)
+        for (record, _), completion in zip(records, completions, strict=True)
+    ]
+    if args.out:
+        with atomic_file(args.out) as new:
+            new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        print(f"wrote {args.out}")
+    else:
+        for completion in lines if args.file else completions:
+            print(printable(completion))

@@ -1,0 +1,6 @@
+"""Completions of prompts: batches by length, a key-value cache, sampling and stops."""
+
+from .completions import BATCH_SIZE, check_prompts, complete, cut, generate
+from .sampling import Sampling
+
+__all__ = ["BATCH_SIZE", "Sampling", "check_prompts", "complete", "cut", "generate"]
