@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .base import Count, Fraction, Section
+from .base import MOST, Count, Fraction, Section
 
 # The fields that each format requires. A record has the first format whose fields it has.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -97,7 +97,7 @@ class DataSection(Section):
     loss_on: Literal["assistant", "last", "everything"] = "assistant"
     """The tokens of a conversation that are trained on: all turns of the assistant, its last turn,
     or every token."""
-    max_length: int = Field(1024, ge=2)
+    max_length: int = Field(1024, ge=2, le=MOST)
     """The length of a row in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What to do with an example that is longer; the number is always reported."""

@@ -6,10 +6,8 @@ The library, and with it jax, is imported when a mask is built: reading a config
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field
-
 from ..errors import UserError
-from .base import Count
+from .base import Count, CountOrZero
 from .mask_bases import Kind, Lasting, Scheduled, Selective
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ class OneOff(Lasting):
 
     kind: Literal["one_off"]
     lasts: ClassVar[bool] = True
-    warmup: int = Field(0, ge=0)
+    warmup: CountOrZero = 0
     """Updates before the first mask, in which no weight moves."""
 
 
@@ -90,7 +88,7 @@ class GradientToWeight(Scheduled, Lasting):
     _score: ClassVar[str | None] = "gradient_to_weight"
     every: Count | None = None
     """Updates that a mask lasts; null: the first mask stays."""
-    warmup: int = Field(0, ge=0)
+    warmup: CountOrZero = 0
     """Updates before the first mask, in which no weight moves."""
 
 
@@ -112,7 +110,7 @@ class Fisher(Scheduled, Lasting):
     """One threshold for each tensor, or one for all tensors together."""
     every: Count | None = None
     """Updates that a mask lasts; null: the first mask stays."""
-    warmup: int = Field(ge=0)
+    warmup: CountOrZero
     """Updates before the first mask, in which no weight moves."""
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import Fraction, Section
+from .base import CountOrZero, Fraction, Section
 from .mask_kinds import MaskSection
 from .masks import GmtMask
 
@@ -34,7 +34,7 @@ class OptimizerSection(Section):
     lr_schedule_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the schedule, as in {decay_ratio: 0.2}: the part of the run in which wsd
     falls."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: CountOrZero = 0
     """Updates over which the learning rate rises linearly to its peak."""
     min_lr_ratio: Fraction = 0.0
     """The last learning rate as a fraction of the peak."""

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from .base import MOST
 from .root import Config
 
+_MOST_KEYS = ("maximum", "exclusiveMaximum")
 Schema: TypeAlias = dict[str, Any]
 
 INTRODUCTION = """\
@@ -125,6 +127,9 @@ def _join_or(values: list[str]) -> str:
 
 
 def _bounds(schema: Schema) -> str:
+    """What a number is limited to; that counts are at most MOST goes without saying."""
+    if schema["type"] == "integer":
+        schema = {k: v for k, v in schema.items() if k not in _MOST_KEYS or v < MOST}
     if "minimum" in schema and "maximum" in schema:
         return f" from {schema['minimum']:g} to {schema['maximum']:g}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

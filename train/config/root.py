@@ -61,7 +61,7 @@ class Config(Section):
     objective: ObjectiveSection = Sft()
     """What is minimised, by kind. `gmt-train sft` runs sft, `gmt-train dpo` the others, which are
     trained on preference pairs."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """The seed of everything random: the same seed and devices give the same weights."""
     steps: Count | None = None
     """The number of updates; null: as many as `epochs` needs."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .base import Count, Section
+from .base import MOST, Count, Section
 from .data import Sources
 
 
@@ -31,13 +31,13 @@ class ModelSection(Section):
 class MeshSection(Section):
     """The number of devices along each axis of the mesh; at most one axis is -1, the rest."""
 
-    data: int = Field(1, ge=-1)
+    data: int = Field(1, ge=-1, le=MOST)
     """Copies of the model, each with its own rows."""
-    fsdp: int = Field(-1, ge=-1)
+    fsdp: int = Field(-1, ge=-1, le=MOST)
     """Parts into which weights, optimizer state and rows are split."""
-    context: int = Field(1, ge=-1)
+    context: int = Field(1, ge=-1, le=MOST)
     """Parts into which each row is split along its length; weights are split as by fsdp."""
-    tensor: int = Field(1, ge=-1)
+    tensor: int = Field(1, ge=-1, le=MOST)
     """Parts into which each layer's heads, ffn and vocabulary are split."""
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from ..config import Config
+from ..config.base import MOST
+from ..errors import UserError
 from ..step import Batch
 from .datasets import DataContext, build_datasets, build_evals
 from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devices
@@ -171,6 +173,10 @@ def _open_indexed(
     check_epoch(batches.rows_per_epoch, size)
     local = microbatch_rows(mesh, num_microbatches, size // num_microbatches)
     steps = config.steps or math.ceil(batches.rows_per_epoch * config.epochs / size)
+    if steps > MOST:
+        raise UserError(
+            f"epochs={config.epochs} is {steps:,} updates; at most {MOST:,} are counted"
+        )
     iterator = prefetch(
         lambda step: (batches.batch(step, local), batches.num_tokens(step)),
         lambda batch: (to_devices(batch[0], mesh, num_microbatches), batch[1]),
