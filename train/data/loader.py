@@ -22,7 +22,8 @@ from .prefetch import local_rows, microbatch_rows, prefetch, row_group, to_devic
 from .prompts import DataPrompt, first_prompts
 from .reference import ReferencePass, ReferenceValues, open_values
 from .splits import Split
-from .stream import Shard, Stream, preview
+from .stream import Stream, preview
+from .stream_records import Shard
 from .summary import describe_sources
 from .validate import check_epoch
 

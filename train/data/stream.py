@@ -3,11 +3,8 @@
 A stream's position is saved with each checkpoint; grain's iterators carry it along.
 """
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -19,140 +16,18 @@ from .batches import Arrays, shift
 from .chat import RecordReader, Renderer
 from .datasets import DataContext
 from .digest import digest, digest_samples
-from .jsonl import parse_line, read_lines
+from .jsonl import parse_line
 from .prefetch import AHEAD
 from .sources import find_files, is_hub_name
+from .stream_records import RawRecord, RawRecords, Shard
 from .summary import describe
-from .tables import stream_table, without_nulls
 from .tokenize import encode, index_examples, without_loss
 from .validate import find_pairs, find_unusable, fits
 
-# A record's position, and its fields or the line that holds them.
-RawRecord = tuple[str, dict[str, Any] | bytes]
-
 _BATCH = 64  # Records that are tokenised together.
+_IN_VAIN = 20_000  # Records in a row that do not fit: no other is expected to.
 _PREVIEWED = 16  # Records from which it is told how a source is understood.
 _BINS = 64  # Rows that are filled at the same time.
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A process's share of a stream's records: every `count`-th, beginning with number `index`."""
-
-    index: int = 0
-    count: int = 1
-
-    def holds(self, record: int) -> bool:
-        """Whether a record, counting from 0, is in this share."""
-        return record % self.count == self.index
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Checks that a position was saved by as many shards as there are now.
-
-        Raises:
-          UserError: if not.
-        """
-        if state["num_shards"] != self.count:
-            raise UserError(
-                f"the stream was saved by {state['num_shards']} processes and cannot go on with "
-                f"{self.count}: each has a position of its own; use as many, or start another run"
-            )
-
-
-class _JsonlIterator(grain.DatasetIterator[RawRecord]):
-    """The lines of JSONL files, repeated without end."""
-
-    def __init__(self, paths: Sequence[Path], shard: Shard) -> None:
-        super().__init__()
-        self._paths, self._shard = paths, shard
-        self._lines: list[bytes] = []  # Lines that were read, from the position in the state on.
-        self._state = {"file": 0, "byte": 0, "line": 0, "found": 0}
-
-    def __next__(self) -> RawRecord:
-        while True:
-            state, path = self._state, self._paths[self._state["file"]]
-            if not self._lines:
-                self._lines = read_lines(path, state["byte"])
-            if not self._lines:
-                self._next_file()
-                continue
-            line = self._lines.pop(0)
-            state["byte"] += len(line)
-            state["line"] += 1
-            state["found"] = 1
-            if self._shard.holds(state["line"] - 1):
-                return f"{path}:{state['line']}", line
-
-    def _next_file(self) -> None:
-        state = self._state
-        following = (state["file"] + 1) % len(self._paths)
-        if following == 0 and not state["found"]:
-            raise UserError(f"{self._paths[0]}: holds no records; name other data")
-        state.update(file=following, byte=0, line=0)
-
-    def get_state(self) -> dict[str, Any]:
-        return self._state | {"num_shards": self._shard.count}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._shard.check_state(state)
-        self._state, self._lines = dict(state), []
-
-
-class _TableIterator(grain.DatasetIterator[RawRecord]):
-    """The rows of a `datasets.IterableDataset`, repeated without end."""
-
-    def __init__(self, dataset: Any, name: str, shard: Shard) -> None:
-        super().__init__()
-        self._dataset, self._name, self._shard = dataset, name, shard
-        self._rows, self._count = iter(dataset), 0
-        self._beginning = copy.deepcopy(dataset.state_dict())
-
-    def __next__(self) -> RawRecord:
-        while True:
-            try:
-                row = next(self._rows)
-            except StopIteration:
-                if self._count == 0:
-                    raise UserError(f"{self._name}: holds no records; name other data") from None
-                self._go_to(self._beginning, 0)
-                continue
-            self._count += 1
-            if self._shard.holds(self._count - 1):
-                return f"{self._name} row {self._count}", without_nulls(row)
-
-    def _go_to(self, state: dict[str, Any], count: int) -> None:
-        self._dataset.load_state_dict(copy.deepcopy(state))
-        self._rows, self._count = iter(self._dataset), count
-
-    def get_state(self) -> dict[str, Any]:
-        state = {"dataset": copy.deepcopy(self._dataset.state_dict()), "count": self._count}
-        return state | {"num_shards": self._shard.count}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._shard.check_state(state)
-        self._go_to(state["dataset"], state["count"])
-
-
-class _RawRecords(grain.IterDataset[RawRecord]):
-    """A source as a grain dataset."""
-
-    def __init__(self, source: Source, shard: Shard) -> None:
-        super().__init__()
-        self._source, self._shard = source, shard
-        self._paths = [] if is_hub_name(source.path) else find_files(source.path)
-        suffixes = {path.suffix for path in self._paths}
-        self._is_jsonl = suffixes == {".jsonl"}
-        if suffixes - {".parquet"} and not self._is_jsonl:
-            raise UserError(
-                f"{source.path}: cannot be streamed; name .jsonl or .parquet files, or a hub set"
-            )
-
-    def __iter__(self) -> grain.DatasetIterator[RawRecord]:
-        if self._is_jsonl:
-            return _JsonlIterator(self._paths, self._shard)
-        source = self._source
-        table = stream_table(self._paths or source.path, source.split or "train", source.revision)
-        return _TableIterator(table, source.path, self._shard)
 
 
 class _ToExamples(grain.experimental.FlatMapTransform):
@@ -166,6 +41,7 @@ class _ToExamples(grain.experimental.FlatMapTransform):
         self._data, self._context, self._counts = data, context, counts
         reader = RecordReader.of(source, data, context.now)
         self._renderer = Renderer(reader, context.tokenizer)
+        self._in_vain = 0  # The latest records of which no example fits.
 
     def flat_map(self, element: Sequence[RawRecord]) -> list[Arrays]:
         texts, origins = [], []
@@ -190,6 +66,12 @@ class _ToExamples(grain.experimental.FlatMapTransform):
         self._counts["kept"] += num_fit - num_cut
         self._counts["cut"] += num_cut
         self._counts["dropped"] += len(fit) - num_fit
+        self._in_vain = 0 if num_fit else self._in_vain + len(element)
+        if self._in_vain >= _IN_VAIN:
+            raise UserError(
+                f"{element[-1][0]}: not one of the last {self._in_vain:,} records fits "
+                f"data.max_length={length}; raise it, or set data.overlong=truncate"
+            )
         return [shift(example, length) for example, ok in zip(examples, fit, strict=True) if ok]
 
 
@@ -202,7 +84,7 @@ def preview(data: DataSection, context: DataContext) -> list[str]:
     lines = []
     for source in data.train_sources():
         renderer = Renderer(RecordReader.of(source, data, context.now), context.tokenizer)
-        for where, raw in islice(_RawRecords(source, Shard()), _PREVIEWED):
+        for where, raw in islice(RawRecords(source, Shard()), _PREVIEWED):
             try:
                 renderer.render(parse_line(raw) if isinstance(raw, bytes) else raw)
             except UserError as fault:
@@ -211,10 +93,9 @@ def preview(data: DataSection, context: DataContext) -> list[str]:
     return lines
 
 
-def _pad(example: Arrays, length: int) -> Arrays:
-    num_tokens = len(example["tokens"])
-    padded = {name: np.pad(array, (0, length - num_tokens)) for name, array in example.items()}
-    return padded | {"num_tokens": np.asarray(num_tokens)}
+def _pad(row: Arrays, length: int) -> Arrays:
+    padded = {name: np.pad(array, (0, length - len(array))) for name, array in row.items()}
+    return padded | {"num_tokens": np.asarray(len(row["tokens"]))}
 
 
 def _rename_packed(row: Arrays) -> Arrays:
@@ -246,7 +127,9 @@ class Stream:
         streams: list[grain.IterDataset[Arrays]] = [
             grain.experimental.FlatMapIterDataset(
                 grain.experimental.WindowShuffleIterDataset(
-                    _RawRecords(source, shard), window_size=data.shuffle_buffer, seed=seed + number
+                    RawRecords(source, shard),
+                    window_size=data.shuffle_buffer,
+                    seed=seed + number,
                 ).batch(_BATCH, batch_fn=list),
                 _ToExamples(data, source, context, self.counts),
             )
@@ -290,5 +173,5 @@ class Stream:
         )
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
-        return f"training data: {counts} of the examples read"
+        counts = [f"{count:,} {name}" for name, count in self.counts.items()]
+        return f"training data: {', '.join(counts)} of the examples read"

@@ -33,10 +33,18 @@ class TableSource:
         if block != self._block_index:
             first = block * _ROWS_PER_READ
             numbers = range(first, min(len(self), first + _ROWS_PER_READ))
-            rows = self._dataset.select(numbers).to_list()
-            self._block = [without_nulls(row) for row in rows]
+            self._block = [without_nulls(row) for row in self._read(numbers)]
             self._block_index = block
         return self._block[offset]
+
+    def _read(self, numbers: range) -> list[dict[str, Any]]:
+        try:
+            return list(self._dataset.select(numbers).to_list())
+        except Exception as error:  # A cell that is no value of Python, in one row or more.
+            if len(numbers) == 1:
+                raise unreadable(self.where(numbers[0]), error) from None
+            half = len(numbers) // 2
+            return self._read(numbers[:half]) + self._read(numbers[half:])
 
     def where(self, index: int) -> str:
         return f"{self._name} row {index + 1}"
@@ -47,6 +55,13 @@ class TableSource:
         files = [Path(file["filename"]) for file in self._dataset.cache_files]
         content = digest_files(files) if files else json.dumps(self._dataset[:], default=str)
         return digest(self._name, len(self), content)
+
+
+def unreadable(where: str, error: Exception) -> UserError:
+    """A cell that a reader cannot give: a date beyond year 9999, text that is not UTF-8."""
+    return UserError(
+        f"{where}: cannot be read ({_shorten(error)}); correct or remove it, or drop its column"
+    )
 
 
 def without_nulls(value: Any) -> Any:
@@ -80,6 +95,8 @@ def open_csv(path: Path) -> TableSource:
             names = next(csv.reader(file), [])
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}:1: is no line of column names ({error}); write one") from None
     if not names:
         raise UserError(
             f"{path}: holds no records; write a line of column names and one line a record"

@@ -13,10 +13,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..errors import UserError
 from . import control
 from .records import Fields
+from .time_limit import time_limit
 from .turns import Turns
 
 Span = tuple[int, int]  # Characters of a text: the first, and the one after the last.
 
+_SECONDS = 10  # In which a conversation is rendered, and at most so many characters.
+_CHARACTERS = 2**26
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
 # A template's own clock is replaced by a macro, since transformers lets no function through. The
@@ -60,6 +63,7 @@ class Template:
 
     def __init__(self, tokenizer: Any, source: str, name: str, now: datetime) -> None:
         self.name, self._special_tokens = name, dict(tokenizer.special_tokens_map)
+        self._is_endless = False
         self.reads_time = _CLOCK in source
         self.has_markers = _MARKER.search(source) is not None
         self._source = _FIXED_CLOCK + source if self.reads_time else source
@@ -86,10 +90,21 @@ class Template:
     def _render(
         self, turns: Turns, tools: Sequence[Fields] | None, **options: Any
     ) -> tuple[str, list[Span]]:
-        try:
-            texts, spans = render_jinja_template(
-                [turns], tools, chat_template=self._source, **options, **self._special_tokens
+        if self._is_endless:
+            raise UserError(
+                f"{self.name} does not end within {_SECONDS} seconds; "
+                "name another template in model.chat_template"
             )
+        try:
+            with time_limit(_SECONDS):
+                texts, spans = render_jinja_template(
+                    [turns], tools, chat_template=self._source, **options, **self._special_tokens
+                )
+            if len(texts[0]) > _CHARACTERS:
+                raise ValueError(f"its text has {len(texts[0]):,} characters")
+        except TimeoutError:
+            self._is_endless = True
+            return self._render(turns, tools)
         except Exception as error:  # A template may raise any class of exception.
             reason = " ".join(str(error).split())[:200]
             raise UserError(

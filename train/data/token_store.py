@@ -30,7 +30,8 @@ from .tokenize import (
     without_loss,
 )
 
-_BATCH = 512  # Records that are tokenised together.
+_BATCH = 512  # Records that are tokenised together, unless they have more characters:
+_CHARACTERS = 2**22  # A tokenizer's result takes some 35 bytes for each.
 _LAYOUT = 4  # Version of the files; part of the digest.
 
 Advance = Callable[[int], None]  # Called with the number of records that were just tokenised.
@@ -207,11 +208,11 @@ class _Writer:
 
         The tokenizer works on one batch in a thread while the next is read and rendered.
         """
-        previous = None
+        previous, stop = None, 0
         with ThreadPoolExecutor(1) as thread:
-            for start in range(0, len(self._records), _BATCH):
-                numbers = range(start, min(start + _BATCH, len(self._records)))
-                origins, texts = self._render(numbers)
+            while stop < len(self._records):
+                numbers, origins, texts = self._render(stop)
+                stop = numbers.stop
                 encodings = thread.submit(self._encode, texts)
                 if previous is not None:
                     yield previous
@@ -219,18 +220,22 @@ class _Writer:
             if previous is not None:
                 yield previous
 
-    def _render(self, numbers: range) -> tuple[list[int], list[Rendered]]:
+    def _render(self, start: int) -> tuple[range, list[int], list[Rendered]]:
+        """The texts of a batch of records from one on, and the record of each."""
         origins: list[int] = []
         texts: list[Rendered] = []
-        for number in numbers:
+        size, number = 0, start
+        while number < min(start + _BATCH, len(self._records)) and size < _CHARACTERS:
             try:
                 rendered = self._renderer.render(self._records[number])
             except UserError as fault:
                 self._faults.append((number, str(fault)))
-                continue
+                rendered = []
             texts += rendered
             origins += [number] * len(rendered)
-        return origins, texts
+            size += sum(len(text.text) for text in rendered)
+            number += 1
+        return range(start, number), origins, texts
 
     def _encode(self, texts: list[Rendered]) -> Any:
         return encode_batch(texts, self._tokenizer) if texts else []

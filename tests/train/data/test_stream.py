@@ -11,7 +11,8 @@ import pytest
 
 from train.config.data import DataSection
 from train.data.datasets import DataContext
-from train.data.stream import Shard, Stream, preview
+from train.data.stream import Stream, preview
+from train.data.stream_records import Shard
 from train.errors import UserError
 
 
@@ -147,6 +148,18 @@ def test_an_error_names_its_line(
     with pytest.raises(UserError) as caught:
         list(_read(_stream(tokenizer, path, **options), 1))
     assert said in str(caught.value)
+
+
+def test_a_stream_of_which_nothing_fits_ends(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.stream._IN_VAIN", 200)
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "{"x" * 40}"}}\n' * 3)
+    with pytest.raises(
+        UserError, match=r"not one of the last 2\d\d records fits data.max_length=16"
+    ):
+        list(_read(_stream(tokenizer, path, overlong="drop"), 1))
 
 
 def test_what_cannot_be_streamed(tokenizer: Any, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from train.errors import UserError
 
 FUNCTIONS: list[dict[str, Any]] = [
     {"name": "add", "arguments": {"a": 3, "b": [1, None]}},
@@ -55,6 +58,33 @@ def test_a_broken_parquet_file(
     capfd.readouterr()
     assert source_error(file) == f"{file}: is not a whole Parquet file; write or fetch it again"
     assert capfd.readouterr().err == ""
+
+
+def _not_utf8() -> Any:
+    import pyarrow as pa
+
+    ends = np.array([0, 1, 3], np.int32)
+    return pa.StringArray.from_buffers(2, pa.py_buffer(ends), pa.py_buffer(b"a\xff\xfe"))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (lambda pa: pa.array([0, 2**62], pa.timestamp("us")), "date value out of range"),
+        (lambda pa: pa.array([0, 2**62], pa.duration("s")), "Python int too large"),
+        (lambda pa: _not_utf8(), "can't decode byte 0xff"),
+    ],
+)
+def test_parquet_with_a_cell_that_is_no_value(
+    read_all: Any, tmp_path: Path, column: Any, said: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "other": column(pa)}), file)
+    with pytest.raises(UserError, match=rf"a.parquet row 2: cannot be read \(.*{said}"):
+        read_all(str(file))
 
 
 def test_parquet_with_a_broken_footer(source_error: Any, tmp_path: Path) -> None:
@@ -158,3 +188,9 @@ def test_a_file_that_changed_while_its_time_stayed_is_read_anew(
     for answer in ("2", "3"):
         write(answer)
         assert [record["completion"] for record in read_all(str(file))] == [answer]
+
+
+def test_csv_with_a_name_that_is_too_long(source_error: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("t" * 200_000 + "\na\n")
+    assert source_error(file).startswith(f"{file}:1: is no line of column names (field larger")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from train.data.template import Template, time_read
+from train.errors import UserError
 
 NOW = datetime(2024, 7, 9, 5, 6, 7)
 HEAD = "{% for m in messages %}{{ m['role'][0] }}:"
@@ -78,6 +79,24 @@ def test_calls_are_given_in_the_form_that_is_rendered_rightly(
 )
 def test_the_end_of_a_turn(template: Callable[..., Template], source: str, end: str | None) -> None:
     assert template(source).end_of_turn == end
+
+
+def test_a_template_that_does_not_end(
+    template: Callable[..., Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.template._SECONDS", 0.2)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    endless = template(loops)
+    for _ in range(9):  # It is waited for once.
+        with pytest.raises(UserError, match=r"the chat template does not end within 0.2 seconds"):
+            endless.text([], None)
+    assert template(FORMS["object"]).text([], None) == ""
+
+
+def test_a_template_that_writes_without_measure(template: Callable[..., Template]) -> None:
+    doubled = "{% set t = namespace(x='x') %}{% for _ in range(27) %}{% set t.x = t.x ~ t.x %}"
+    with pytest.raises(UserError, match=r"its text has 134,217,728 characters"):
+        template(doubled + "{% endfor %}{{ t.x }}").text([], None)
 
 
 def test_the_time_is_the_runs(template: Callable[..., Template]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from train.data.chat import RecordReader
 from train.data.sources import open_source
 from train.data.token_store import TokenStore, open_store
+from train.data.tokenize import encode_batch
 from train.errors import UserError
 
 GOOD = {"prompt": "1+1=", "completion": "2"}
@@ -50,6 +51,22 @@ def test_examples_and_what_is_known_of_them(write: Any, tokenizer: Any) -> None:
     assert made.index["highest_token"].tolist() == [int(made[i].tokens.max()) for i in range(3)]
     assert made.index["digest"][0] == made.index["digest"][2] != made.index["digest"][1]
     assert isinstance(made.tokens.base, np.memmap), "it is not held in memory"
+
+
+def test_long_records_are_tokenised_few_at_a_time(
+    write: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def encoding(texts: list[Any], tokenizer: Any) -> Any:
+        sizes.append(sum(len(text.text) for text in texts))
+        return encode_batch(texts, tokenizer)
+
+    monkeypatch.setattr("train.data.token_store.encode_batch", encoding)
+    monkeypatch.setattr("train.data.token_store._CHARACTERS", 100)
+    made = _store(write(*({"text": "x" * 60} for _ in range(7)), GOOD), tokenizer)
+    assert made.index["length"].tolist() == [61] * 7 + [6]
+    assert sizes == [120, 120, 120, 60 + 5]
 
 
 def test_it_is_tokenised_once(
