@@ -11,6 +11,7 @@ from gguf import GGUFReader, GGUFValueType, ReaderTensor
 from gguf.quants import dequantize
 
 from ...errors import UserError
+from .bounds import check_lengths
 
 T = TypeVar("T")
 
@@ -65,11 +66,12 @@ def open_gguf(source: Path) -> GGUFReader:
     if not source.is_file():
         raise UserError(f"{source}: no such file; give the path of a .gguf file")
     try:
+        check_lengths(source)
         reader = GGUFReader(source)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
     # Which of these the reader raises depends on where in the file the bytes run out.
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{source}: not a whole GGUF file ({reason}); download or convert it again"
