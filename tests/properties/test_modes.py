@@ -41,7 +41,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "lisa": lambda: lisa(INNER, num_layers=1, key=0, every=2),
 }
 # Those of which one in each way is a quick test.
-QUICK = ("one_off",)
+QUICK = ("gmt_mask",)
 EVERY = pytest.mark.parametrize(
     "name",
     [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS],

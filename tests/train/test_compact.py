@@ -39,6 +39,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
         return {name: reader.tensor(name) for name in reader.names}
 
 
+@pytest.mark.slow
 def test_it_learns_and_exports_the_base_with_a_fifth_changed(
     write_config: Write, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -225,7 +225,9 @@ def test_a_mask_that_lasts_is_sharded_as_the_parameters_are(params: Any) -> None
     [
         (OneOff(kind="one_off", mask_ratio=0.5), r"mask: 2 tensors \(layers/w, unseen\) had fewer"),
         (GmtMask(mask_ratio=0.5), None),
-        (OneOff(kind="one_off", mask_ratio=0.5, scope="global"), None),
+        pytest.param(
+            OneOff(kind="one_off", mask_ratio=0.5, scope="global"), None, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_tensors_in_which_a_lasting_mask_had_nothing_to_choose_from_are_named(

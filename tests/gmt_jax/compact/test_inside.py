@@ -26,7 +26,8 @@ def test_the_gradient_of_the_values_is_the_weights_gradient_at_them(
     # Sums of gradients of rows are float32 here, and in the weights' dtype in the reference.
     for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         assert got.dtype == jnp.float32
-        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+        # A small entry may be a sum of large terms.
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
     plain = compact.plain_weights(compact.attach(params))
     assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, net.weights)
 
