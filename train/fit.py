@@ -14,12 +14,13 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from .best import Best
+from .cadence import Cadence
 from .checkpoint import Checkpoints
 from .data.iterables import Batches, number_of, open_batches
 from .data.loader import Loader
 from .distributed.processes import barrier, is_main_process
 from .errors import UserError
-from .loop import Cadence, Callback, Parts, Record, train
+from .loop import Callback, Parts, Record, train
 from .partition import Join, partition, refuse_changes
 from .run import Run, is_foreign
 from .sharding import abstract, as_shardings, check_divisible, replicated
@@ -65,6 +66,7 @@ def fit(
     log_every: int = 10,
     evaluate_every: int = 0,
     save_every: int = 0,
+    save_minutes: float = 0,
     max_skipped: int = 3,
     keep: int = 2,
     best: Best | None = None,
@@ -114,9 +116,9 @@ def fit(
       resume: whether to go on from the newest checkpoint in the folder, if there is one.
       log_every: the number of updates between records, which wait for the device; 0: only where a
         checkpoint is saved.
-      evaluate_every: the number of updates between evaluations; 0: before the first update and
-        after the last alone.
+      evaluate_every: the number of updates between evaluations; 0: at the two ends alone.
       save_every: the number of updates between checkpoints; 0: after the last alone.
+      save_minutes: minutes after one when the next update that is logged is saved too; 0: none.
       max_skipped: the number of updates in a row whose loss or gradient is not finite after which
         training ends. Such an update changes neither parameters nor the optimizer's state.
       keep: the number of newest checkpoints that are kept.
@@ -142,7 +144,7 @@ def fit(
     optimizer = optax.with_extra_args_support(optimizer)
     of_state = state_shardings(mesh, optimizer, tree, named)
     steps = number_of(batches) if steps is None else steps
-    cadence = Cadence(steps, log_every, evaluate_every, save_every, max_skipped)
+    cadence = Cadence(steps, log_every, evaluate_every, save_every, save_minutes, max_skipped)
     loader = open_batches(batches, mesh, batch_sharding, num_microbatches, steps)
     train_step = jit_train_step(_Objective(loss, weight, join), optimizer, mesh, of_state)
     parts = Parts(loader, train_step, learning_rate, unit, peak_per_s)

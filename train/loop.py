@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from .best import Best
+from .cadence import Cadence, SaveTimer
 from .checkpoint import Checkpoints
 from .data.loader import Loader
 from .distributed.preemption import preemption_guard
@@ -49,17 +50,6 @@ class Callback:
     evaluate: Callable[[Any, int], Mapping[str, Any] | None] = _ignore
     on_save: Callable[[Any, int], object] = _ignore
     on_end: Callable[[], object] = _ignore
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How often the loop does what, in updates; 0 for never."""
-
-    steps: int
-    log_every: int
-    evaluate_every: int
-    save_every: int
-    max_skipped: int = 3  # Updates in a row, after which the loop ends.
 
 
 @dataclass(frozen=True)
@@ -117,10 +107,9 @@ def train(
             if step == 0:
                 with should_stop.at_once():
                     calls.evaluate(state, 0)
-            window = _Window(clock, step)
+            window, timer = _Window(clock, step), SaveTimer(cadence.save_minutes, clock)
             last = step >= cadence.steps or best.is_over
-            # The first update of this process is compiled, which takes long.
-            starting = ExitStack()
+            starting = ExitStack()  # The first update of this process is compiled.
             starting.enter_context(should_stop.at_once())
             while not last:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step), starting.pop_all():
@@ -132,11 +121,12 @@ def train(
                 window.count += count
                 skipped.add(step, metrics)
                 last = step == cadence.steps or should_stop(step)
-                save = last or _is_time(step, cadence.save_every)
-                evaluate = _is_time(step, cadence.evaluate_every) or step == cadence.steps
-                log = save or _is_time(step, cadence.log_every)
+                save = last or cadence.saves(step)
+                evaluate = cadence.evaluates(step) or step == cadence.steps
+                log = save or cadence.logs(step)
                 if log or evaluate:  # After an evaluation, the best may be saved.
                     skipped.report()
+                save = save or (log and timer.is_over())
                 if log:
                     record = _to_record(step, metrics, parts, skipped.count)
                     calls.record(record | window.close(step, cadence.steps, parts))
@@ -147,14 +137,23 @@ def train(
                 if save and checkpoints is not None:  # Last: its records are complete when it is.
                     checkpoints.save(state, parts.loader, best.step)
                     calls.save(state, step)
+                    timer.restart()
                 if save or evaluate:
                     window = _Window(clock, step)  # The speed is that of training alone.
-            while checkpoints is not None and checkpoints.wait():
-                time.sleep(_SAVE_AGAIN)
-                checkpoints.save(state, parts.loader, best.step)
+            if checkpoints is not None:
+                _wait_for_save(checkpoints, state, parts.loader, best.step)
     finally:
         calls.end()
     return state
+
+
+def _wait_for_save(
+    checkpoints: Checkpoints, state: TrainState, loader: Loader, best: int | None
+) -> None:
+    """Waits for the last save, which is tried again if it fails."""
+    while checkpoints.wait():
+        time.sleep(_SAVE_AGAIN)
+        checkpoints.save(state, loader, best)
 
 
 class _Calls:
@@ -187,10 +186,6 @@ class _Calls:
     def end(self) -> None:
         for callback in self._callbacks:
             callback.on_end()
-
-
-def _is_time(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 class _Window:

@@ -210,6 +210,7 @@ def _fit(
         log_every=config.log_every,
         evaluate_every=config.evaluation.every,
         save_every=config.checkpoint.every,
+        save_minutes=config.checkpoint.minutes or 0,
         max_skipped=config.max_skipped,
         best=best,
         checkpoints=partial(open_checkpoints, **checkpoint, facts=run.facts),

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from train.best import Best
+from train.cadence import Cadence
 from train.errors import UserError
-from train.loop import Cadence, Callback, Parts, train
+from train.loop import Callback, Parts, train
 from train.run import Run, read_records
 from train.step import TrainState
 
@@ -72,6 +74,7 @@ def _run(
     failures: int = 0,
     best: Best | None = None,
     eval_losses: Sequence[float] = (2.0,) * 20,
+    minutes: float = 0,
 ) -> tuple[TrainState, FakeCheckpoints, Run]:
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         step = int(state.step) + 1
@@ -100,8 +103,10 @@ def _run(
         ),
         *callbacks,
     ]
-    cadence, before = Cadence(steps, 3, 5, 4), run.records
-    state = train(state, parts, cadence, saves, callbacks, before=before, best=best)  # type: ignore[arg-type]
+    cadence, before = Cadence(steps, 3, 5, 4, minutes), run.records
+    # A minute an update, if minutes matter.
+    clock = (lambda: 60.0 * parts.loader.taken) if minutes else time.perf_counter  # type: ignore[attr-defined]
+    state = train(state, parts, cadence, saves, callbacks, clock, before=before, best=best)  # type: ignore[arg-type]
     return state, saves, run
 
 
@@ -111,6 +116,12 @@ def test_it_logs_evaluates_and_saves_when_it_is_time(tmp_path: Path) -> None:
     assert [r["step"] for r in records if "loss" in r] == [3, 4, 6, 8, 9, 10]
     assert [r["step"] for r in records if "eval_loss" in r] == [0, 5, 10]
     assert saves.saved == [4, 8, 10]
+
+
+def test_it_saves_when_minutes_have_passed(tmp_path: Path) -> None:
+    _, saves, run = _run(tmp_path, minutes=2)
+    assert saves.saved == [3, 4, 6, 8, 10]
+    assert [r["step"] for r in read_records(run.metrics_file) if "loss" in r] == [3, 4, 6, 8, 9, 10]
 
 
 def test_the_best_evaluation_is_saved_and_a_run_without_a_better_one_ends(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ class CheckpointSection(Section):
 
     every: Count = 100
     """Updates between checkpoints; the last update is also saved."""
+    minutes: float | None = Field(None, gt=0)
+    """Minutes after a checkpoint when the next update that is logged is saved too; null: none."""
     keep: Count = 2
     """The number of newest checkpoints that are kept."""
     keep_every: Count | None = None
