@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +56,38 @@ def check_optimizer(name: str, arguments: Arguments) -> None:
             jax.eval_shape(optimizer.update, params, state, params)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot update weights here: {_one_line(error)}") from None
+
+
+def needs_matrices(name: str, arguments: Arguments) -> bool:
+    """Whether an optimizer that `check_optimizer` accepts computes with rows, columns or products.
+
+    Such an optimizer moves a matrix of chosen entries otherwise than whole weights under a mask.
+    One that computes with single entries, and with sums over a whole tensor, does not count.
+    """
+    # Above 128, from where Adafactor factors, and of a size that no other array will have.
+    shape = (134, 138)
+    optimizer = make_optimizer_by_name(name, lambda count: 1e-3, arguments, {})
+    params = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    state = jax.eval_shape(optimizer.init, params)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        update = jax.make_jaxpr(optimizer.update)(params, state, params)
+    return any(
+        math.prod(found) > 1 and found[-2:] != shape and found != (math.prod(shape),)
+        for found in _float_shapes(update.jaxpr)
+    )
+
+
+def _float_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of all float arrays that a program computes, those of its inner ones included."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            if jnp.issubdtype(getattr(variable.aval, "dtype", jnp.int32), jnp.floating):
+                yield variable.aval.shape
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from _float_shapes(inner)
 
 
 def make_schedule_by_name(

@@ -8,7 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from train.by_name import check_optimizer, make_optimizer_by_name, make_schedule_by_name
+from train.by_name import (
+    check_optimizer,
+    make_optimizer_by_name,
+    make_schedule_by_name,
+    needs_matrices,
+)
 
 
 def rates(name: str, steps: int, **keys: Any) -> np.ndarray:
@@ -76,3 +81,21 @@ def test_weight_decay_has_the_mask_that_is_given(name: str) -> None:
         updates, _ = optimizer.update(nothing, optimizer.init(params), params)
     assert not jnp.any(updates["norm"])
     assert jnp.all(updates["w"] < 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("adafactor", {}, True),
+        ("adafactor", {"factored": False}, False),
+        ("muon", {}, True),
+        ("galore", {}, True),
+        ("adamw", {}, False),
+        ("prodigy", {}, False),  # Sums over whole tensors.
+        ("schedule_free_adamw", {}, False),
+    ],
+)
+def test_an_optimizer_that_computes_with_rows_or_products_is_known(
+    name: str, arguments: dict[str, Any], expected: bool
+) -> None:
+    assert needs_matrices(name, arguments) == expected

@@ -96,9 +96,14 @@ class OptimizerSection(Section):
         if self.lr_schedule == "constant" and self.min_lr_ratio:
             raise ValueError("min_lr_ratio has no effect when lr_schedule is 'constant'; remove it")
         if self.name != "adamw" or self.args:
-            from ..by_name import check_optimizer
+            from ..by_name import check_optimizer, needs_matrices
 
             check_optimizer(self.name, self.arguments)
+            if self.mask.is_compact and needs_matrices(self.name, self.arguments):
+                raise ValueError(
+                    f"{self.name} computes with whole matrices, which mask.compact does "
+                    "without; name one of single entries, such as adamw or lion, or remove compact"
+                )
         if self.lr_schedule not in _SCHEDULES or self.lr_schedule_args:
             self.build_schedule(_STEPS)
         return self

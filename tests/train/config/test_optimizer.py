@@ -67,6 +67,10 @@ def test_a_constant_rate_refuses_a_minimum() -> None:
             {"lr_schedule": "warmup_constant_schedule", "min_lr_ratio": 0.1},
             "min_lr_ratio has no effect",
         ),
+        (
+            {"name": "muon", "mask": {"kind": "one_off", "compact": True}},
+            "muon computes with whole matrices, which mask.compact does without",
+        ),
     ],
 )
 def test_a_name_or_an_argument_that_is_none_is_refused_in_one_line(
