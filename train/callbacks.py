@@ -1,5 +1,6 @@
 """What a run does beside its updates: shows, evaluates, completes prompts."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ def make_callbacks(
     """The callbacks of a run, in their order."""
     display = Display(data.steps, console)
     trackers = _open_trackers(program, run)
+    every = program.config.evaluation.sample_every
 
     def log_data(done: int) -> None:
         if done == 0 and data.summary:
@@ -45,17 +47,23 @@ def make_callbacks(
             on_end=trackers.stop,
         ),
         Callback(evaluate=make_evaluate(program, data)),
-        Callback(evaluate=_completions(data, run, completer, best, trackers)),
+        Callback(evaluate=_completions(data, run, completer, best, trackers, every)),
     ]
 
 
 def _completions(
-    data: RunData, run: Run, completer: Completer, best: Best | None, trackers: Trackers
+    data: RunData,
+    run: Run,
+    completer: Completer,
+    best: Best | None,
+    trackers: Trackers,
+    every: int | None,
 ) -> Callable[[Any, int], Mapping[str, Any] | None]:
-    """Completes the prompts before the first update and after the last."""
+    """Completes the prompts before the first update, when it is time, and after the last."""
 
     def complete(params: Any, step: int) -> None:
-        if step in (0, data.steps) or (best is not None and best.is_over):
+        is_last = step == data.steps or (best is not None and best.is_over)
+        if is_last or step % (every or math.inf) == 0:
             samples = completer(plain_params(params))
             for sample in samples:
                 run.log_sample({"step": step, **sample})

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from .best import Best
 from .cadence import Cadence
@@ -21,12 +21,13 @@ from .data.loader import Loader
 from .distributed.processes import barrier, is_main_process
 from .errors import UserError
 from .loop import Callback, Parts, Record, train
+from .measure import Measure
 from .partition import Join, partition, refuse_changes
 from .run import Run, is_foreign
-from .sharding import abstract, as_shardings, check_divisible, replicated
+from .sharding import abstract, given_shardings, mesh_of
 from .step import Objective, Sums, TrainState, jit_train_step, state_shardings
 
-__all__ = ["Best", "Callback", "Fitted", "fit"]
+__all__ = ["Best", "Callback", "Fitted", "Measure", "fit"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def fit(
     learning_rate: Callable[[int], Any] | None = None,
     unit: str = "rows",
     peak_per_s: float | None = None,
+    measure: Measure | None = None,
 ) -> Fitted:
     r"""Trains a model with any loss and any optax optimizer, and can go on to the same bits.
 
@@ -129,6 +131,7 @@ def fit(
       learning_rate: the schedule, to record the learning rate of each update.
       unit: what is counted for the speed in the records.
       peak_per_s: the number of units per second at the devices' peak rate, to record ``mfu``.
+      measure: figures of every tensor to record as ``tensors``, as in ``Measure(every=10)``.
 
     Returns:
       The trained parameters, and the optimizer's state. SIGINT or SIGTERM ends training after the
@@ -139,14 +142,15 @@ def fit(
         batches end early, or if too many updates in a row are not finite.
     """
     tree, join = partition(params)
-    mesh = mesh or _mesh_of(tree)
-    named = _param_shardings(mesh, tree, shardings)
+    mesh = mesh or mesh_of(tree)
+    named = given_shardings(mesh, tree, shardings)
     optimizer = optax.with_extra_args_support(optimizer)
     of_state = state_shardings(mesh, optimizer, tree, named)
     steps = number_of(batches) if steps is None else steps
     cadence = Cadence(steps, log_every, evaluate_every, save_every, save_minutes, max_skipped)
     loader = open_batches(batches, mesh, batch_sharding, num_microbatches, steps)
-    train_step = jit_train_step(_Objective(loss, weight, join), optimizer, mesh, of_state)
+    objective = _Objective(loss, weight, join)
+    train_step = jit_train_step(objective, optimizer, mesh, of_state, measure)
     parts = Parts(loader, train_step, learning_rate, unit, peak_per_s)
     run = None if folder is None else _checked(Run(Path(folder)), resume)
 
@@ -166,31 +170,6 @@ def fit(
         state = train(state, parts, cadence, saves, calls, before=before, best=best)
     records = run.records if run else records
     return Fitted(join(state.params), state.opt_state, int(state.step), records)
-
-
-def _mesh_of(params: Any) -> Mesh:
-    """The mesh that parameters are sharded over, or one of one device."""
-    for leaf in jax.tree.leaves(params):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            return sharding.mesh
-    return Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
-
-
-def _param_shardings(mesh: Mesh, params: Any, given: Any) -> Any:
-    """The sharding of each parameter: as given, or as its array has it on the mesh, or whole."""
-    if given is not None:
-        shardings = as_shardings(mesh, given, params)
-        check_divisible(params, shardings)
-        return shardings
-
-    def of(leaf: Any) -> NamedSharding:
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh:
-            return sharding
-        return replicated(mesh)
-
-    return jax.tree.map(of, params)
 
 
 def _abstract_state(optimizer: Any, params: Any, shardings: TrainState) -> TrainState:

@@ -65,7 +65,7 @@ class Parts:
     """
 
     loader: Loader
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     learning_rate: Callable[[int], Any] | None = None
     unit: str = "tokens"
     peak_per_s: float | None = None
@@ -265,7 +265,10 @@ def _to_record(step: int, metrics: dict[str, Any], parts: Parts, num_skipped: in
     """A step's metrics on the host; waits for the device. A skipped update has none."""
     record: Record = {"step": step}
     figures = jax.device_get(metrics)
+    tensors, measured = figures.pop("tensors", {}), figures.pop("measured", False)
     if figures.pop("finite"):
+        if measured:
+            record["tensors"] = jax.tree.map(lambda array: array.tolist(), tensors)
         record |= {name: float(value) for name, value in figures.items()}
     if parts.learning_rate is not None:
         with jax.transfer_guard("allow"):  # A schedule is computed from a number of the host's.

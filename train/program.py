@@ -18,6 +18,7 @@ from .config import Config
 from .config.mask_bases import Lasting
 from .config.mask_kinds import FixedMask
 from .hf.mask import check_mask, load_mask
+from .measure import Measure
 from .model import (
     ComputeOptions,
     ModelConfig,
@@ -25,6 +26,7 @@ from .model import (
     abstract_params,
     choose_attention,
     logical_axes,
+    stacked_axes,
 )
 from .objective.build import make_objective
 from .objective.preference import SIDES
@@ -170,6 +172,15 @@ class Program:
         }
         return structs
 
+    @property
+    def measure(self) -> Measure | None:
+        """The figures of every tensor that the update computes, if the config asks for them."""
+        if not self.config.log_tensors:
+            return None
+        return Measure(self.config.log_every, stacked_axes)
+
     def train_step(self) -> Any:
         """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics)."""
-        return jit_train_step(self.objective, self.optimizer, self.mesh, self.shardings)
+        return jit_train_step(
+            self.objective, self.optimizer, self.mesh, self.shardings, self.measure
+        )

@@ -20,13 +20,14 @@ from .manifest import DamagedError, Manifest, Verify, check_folder
 
 
 class Run:
-    """The folder of one run: config.yaml, metrics.jsonl, samples.jsonl, checkpoints/, export/."""
+    """The folder of one run: its config, its records by line, checkpoints/ and export/."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config_file = folder / "config.yaml"
         self.metrics_file = folder / "metrics.jsonl"
         self.samples_file = folder / "samples.jsonl"
+        self.tensors_file = folder / "tensors.jsonl"
         self.data_file = folder / "data.json"  # The first start, and what was found then.
         self._clock: datetime | None = None
         self._existed = self.config_file.is_file()
@@ -226,15 +227,17 @@ class Run:
         """Drops the records of updates after `step`; a resumed run repeats those updates."""
         if not is_main_process():
             return
-        for file in (self.metrics_file, self.samples_file):
+        for file in (self.metrics_file, self.samples_file, self.tensors_file):
             kept = [record for record in read_records(file) if record["step"] <= step]
             if file.exists():
                 with atomic_file(file) as new:
                     new.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a record to metrics.jsonl."""
-        _append(self.metrics_file, record)
+        """Appends a record to metrics.jsonl, and its figures by tensor to tensors.jsonl."""
+        if "tensors" in record:
+            _append(self.tensors_file, {key: record[key] for key in ("step", "tensors")})
+        _append(self.metrics_file, {key: x for key, x in record.items() if key != "tensors"})
 
     def log_sample(self, record: dict[str, Any]) -> None:
         """Appends a completion to samples.jsonl."""

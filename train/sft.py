@@ -215,6 +215,7 @@ def _fit(
         best=best,
         checkpoints=partial(open_checkpoints, **checkpoint, facts=run.facts),
         callbacks=callbacks(),
+        measure=program.measure,
         learning_rate=make_schedule(config.optimizer, data.steps),
         unit="tokens",
         peak_per_s=peak_tokens_per_s(

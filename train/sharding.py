@@ -211,3 +211,28 @@ def num_shards(axis: str) -> int:
     """Parts into which the current mesh splits a logical axis; 1 where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh().shape
     return math.prod(mesh.get(name, 1) for name in RULES[axis])
+
+
+def mesh_of(params: Any) -> Mesh:
+    """The mesh that parameters are sharded over, or one of one device."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def given_shardings(mesh: Mesh, params: Any, given: Any) -> Any:
+    """The sharding of each parameter: as given, or as its array has it on the mesh, or whole."""
+    if given is not None:
+        shardings = as_shardings(mesh, given, params)
+        check_divisible(params, shardings)
+        return shardings
+
+    def of(leaf: Any) -> NamedSharding:
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh:
+            return sharding
+        return replicated(mesh)
+
+    return jax.tree.map(of, params)

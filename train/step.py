@@ -13,6 +13,7 @@ from jax.tree_util import DictKey
 from gmt_jax import compact
 from gmt_jax.compact import CompactParams
 
+from .measure import Measure
 from .sharding import batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
@@ -67,12 +68,14 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     state: TrainState,
     batch: Any,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    measure: Measure | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
     """One update from the microbatches [N, B/N, ...] of a batch.
 
     Loss and metrics are means over all microbatches together, weighted as the objective says, so
     the gradient does not depend on the number of microbatches. Where the loss or the gradient's
-    norm is not finite, weights and optimizer state stay as they are, and `finite` is False.
+    norm is not finite, weights and optimizer state stay as they are, and `finite` is False. Figures
+    of every tensor are `tensors`, and hold if `measured` is True.
     """
     weight = objective.weight(batch)
     total = jnp.where(weight > 0, weight, 1)
@@ -102,6 +105,10 @@ def train_step(
     smallest = min(jax.tree.leaves(grads), key=lambda g: g.size)
     grads = jax.tree.map(lambda g: _after(norm, g) if g is smallest else g, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    figures: dict[str, Any] = {}
+    if measure is not None:
+        named = measure(state.step + 1, grads, trained, updates, opt_state)
+        figures["measured"], figures["tensors"] = named
     moved = optax.apply_updates(trained, updates)
     # Selected rather than branched on: it is fused into the pass that writes each array.
     moved, opt_state = jax.tree.map(
@@ -110,7 +117,7 @@ def train_step(
         (trained, state.opt_state),
     )
     params = _with_trained(state.params, moved)
-    figures = {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
+    figures |= {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
     figures |= metrics | _mask_metrics(params, opt_state)
     return TrainState(state.step + 1, params, opt_state), figures
 
@@ -201,13 +208,14 @@ def jit_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     shardings: TrainState,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    measure: Measure | None = None,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The jitted train_step on the mesh; it donates the state that is passed in.
 
     Batches keep the shardings that they are passed in with.
     """
     return jax.jit(
-        lambda state, batch: train_step(objective, optimizer, state, batch),
+        lambda state, batch: train_step(objective, optimizer, state, batch, measure),
         in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

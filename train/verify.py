@@ -43,7 +43,7 @@ def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
             yield True, f"export: whole, of step {facts.get('step')}"
         except DamagedError as damage:
             yield False, f"export: {damage}"
-    for file in (run.metrics_file, run.samples_file):
+    for file in (run.metrics_file, run.samples_file, run.tensors_file):
         if file.exists():
             try:
                 yield True, f"{file.name}: {sum(1 for _ in read_records(file)):,} records"

@@ -34,6 +34,7 @@ RESUMABLE_KEYS = frozenset(
         "checkpoint",
         "log_every",
         "max_skipped",
+        "log_tensors",
         "track",
         "track_project",
         "export_dtype",
@@ -77,6 +78,10 @@ class Config(Section):
     update changes neither weights nor optimizer state, and is recorded with its examples."""
     log_every: Count = 10
     """Updates between records in metrics.jsonl and lines on the screen."""
+    log_tensors: bool = False
+    """Record in tensors.jsonl, with each record at a multiple of log_every, the norms of gradient,
+    weights and update of every tensor (of each layer), and the figures of the mask by tensor if
+    optimizer.mask.report is true."""
     track: Annotated[tuple[TrackerName, ...], BeforeValidator(_as_tuple)] = ()
     """The trackers that get the records, beside metrics.jsonl: tensorboard, wandb, trackio or
     mlflow, one or several. What fails there never stops the run."""

@@ -89,11 +89,22 @@ class EvaluationSection(Section):
     patience: Count | None = None
     """End the run after this many evaluations in a row that were not better than the best by the
     metric of `checkpoint.keep_best`; null: never."""
+    sample_every: Count | None = None
+    """Updates between completions of the prompts, a multiple of every; null: they are completed
+    before and after training alone."""
     prompts: tuple[str, ...] | None = None
     """User turns that are completed greedily before and after training; null: two prompts of the
     data, those of the evaluation data if there are any."""
     max_new_tokens: Count = 64
     """The length of those completions in tokens."""
+
+    @model_validator(mode="after")
+    def _samples_with_evaluations(self) -> Self:
+        if self.sample_every is not None and self.sample_every % self.every:
+            raise ValueError(
+                f"sample_every {self.sample_every} is not a multiple of every {self.every}"
+            )
+        return self
 
 
 class CheckpointSection(Section):

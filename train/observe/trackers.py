@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..errors import warn
 from .privacy import redact
 
@@ -119,7 +121,7 @@ class Trackers:
         if figures:
             self._send(record["step"], lambda tracker, step: tracker.log(step, figures))
         for name, by_path in record.get("tensors", {}).items():
-            values = [value for part in by_path.values() for value in _flatten(part)]
+            values = [x for part in by_path.values() for x in np.ravel(part).tolist()]
             self._send(record["step"], _logs_values(f"tensors/{name}", values))
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
@@ -235,10 +237,6 @@ def _logs_values(name: str, values: Sequence[float]) -> Callable[[Tracker, int],
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return redact(text if len(text) < 200 else text[:200] + " …")
-
-
-def _flatten(part: Any) -> list[float]:
-    return [part] if isinstance(part, float) else list(part)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -32,3 +32,9 @@ def test_evaluation_data_has_names_that_metrics_can_have() -> None:
         EvaluationSection.model_validate({"data": {"a b": "a.jsonl"}})
     with pytest.raises(ValidationError, match="a has no source"):
         EvaluationSection.model_validate({"data": {"a": []}})
+
+
+def test_samples_come_with_evaluations() -> None:
+    assert EvaluationSection(every=5, sample_every=10).sample_every == 10
+    with pytest.raises(ValidationError, match="sample_every 7 is not a multiple of every 5"):
+        EvaluationSection(every=5, sample_every=7)
