@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from .evaluation import make_evaluate
 from .loop import Callback
 from .observe.backends import find_openings
 from .observe.privacy import describe_code, redact
+from .observe.profile import Profile
 from .observe.progress import Display
 from .observe.trackers import TrackedRun, Trackers
 from .program import Program
@@ -32,7 +34,9 @@ def make_callbacks(
     """The callbacks of a run, in their order."""
     display = Display(data.steps, console)
     trackers = _open_trackers(program, run)
-    every = program.config.evaluation.sample_every
+    every, profile = program.config.evaluation.sample_every, program.config.profile
+    show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    trace = Profile(run.folder / "profile", profile.start, profile.steps, show)
 
     def log_data(done: int) -> None:
         if done == 0 and data.summary:
@@ -46,6 +50,7 @@ def make_callbacks(
             trackers.log,
             on_end=trackers.stop,
         ),
+        Callback(before_update=trace.before_update, on_end=trace.stop),
         Callback(evaluate=make_evaluate(program, data)),
         Callback(evaluate=_completions(data, run, completer, best, trackers, every)),
     ]

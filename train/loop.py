@@ -43,6 +43,8 @@ class Callback:
       on_save: called with the parameters and the number of updates done, when a checkpoint of them
         is being written.
       on_end: called after the last update, or when the loop ends with an exception.
+      before_update: called before every update with the arrays that are trained, in the form of a
+        tree, and the number of updates done; a loop whose callbacks wait for them is slow.
     """
 
     on_start: Callable[[int], object] = _ignore
@@ -50,6 +52,7 @@ class Callback:
     evaluate: Callable[[Any, int], Mapping[str, Any] | None] = _ignore
     on_save: Callable[[Any, int], object] = _ignore
     on_end: Callable[[], object] = _ignore
+    before_update: Callable[[Any, int], object] = _ignore
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,13 @@ def train(
             starting = ExitStack()  # The first update of this process is compiled.
             starting.enter_context(should_stop.at_once())
             while not last:
+                calls.update(state, step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step), starting.pop_all():
-                    batch, count = window.take(parts.loader)
+                    batch = window.take(parts.loader)
                     state, metrics = parts.train_step(state, batch)
                 step += 1
                 if checkpoints is not None:
                     checkpoints.poll()
-                window.count += count
                 skipped.add(step, metrics)
                 last = step == cadence.steps or should_stop(step)
                 save = last or cadence.saves(step)
@@ -166,6 +169,10 @@ class _Calls:
         for callback in self._callbacks:
             callback.on_start(step)
 
+    def update(self, state: TrainState, step: int) -> None:
+        for callback in self._callbacks:
+            callback.before_update(state.params, step)
+
     def record(self, record: Record) -> None:
         with jax.transfer_guard("allow"):
             for callback in self._callbacks:
@@ -193,20 +200,21 @@ class _Window:
 
     def __init__(self, clock: Callable[[], float], step: int) -> None:
         self._clock, self._since, self._step = clock, clock(), step
-        self._waited, self.count = 0.0, 0
+        self._waited, self._count = 0.0, 0
 
-    def take(self, loader: Loader) -> tuple[Any, int]:
-        """The next batch; measures the time that the loop waits for it."""
+    def take(self, loader: Loader) -> Any:
+        """The next batch, counted; measures the time that the loop waits for it."""
         since = self._clock()
-        batch = next(loader)
+        batch, count = next(loader)
         self._waited += self._clock() - since
+        self._count += count
         return batch
 
     def close(self, step: int, steps: int, parts: Parts) -> Record:
         """The figures of the updates up to this step; the next window begins."""
         now = self._clock()
         seconds = now - self._since
-        rate = self.count / seconds
+        rate = self._count / seconds
         figures = {
             f"{parts.unit}_per_s": rate,
             "data_wait": self._waited / seconds,
@@ -214,7 +222,7 @@ class _Window:
         }
         if parts.peak_per_s:
             figures["mfu"] = rate / parts.peak_per_s
-        self._since, self._step, self._waited, self.count = now, step, 0.0, 0
+        self._since, self._step, self._waited, self._count = now, step, 0.0, 0
         return figures
 
 

@@ -21,6 +21,7 @@ from .sections import (
     EvaluationSection,
     MeshSection,
     ModelSection,
+    ProfileSection,
 )
 from .yaml import apply_override, flatten, parse_yaml
 
@@ -35,6 +36,7 @@ RESUMABLE_KEYS = frozenset(
         "log_every",
         "max_skipped",
         "log_tensors",
+        "profile",
         "track",
         "track_project",
         "export_dtype",
@@ -73,6 +75,7 @@ class Config(Section):
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    profile: ProfileSection = ProfileSection()
     max_skipped: Count = 3
     """Updates in a row whose loss or gradient is not finite, after which the run ends. Such an
     update changes neither weights nor optimizer state, and is recorded with its examples."""
@@ -99,6 +102,13 @@ class Config(Section):
             raise ValueError(
                 "steps is required when data.streaming is true: a stream has no epochs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_profile_is_reached(self) -> Self:
+        start = self.profile.start
+        if start is not None and self.steps is not None and start >= self.steps:
+            raise ValueError(f"profile.start {start} is not before the last of {self.steps} steps")
         return self
 
     @model_validator(mode="after")

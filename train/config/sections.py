@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .base import MOST, Count, Section
+from .base import MOST, Count, CountOrZero, Section
 from .data import Sources
 
 
@@ -105,6 +105,16 @@ class EvaluationSection(Section):
                 f"sample_every {self.sample_every} is not a multiple of every {self.every}"
             )
         return self
+
+
+class ProfileSection(Section):
+    """A trace of some updates by jax's profiler, in RUN/profile, for XProf and TensorBoard."""
+
+    start: CountOrZero | None = None
+    """The number of updates done before the trace begins, such as 10: the first ones compile and
+    fill caches. null: there is no trace."""
+    steps: Count = 3
+    """The number of updates that are traced."""
 
 
 class CheckpointSection(Section):

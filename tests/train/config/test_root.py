@@ -111,3 +111,9 @@ def test_the_best_is_kept_by_a_metric_that_can_be_measured(minimal: Path) -> Non
 def test_faults_of_evaluation_data_are_located(minimal: Path, setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(minimal, [setting])
+
+
+def test_a_profile_begins_before_the_last_update(minimal: Path) -> None:
+    assert load_config(minimal, ["steps=3", "profile.start=2"]).profile.steps == 3
+    with pytest.raises(UserError, match=r"profile\.start 3 is not before the last of 3 steps"):
+        load_config(minimal, ["steps=3", "profile.start=3"])
