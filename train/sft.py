@@ -194,7 +194,7 @@ def _fit(
     program.check_mask()
     check_metric(program, data, config.checkpoint.keep_best)
     run.start(config, contents, data.named_digests)
-    checkpoint = config.checkpoint.model_dump(exclude={"every", "keep_best"})
+    checkpoint = config.checkpoint.model_dump(exclude={"every", "minutes", "keep_best"})
     return fit(
         program.abstract_params,
         program.objective,
