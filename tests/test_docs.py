@@ -129,7 +129,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_settings_are_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     data = "" if text.startswith("data:") else "data: {train: d.jsonl}\n"
-    rest = "" if text.startswith("run:") else f"run: r\nsteps: 1\nmodel: {{path: m}}\n{data}"
+    rest = "" if text.startswith("run:") else f"run: r\nsteps: 1000\nmodel: {{path: m}}\n{data}"
     file.write_text(f"{rest}{text}")
     assert load_config(file).data.train
 
