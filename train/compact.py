@@ -12,7 +12,6 @@ from gmt_jax import compact
 from gmt_jax.compact import CompactParams, Rows, Slots
 from gmt_jax.compact.slots import GROUP
 
-from .config.mask_bases import EMBEDDINGS, Lasting
 from .model import ModelConfig, Params, abstract_params, stacked_axes
 from .sharding import replicated
 
@@ -30,11 +29,6 @@ def abstract_weights(model: ModelConfig, compute_dtype: str) -> Params:
 
     shapes: Params = jax.tree_util.tree_map_with_path(struct, abstract_params(model))
     return shapes
-
-
-def make_forms(mask: Lasting, weights: Params) -> Any:
-    """How entries of each parameter are chosen."""
-    return compact.plan_forms(weights, mask.ratios, rows=EMBEDDINGS)
 
 
 def start_params(forms: Any, weights: Params, scores: Any) -> CompactParams:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ from gmt_jax.compact import CompactParams
 
 from .compact import start_params, sum_shardings
 from .config.mask_bases import Lasting
+from .config.mask_kinds import FixedMask
 from .data.loader import Loader
+from .hf.mask import load_mask
 from .model import Params
 from .program import Program
 from .sharding import abstract
@@ -26,15 +29,28 @@ PARTS = 8
 def begin(program: Program, weights: Params, loader: Loader) -> CompactParams:
     """The parameters before the first update, from the base's weights, which are used up.
 
-    The entries of a compact mask are drawn from the batches of the first updates, to which the
-    loader goes back.
+    The entries of a compact mask are those of its file, or are drawn from the batches of the first
+    updates, to which the loader goes back.
     """
+    if isinstance(program.compact_mask, FixedMask):
+        return _begin_from_file(program, Path(program.compact_mask.file), weights)
     mask = _mask_of(program)
     position, batches = loader.get_state(), []
     if mask.score is not None:
         batches = [next(loader)[0] for _ in range(mask.num_updates)]
         loader.set_state(position)
     return draw_from(program, weights, batches)
+
+
+def _begin_from_file(program: Program, file: Path, weights: Params) -> CompactParams:
+    def choose(weights: Params, mask: Any) -> CompactParams:
+        return _begin(weights, compact.choose_mask(forms, mask))
+
+    forms = program.forms  # Checked before the mask is loaded, which takes a byte of each entry.
+    mask = load_mask(file, program.model, program.weight_shardings)
+    jit = jax.jit(choose, out_shardings=program.shardings.params, donate_argnums=0)
+    params: CompactParams = jit(weights, mask)
+    return params
 
 
 def draw(
@@ -115,7 +131,7 @@ def draw_from(program: Program, weights: Params, batches: Sequence[Batch]) -> Co
 
 
 def _mask_of(program: Program) -> Lasting:
-    assert program.compact_mask is not None, "only compact masks are drawn ahead"
+    assert isinstance(program.compact_mask, Lasting), "only compact masks are drawn ahead"
     return program.compact_mask
 
 
@@ -143,7 +159,7 @@ def jit_gradient(program: Program) -> Any:
 def lower_draw(program: Program) -> Any:
     """The lowered `jit_gradient`, to be compiled; None where a mask is drawn without a gradient."""
     mask = program.compact_mask
-    if mask is None or mask.score is None:
+    if not isinstance(mask, Lasting) or mask.score is None:
         return None
     weights = abstract(program.abstract_weights, program.weight_shardings)
     part = () if _is_one_pass(program) else (jax.ShapeDtypeStruct((), jnp.int32),)

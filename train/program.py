@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from gmt_jax import compact
 from gmt_jax.fixed import with_mask
 
-from .compact import abstract_compact, abstract_weights, compact_shardings, make_forms
+from .compact import abstract_compact, abstract_weights, compact_shardings
 from .config import Config
-from .config.mask_bases import Lasting
+from .config.mask_bases import EMBEDDINGS, Lasting
 from .config.mask_kinds import FixedMask
-from .hf.mask import check_mask, load_mask
+from .hf.mask import check_mask, load_mask, mask_forms
 from .measure import Measure
 from .model import (
     ComputeOptions,
@@ -45,6 +45,17 @@ def keep_compiled(config: Config) -> None:
     name = "jax_compilation_cache_dir"
     if getattr(jax.config, name) is None:
         jax.config.update(name, str(Path(config.cache).expanduser() / "xla"))
+
+
+def make_forms(mask: Lasting | FixedMask, model: ModelConfig, weights: Params) -> Any:
+    """How entries of each parameter are chosen, of a compact mask; those of a file are counted.
+
+    Raises:
+      UserError: if a file holds no mask of the model, or one that does not fit its slots.
+    """
+    if isinstance(mask, FixedMask):
+        return mask_forms(Path(mask.file), model, mask.slots)
+    return compact.plan_forms(weights, mask.ratios, rows=EMBEDDINGS)
 
 
 @dataclass(frozen=True)
@@ -86,16 +97,16 @@ class Program:
         return self.objective
 
     @property
-    def compact_mask(self) -> Lasting | None:
+    def compact_mask(self) -> Lasting | FixedMask | None:
         """The mask whose entries alone are trained; None where whole weights are."""
         mask = self.config.optimizer.mask
-        return mask if isinstance(mask, Lasting) and mask.compact else None
+        return mask if isinstance(mask, Lasting | FixedMask) and mask.compact else None
 
     @cached_property
     def forms(self) -> Any:
         """How the entries of each parameter are chosen, of a compact mask."""
         assert self.compact_mask is not None
-        return make_forms(self.compact_mask, self.abstract_weights)
+        return make_forms(self.compact_mask, self.model, self.abstract_weights)
 
     @cached_property
     def abstract_weights(self) -> Params:
@@ -144,7 +155,7 @@ class Program:
         shardings = self.shardings
         state = jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params)
         mask = self.config.optimizer.mask
-        if not isinstance(mask, FixedMask):
+        if not isinstance(mask, FixedMask) or mask.compact:
             return state
         return with_mask(state, load_mask(Path(mask.file), self.model, shardings.params))
 

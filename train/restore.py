@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from .best import Best
 from .checkpoint import Checkpoints
-from .compact import abstract_compact, abstract_weights, compact_shardings, fingerprint, make_forms
+from .compact import abstract_compact, abstract_weights, compact_shardings, fingerprint
 from .compact_checkpoint import abstract_stored, from_stored
 from .config import Config
 from .config.mask_bases import Lasting
+from .config.mask_kinds import FixedMask
 from .data.prompts import Prompt, prompt_ids
 from .errors import UserError
 from .files import check_destination
@@ -26,6 +27,7 @@ from .hf.hub import resolve_model
 from .hf.load import load_params
 from .hf.tokenizer import load_tokenizer, text_ids
 from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
+from .program import make_forms
 from .run import Run
 from .sharding import abstract, make_mesh, param_shardings
 from .step import plain_params
@@ -207,8 +209,8 @@ def _compact_params(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
     """The ShapeDtypeStructs of a compact run's parameters, with their shardings."""
     weights = abstract_weights(model, config.model.compute_dtype)
     mask = config.optimizer.mask
-    assert isinstance(mask, Lasting)
-    params = abstract_compact(make_forms(mask, weights), weights)
+    assert isinstance(mask, Lasting | FixedMask)
+    params = abstract_compact(make_forms(mask, model, weights), weights)
     return abstract(params, compact_shardings(mesh, params, _shardings(model, mesh)))
 
 

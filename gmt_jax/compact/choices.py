@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gmt_jax.compact.slots import choose_slots, read_slots, write_slots
+from gmt_jax.compact.slots import (
+    choose_slots,
+    mask_slots,
+    read_slots,
+    slots_per_group,
+    write_slots,
+)
 
 
 class Frozen(NamedTuple):
@@ -73,6 +79,17 @@ def choose(scores: jax.Array, form: type[Choice], mask_ratio: float) -> Choice:
         return Slots(lax.map(lambda matrix: choose_slots(matrix, mask_ratio), scores))
     if form is Rows:
         return Rows(choose_rows(row_scores(scores), mask_ratio))
+    return Whole() if form is Whole else Frozen()
+
+
+def choose_mask(mask: jax.Array, form: type[Choice], mask_ratio: float) -> Choice:
+    """The choice of the entries of a mask, bool, which must fit the form."""
+    if form is Slots:
+        search = partial(mask_slots, k=slots_per_group(mask_ratio))
+        return Slots(search(mask) if mask.ndim < 3 else lax.map(search, mask))
+    if form is Rows:
+        size = num_rows(mask_ratio, mask.shape[0])
+        return Rows(jnp.flatnonzero(jnp.any(mask, axis=-1), size=size).astype(jnp.int32))
     return Whole() if form is Whole else Frozen()
 
 

@@ -5,16 +5,17 @@ values, and only these have moments and a gradient.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gmt_jax.compact import choices
 from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
-from gmt_jax.compact.slots import EMPTY, slots_per_group
+from gmt_jax.compact.slots import EMPTY, GROUP, num_groups, slots_per_group
 from gmt_jax.tree_paths import path_name
 from gmt_jax.types import Mask, PyTree
 
@@ -104,6 +105,56 @@ def choose(forms: PyTree, scores: PyTree) -> PyTree:
     """
     return jax.tree.map(
         lambda form, score: choices.choose(jnp.abs(score), *form), forms, scores, is_leaf=is_form
+    )
+
+
+def form_of_mask(layers: Iterable[np.ndarray], rows: bool = False) -> Form:
+    """The smallest form that holds a mask of an array: nothing, all, whole rows, or slots.
+
+    There are as many slots as the fullest group of 128 needs, which may be all of them.
+
+    Args:
+      layers: the mask, bool, cut along the first axis if layers are stacked; read one by one.
+      rows: whether the array is a matrix that may be trained by rows.
+
+    Example:
+      >>> import numpy as np
+      >>> from gmt_jax import compact
+      >>> mask = np.arange(256).reshape(2, 128) % 32 == 0
+      >>> form = compact.form_of_mask([mask])
+      >>> form.kind.__name__, compact.num_slots(form)
+      ('Slots', 4)
+    """
+    most = trained = size = 0
+    by_rows = rows
+    for mask in layers:
+        trained, size = trained + int(np.count_nonzero(mask)), size + mask.size
+        short = num_groups(mask.shape[-1]) * GROUP - mask.shape[-1]
+        padded = np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, short)])
+        most = max(most, int(padded.reshape(-1, GROUP).sum(axis=-1).max(initial=0)))
+        by_rows = by_rows and bool((mask.any(axis=-1) == mask.all(axis=-1)).all())
+    if trained in (0, size):
+        return Form(Whole, 0.0) if trained else Form(Frozen, 1.0)
+    if by_rows:  # Half a row more is masked, so that rounding it down is exact.
+        num_all = size // mask.shape[-1]
+        return Form(Rows, (num_all - trained // mask.shape[-1] + 0.5) / num_all)
+    return Form(Slots, 1 - most / GROUP)
+
+
+def num_slots(form: Form) -> int:
+    """The number of slots of a group of 128."""
+    return slots_per_group(form.mask_ratio) if form.kind is Slots else 0
+
+
+def choose_mask(forms: PyTree, mask: Mask) -> PyTree:
+    """A tree of choices: the entries of a mask, which must fit the forms, as `form_of_mask` finds.
+
+    Args:
+      forms: a tree of `Form`.
+      mask: a tree of bools shaped as the parameters. True: trained.
+    """
+    return jax.tree.map(
+        lambda form, part: choices.choose_mask(part, *form), forms, mask, is_leaf=is_form
     )
 
 

@@ -48,19 +48,7 @@ def choose_slots(scores: jax.Array, mask_ratio: float) -> jax.Array:
       uint8 `[..., G k]`.
     """
     size, k = scores.shape[-1], slots_per_group(mask_ratio)
-    groups = _grouped(scores, -1.0)
-    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
-    positions = jnp.zeros((*groups.shape[:-1], k), jnp.uint8)
-
-    def choose(slot: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        left, positions = carry
-        best = jnp.argmax(left, axis=-1)
-        positions = lax.dynamic_update_index_in_dim(
-            positions, best.astype(jnp.uint8), slot, positions.ndim - 1
-        )
-        return jnp.where(lane == best[..., None], -1, left), positions
-
-    _, positions = lax.fori_loop(0, k, choose, (groups, positions))
+    positions = _largest(_grouped(scores, -1.0), k)
     # A last group that is shorter has fewer entries to choose: its last slots stay empty.
     slot = lax.broadcasted_iota(jnp.int32, positions.shape, positions.ndim - 1)
     group = lax.broadcasted_iota(jnp.int32, positions.shape, positions.ndim - 2)
@@ -68,6 +56,23 @@ def choose_slots(scores: jax.Array, mask_ratio: float) -> jax.Array:
     unused = (group == num_groups(size) - 1) & (slot >= chosen)
     positions = jnp.sort(jnp.where(unused, jnp.uint8(EMPTY), positions), axis=-1)
     return positions.reshape(*scores.shape[:-1], -1)
+
+
+def mask_slots(mask: jax.Array, k: int) -> jax.Array:
+    """The positions of the entries of a mask, in ascending order, `EMPTY` where a group has fewer.
+
+    Args:
+      mask: bool `[..., n]`, with at most k entries in each group.
+      k: the number of slots of a group.
+
+    Returns:
+      uint8 `[..., G k]`.
+    """
+    groups = _grouped(mask.astype(jnp.int8))
+    count = jnp.sum(groups, axis=-1, keepdims=True, dtype=jnp.int32)
+    slot = lax.broadcasted_iota(jnp.int32, (*groups.shape[:-1], k), groups.ndim - 1)
+    positions = jnp.where(slot < count, _largest(groups, k), jnp.uint8(EMPTY))
+    return jnp.sort(positions, axis=-1).reshape(*mask.shape[:-1], -1)
 
 
 def read_slots(array: jax.Array, positions: jax.Array) -> jax.Array:
@@ -106,6 +111,23 @@ def _grouped(array: jax.Array, fill: float = 0.0) -> jax.Array:
         widths = [(0, 0)] * (array.ndim - 1) + [(0, short)]
         array = jnp.pad(array, widths, constant_values=np.array(fill, array.dtype))
     return array.reshape(*array.shape[:-1], num_groups(size), GROUP)
+
+
+def _largest(groups: jax.Array, k: int) -> jax.Array:
+    """The positions of the k largest entries of each group, from the largest on, uint8."""
+    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
+    positions = jnp.zeros((*groups.shape[:-1], k), jnp.uint8)
+
+    def choose(slot: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left, positions = carry
+        best = jnp.argmax(left, axis=-1)
+        positions = lax.dynamic_update_index_in_dim(
+            positions, best.astype(jnp.uint8), slot, positions.ndim - 1
+        )
+        return jnp.where(lane == best[..., None], -1, left), positions
+
+    found: jax.Array = lax.fori_loop(0, k, choose, (groups, positions))[1]
+    return found
 
 
 def _by_group(slots: jax.Array, size: int) -> jax.Array:

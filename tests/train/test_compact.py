@@ -111,3 +111,45 @@ def test_every_kind_trains_on_a_mesh(
     losses = _losses(run)
     assert losses[-1] < losses[0]
     assert _losses(run, "masked_fraction") == pytest.approx([0.8] * 3, abs=0.01)
+
+
+def _write_mask(model: Path, file: Path) -> dict[str, np.ndarray]:
+    """A mask of some entries of most matrices, rows of the embeddings and a norm."""
+    rng = np.random.default_rng(0)
+    mask = {}
+    for name, tensor in _tensors(model).items():
+        if "embed" in name:
+            mask[name] = np.repeat(rng.random((tensor.shape[0], 1)) > 0.5, tensor.shape[1], axis=1)
+        elif "down_proj" not in name:
+            mask[name] = rng.random(tensor.shape) > (-1 if "norm" in name else 0.8)
+    safetensors.numpy.save_file(mask, file)
+    return mask
+
+
+@pytest.mark.slow
+def test_a_mask_of_a_file_trains_the_same_weights_as_over_whole_weights(
+    write_config: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mask.safetensors"
+    mask = _write_mask(tiny_model, file)
+    dense = f"optimizer.mask={{kind: fixed_mask, file: {file}}}"
+    compact = f"optimizer.mask={{kind: fixed_mask, file: {file}, compact: true, slots: 32}}"
+    runs = [
+        _train(write_config(export_dtype="float32"), *overrides, f"run={tmp_path}/{n}")
+        for n, overrides in enumerate([[dense], [compact]])
+    ]
+    assert _losses(runs[1]) == pytest.approx(_losses(runs[0]), rel=1e-4)
+    assert _losses(runs[1], "masked_fraction") == _losses(runs[0], "masked_fraction")
+    base, whole, ours = (_tensors(folder) for folder in (tiny_model, *(r.export for r in runs)))
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, whole[name], atol=1e-4)
+        changed = tensor != base[name]
+        assert not (changed & ~mask.get(name, np.zeros_like(changed))).any()
+    (runs[1].checkpoints / "6").rename(tmp_path / "set-aside")
+    shutil.rmtree(runs[1].export)
+    resumed = _train(runs[1].folder / "config.yaml", resume=True)
+    for name, tensor in _tensors(resumed.export).items():
+        np.testing.assert_array_equal(tensor, ours[name])
+    with pytest.raises(UserError, match=r"more than 8 of 128 entries in a row"):
+        _train(write_config(run=str(tmp_path / "no")), compact.replace("slots: 32", "slots: 8"))
+    assert not (tmp_path / "no").exists()

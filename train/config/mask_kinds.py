@@ -1,8 +1,8 @@
 """The mask section: a union of all kinds; and the kinds that select by no score of the gradient."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .base import Fraction
 from .mask_bases import Kind, Scheduled, Selective, expressions
@@ -19,6 +19,8 @@ from .masks import (
     OneOff,
     RandomMask,
 )
+
+_SLOTS = 16  # Of a fixed mask: an eighth of the entries.
 
 
 class _AtRandom(Kind):
@@ -81,11 +83,32 @@ class FixedMask(Selective):
     file: str
     """A safetensors file: bools or bits of each tensor, by its name in the model's files (tensors
     that are not there are not trained), or a delta of `gmt-train delta extract`."""
+    compact: bool = False
+    """Keep the weights in the dtype of the computation, and train only the mask's entries in
+    float32: what the mask leaves out has no master, no moments and no gradient."""
+    slots: int = Field(_SLOTS, ge=1, le=128)
+    """With compact: the most entries of 128 of a matrix' row that may be trained. A tensor takes
+    as many slots in each 128 as its fullest has; embeddings may also be trained by whole rows, and
+    any tensor as a whole."""
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether `compact` is true."""
+        return self.compact
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> Self:
+        if self.compact and (self.apply_to != "both" or self.report):
+            raise ValueError("compact trains the mask's entries alone; remove apply_to and report")
+        if not self.compact and self.slots != _SLOTS:
+            raise ValueError("slots has no effect without compact; remove it")
+        return self
 
     def _arguments(self, steps: int, key: int) -> dict[str, Any]:
         arguments = super()._arguments(steps, key) | {"mask": None}  # Put into the state later.
-        del arguments["file"]
-        return arguments
+        return {
+            name: arguments[name] for name in arguments if name not in ("file", "compact", "slots")
+        }
 
 
 def _with_kind(section: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gmt_jax import compact
 from gmt_jax.delta import decode_positions
 
 from ..errors import UserError
@@ -60,6 +61,39 @@ def load_mask(file: Path, config: ModelConfig, shardings: Any) -> Params:
     return mask
 
 
+def mask_forms(file: Path, config: ModelConfig, slots: int) -> Any:
+    """The forms of `gmt_jax.compact` that hold a file's mask, a tree like the parameters.
+
+    Args:
+      slots: the most trained entries of a group of 128 in a matrix.
+
+    Raises:
+      UserError: as `check_mask`, or naming the tensors that have more.
+    """
+    specs = {spec.path: spec for spec in PARAM_SPECS}
+    most: dict[str, int] = {}
+    with _open(file, config) as bits:
+
+        def form_of(path: Any, leaf: jax.ShapeDtypeStruct) -> compact.Form:
+            spec = specs[_path_name(path)]
+            inner = leaf.shape[1:] if spec.stacked else leaf.shape
+            rows = not spec.stacked and len(inner) == 2
+            masks = (_unpack(bits(name), inner) for name in _names(spec, leaf.shape))
+            form = compact.form_of_mask(masks, rows)
+            if len(inner) > 1 and compact.num_slots(form) > slots:
+                most[spec.name.format("*")] = compact.num_slots(form)
+            return form
+
+        forms = jax.tree_util.tree_map_with_path(form_of, abstract_params(config))
+    if most:
+        found = name_list([f"{name} has {count}" for name, count in most.items()])
+        raise UserError(
+            f"optimizer.mask.file: {file} trains more than {slots} of 128 entries in a row: "
+            f"{found}; raise optimizer.mask.slots, which takes memory, or remove compact"
+        )
+    return forms
+
+
 def save_mask(mask: Params, config: ModelConfig, file: Path) -> None:
     """Writes a mask, a tree of bools like the parameters, as a file of bits.
 
@@ -80,8 +114,7 @@ def save_mask(mask: Params, config: ModelConfig, file: Path) -> None:
 
 def _load(bits: Bits, spec: ParamSpec, shape: tuple[int, ...], sharding: Any) -> jax.Array:
     """One parameter's mask; packed, its tensors take an eighth of a byte for each entry."""
-    names = [spec.name.format(layer) for layer in range(shape[0])] if spec.stacked else [spec.name]
-    packed = [bits(name) for name in names]
+    packed = [bits(name) for name in _names(spec, shape)]
     inner = shape[1:] if spec.stacked else shape
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -91,6 +124,11 @@ def _load(bits: Bits, spec: ParamSpec, shape: tuple[int, ...], sharding: Any) ->
         return np.stack([_unpack(layer, inner)[bounds[1:]] for layer in packed[bounds[0]]])
 
     return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _names(spec: ParamSpec, shape: tuple[int, ...]) -> list[str]:
+    """The names of a parameter's tensors."""
+    return [spec.name.format(layer) for layer in range(shape[0])] if spec.stacked else [spec.name]
 
 
 @contextmanager

@@ -38,3 +38,13 @@ def test_rows_with_the_largest_norms_are_chosen_and_of_equal_ones_the_first() ->
 @pytest.mark.parametrize(("ratio", "rows"), [(0.95, 1), (0.29, 8), (0.0, 10)])
 def test_the_number_of_masked_rows_is_rounded_down(ratio: float, rows: int) -> None:
     assert choices.num_rows(ratio, 10) == rows
+
+
+@pytest.mark.parametrize("form", [Slots, Rows, Whole, Frozen])
+def test_the_choice_of_a_mask_is_the_one_that_has_it(form: type[Choice]) -> None:
+    array = jnp.asarray(ARRAY[0] if form is Rows else ARRAY)
+    choice = choices.choose(jnp.abs(array), form, 0.75)
+    again = choices.choose_mask(choices.mask(choice, array.shape), form, 0.75)
+    assert type(again) is type(choice)
+    for left, right in zip(again, choice, strict=True):
+        np.testing.assert_array_equal(left, right)

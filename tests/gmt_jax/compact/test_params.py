@@ -72,3 +72,25 @@ def test_rules_by_rank_see_the_ranks_of_the_weights(params: compact.CompactParam
     ranks = jax.tree.map(jnp.ndim, params.weights)
     ranks["scale"] = None  # Not trained.
     assert jax.tree.map(jnp.ndim, params.values) == ranks
+
+
+@pytest.mark.parametrize("kind", [Slots, Rows, Whole, Frozen])
+def test_the_form_of_a_mask_is_the_smallest_that_holds_it(kind: type[Any]) -> None:
+    mask = np.zeros((7, 130), bool)
+    if kind is Slots:
+        mask[:, [0, 5, 129]] = True
+    elif kind is not Frozen:
+        mask[:: 2 if kind is Rows else 1] = True
+    form = compact.form_of_mask([mask], rows=True)
+    assert form.kind is kind
+    assert compact.num_slots(form) == (2 if kind is Slots else 0)
+    chosen = compact.choose_mask({"w": form}, {"w": jnp.asarray(mask)})
+    np.testing.assert_array_equal(compact.mask(chosen, {"w": jnp.zeros(mask.shape)})["w"], mask)
+
+
+def test_the_form_of_a_stack_holds_all_of_its_layers() -> None:
+    layers = np.zeros((2, 3, 128), bool)
+    layers[1] = True
+    assert compact.num_slots(compact.form_of_mask(layers)) == 128
+    assert compact.form_of_mask(layers[1:]) == Form(Whole, 0.0)
+    assert compact.form_of_mask([layers[1], layers[0]], rows=False).kind is Slots

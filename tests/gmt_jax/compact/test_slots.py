@@ -59,6 +59,18 @@ def test_nan_is_chosen_first_and_no_score_at_all_chooses_the_first_entries() -> 
     np.testing.assert_array_equal(positions, [[0, 1, 7, 100]])
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_positions_of_a_mask_are_its_entries_in_order(shape: tuple[int, ...]) -> None:
+    mask = best_of_groups(np.abs(_array(shape)), 0.95)
+    mask[0] = False  # Groups of which some or all slots stay empty.
+    mask[-1, ..., :64] = False
+    positions = np.asarray(slots.mask_slots(jnp.asarray(mask), 7))
+    np.testing.assert_array_equal(positions_to_mask(positions, shape), mask)
+    by_group = positions.reshape(*shape[:-1], slots.num_groups(shape[-1]), 7).astype(int)
+    assert (np.diff(by_group, axis=-1) >= 0).all()
+    assert (by_group[..., -1] == slots.EMPTY).all()
+
+
 FORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "lanes": (slots._read_by_lanes, slots._write_by_lanes),
     "index": (slots._read_by_index, slots._write_by_index),

@@ -86,3 +86,18 @@ def test_what_is_clipped_depends_on_the_kind(
 def test_a_probability_of_one_is_refused() -> None:
     with pytest.raises(ValidationError, match="less than 1"):
         MASK.validate_python({"kind": "magma", "skip_ratio": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"compact": True, "report": True}, "remove apply_to and report"),
+        ({"compact": True, "apply_to": "update"}, "remove apply_to and report"),
+        ({"slots": 8}, "slots has no effect without compact"),
+        ({"compact": True, "slots": 129}, "less than or equal to 128"),
+    ],
+)
+def test_what_a_mask_of_a_file_cannot_do_is_refused(keys: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        MASK.validate_python({"kind": "fixed_mask", "file": "m.safetensors"} | keys)
+    assert MASK.validate_python({"kind": "fixed_mask", "file": "m", "compact": True}).is_compact

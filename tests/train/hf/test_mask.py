@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gmt_jax.compact import Frozen, Rows, Slots, num_slots
 from train.errors import UserError
 from train.hf.delta import extract
-from train.hf.mask import check_mask, load_mask, save_mask
+from train.hf.mask import check_mask, load_mask, mask_forms, save_mask
 from train.hf.save import save_params
 from train.model import ModelConfig, abstract_params, logical_axes
 from train.sharding import make_mesh, param_shardings
@@ -95,3 +96,19 @@ def test_files_that_hold_no_mask_of_the_model_are_refused(
 def test_a_file_that_is_not_there_is_refused(model: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.safetensors"):
         check_mask(tmp_path / "none.safetensors", model)
+
+
+def test_the_slots_of_a_mask_are_counted_and_too_many_are_refused(
+    model: ModelConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "mask.safetensors"
+    mask, rows = np.zeros((48, 32), bool), np.zeros((96, 32), bool)
+    mask[3, :5], rows[[3, 5]] = True, True
+    save_file({NAME: mask, "model.embed_tokens.weight": rows}, file)
+    forms = mask_forms(file, model, slots=5)
+    up = forms["layers"]["mlp"]["up"]["weight"]
+    assert (up.kind, num_slots(up), forms["embed"].kind) == (Slots, 5, Rows)
+    assert forms["layers"]["mlp"]["down"]["weight"].kind is Frozen
+    message = r"more than 4 of 128 entries in a row: model\.layers\.\*\.mlp\.up_proj\.weight has 5;"
+    with pytest.raises(UserError, match=message):
+        mask_forms(file, model, slots=4)
