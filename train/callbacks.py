@@ -40,7 +40,7 @@ def make_callbacks(
 
     def log_data(done: int) -> None:
         if done == 0 and data.summary:
-            run.log({"step": 0, "data": list(data.summary)})
+            run.log({"step": 0, "data": list(data.summary), "machine": describe_code()})
 
     return [
         Callback(on_start=log_data),

@@ -66,6 +66,11 @@ class Run:
         """The completions: `step`, `prompt`, `completion`, and a pair's `chosen` and `rejected`."""
         return list(read_records(self.samples_file))
 
+    @property
+    def tensors(self) -> list[dict[str, Any]]:
+        """The figures of every tensor: `step`, and `tensors` by figure and path."""
+        return list(read_records(self.tensors_file))
+
     def check(self, config: Config, resume: bool) -> None:
         """Checks that this run may write to the folder; writes nothing.
 

@@ -1,4 +1,4 @@
-"""Commands on what a run has on disk: verify, selftest."""
+"""Commands on what a run has on disk: report, verify, selftest."""
 
 import argparse
 from pathlib import Path
@@ -8,8 +8,44 @@ from .parser import Commands, add_command
 
 def add_run_commands(commands: Commands) -> None:
     """Adds this module's commands to the program's."""
+    _add_report(commands)
     _add_verify(commands)
     _add_selftest(commands)
+
+
+def _add_report(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        _report,
+        "Write one HTML file on one or several runs: curves, the mask, the weights' changes and "
+        "completions. It needs no server and no network.",
+        "gmt-train report runs/quickstart",
+    )
+    parser.add_argument("run", type=Path, nargs="+", help="a run's folder")
+    parser.add_argument("--out", type=Path, help="the file (default: report.html in the first run)")
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="training examples that are shown with what has a loss (default: 3)",
+    )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from ..errors import UserError
+
+    try:
+        from ..observe.page import write_report
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "bokeh":
+            raise
+        raise UserError('reports need bokeh; run: pip install "gmt-jax[report]"') from None
+
+    out = args.out or args.run[0] / "report.html"
+    write_report(args.run, out, args.examples)
+    print(f"wrote {out}")
 
 
 def _add_verify(commands: Commands) -> None:

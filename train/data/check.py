@@ -161,6 +161,19 @@ def _round_trip(
     return Text(summary + (f"the first that does not: {changed[0]}\n" if changed else ""))
 
 
+def mark_loss(example: Example, tokenizer: Any, max_length: int) -> list[tuple[str, bool]]:
+    """The parts of an example's text, and whether each has a loss."""
+    tokens, loss_mask = example.tokens[:max_length], example.loss_mask[:max_length]
+    edges = [0, *(np.flatnonzero(np.diff(loss_mask)) + 1).tolist(), len(tokens)]
+    return [
+        (
+            tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False),
+            bool(loss_mask[begin]),
+        )
+        for begin, end in pairwise(edges)
+    ]
+
+
 def _mark(example: Example, tokenizer: Any, max_length: int, console: Console) -> Text:
     """An example's text, in which what has a loss is in colour; without colour, in ⟦ ⟧.
 
@@ -170,12 +183,9 @@ def _mark(example: Example, tokenizer: Any, max_length: int, console: Console) -
         sides = [side_of(example, side) for side in (0, 1)]
         texts = [_mark(side, tokenizer, max_length, console) for side in sides]
         return Text.assemble("chosen: ", texts[0], "rejected: ", texts[1])
-    tokens, loss_mask = example.tokens[:max_length], example.loss_mask[:max_length]
-    edges = [0, *(np.flatnonzero(np.diff(loss_mask)) + 1).tolist(), len(tokens)]
     text = Text()
-    for begin, end in pairwise(edges):
-        piece = tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False)
-        if not loss_mask[begin]:
+    for piece, has_loss in mark_loss(example, tokenizer, max_length):
+        if not has_loss:
             text.append(piece, style="dim")
         elif console.is_terminal and not console.no_color:
             text.append(piece, style="bold green")

@@ -49,6 +49,7 @@ def report(run: Run) -> RenderableType:
     if run.export.exists():
         table.add_row("tuned model", f"{run.export}  (loads in transformers)")
     table.add_row("run", f"{run.folder}  (config.yaml, metrics.jsonl, checkpoints/)")
+    table.add_row("charts", f"gmt-train report {run.folder}")
     return Group(Text(), table, *_completions(run))
 
 
