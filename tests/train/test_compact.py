@@ -1,8 +1,10 @@
 """Compact runs of a tiny model: they train, resume and export, and keep the rest of the base."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +155,74 @@ def test_a_mask_of_a_file_trains_the_same_weights_as_over_whole_weights(
     with pytest.raises(UserError, match=r"more than 8 of 128 entries in a row"):
         _train(write_config(run=str(tmp_path / "no")), compact.replace("slots: 32", "slots: 8"))
     assert not (tmp_path / "no").exists()
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Forty sums with a right and a wrong answer."""
+    file = tmp_path / "pairs.jsonl"
+    with file.open("w") as out:
+        for n in range(40):
+            prompt = [{"role": "user", "content": f"{n}+{n * n}="}]
+            answers = {"chosen": n + n * n, "rejected": n + n * n + 7}
+            sides = {k: [{"role": "assistant", "content": str(v)}] for k, v in answers.items()}
+            out.write(json.dumps({"prompt": prompt} | sides) + "\n")
+    return file
+
+
+DPO = {"objective": {"kind": "dpo", "beta": 0.5, "reference": None}}
+STREAM = {"streaming": True, "eval_fraction": 0, "shuffle_buffer": 7, "packing": "packed"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sections", "mask"),
+    [
+        ({"data": {"packing": "packed"}}, "one_off"),
+        ({"data": {"packing": "bucketed"}}, "one_off"),
+        ({"batch": {"size": 16, "num_microbatches": 2}}, "one_off"),
+        ({"data": STREAM}, "one_off"),
+        ({"data": STREAM, "batch": {"size": 16, "num_microbatches": 2}}, "one_off, warmup: 1"),
+        (DPO, "one_off"),
+        (DPO | {"data": {"packing": "packed"}}, "one_off"),
+        (DPO | {"batch": {"size": 8, "num_microbatches": 2}}, "gradient_to_weight"),
+    ],
+    ids=[
+        "packed",
+        "bucketed",
+        "microbatches",
+        "stream",
+        "stream with a sum",
+        "dpo",
+        "packed dpo",
+        "dpo with microbatches",
+    ],
+)
+def test_it_trains_as_over_whole_weights_and_goes_on_to_the_same_bits(
+    write_config: Write,
+    tiny_data: Path,
+    pairs: Path,
+    tmp_path: Path,
+    sections: dict[str, Any],
+    mask: str,
+) -> None:
+    data = {"train": [str(pairs if "objective" in sections else tiny_data)]}
+    sections = sections | {"data": data | sections.get("data", {})}
+    forms = {"whole": "selection: balanced", "compact": "compact: true"}
+    whole, compact = (
+        _train(
+            write_config(run=str(tmp_path / name), **sections),
+            f"optimizer.mask={{kind: {mask}, mask_ratio: 0.8, {form}}}",
+        )
+        for name, form in forms.items()
+    )
+    for key in ("loss", "eval_loss"):
+        expected, found = _losses(whole, key), _losses(compact, key)
+        assert bool(found) == (key == "loss" or not sections["data"].get("streaming"))
+        if "warmup" not in mask:  # In which whole weights do not move.
+            assert found == pytest.approx(expected, rel=1e-3)
+    losses = _losses(compact)
+    assert losses[-1] < losses[0]
+    (compact.checkpoints / "6").rename(tmp_path / "set-aside")
+    _train(compact.folder / "config.yaml", resume=True)
+    assert _losses(compact) == losses
