@@ -90,7 +90,7 @@ def draw_curves(name: str, lines: Sequence[Curve]) -> Any:
         return plot
     legend = plot.legend[0]
     plot.add_layout(legend, "above")
-    legend.orientation, legend.click_policy = "horizontal", "hide"
+    legend.orientation, legend.ncols, legend.click_policy = "horizontal", 2, "hide"
     legend.label_text_color, legend.background_fill_alpha = _INK, 0
     legend.border_line_alpha = 0
     return plot
@@ -133,7 +133,9 @@ def draw_grid(grid: Grid) -> Any:
     source = ColumnDataSource(data)
     mapper = LinearColorMapper(palette=Viridis256, low=low, high=high if high > low else low + 1)
     colour = {"field": "value", "transform": mapper}
-    plot.rect("column", "row", 1, 1, source=source, fill_color=colour, line_color=None)
+    cells = plot.rect("column", "row", 1, 1, source=source, fill_color=colour, line_color=None)
+    bar = cells.construct_color_bar(width=10, background_fill_alpha=0, major_label_text_color=_INK)
+    plot.add_layout(bar, "right")
     if len(grid.columns) <= 12:
         options = {"text_align": "center", "text_baseline": "middle", "text_font_size": "10px"}
         plot.text("column", "row", "text", source=source, text_color="ink", **options)

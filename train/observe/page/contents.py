@@ -66,7 +66,12 @@ def find_differences(configs: Sequence[Config]) -> list[tuple[str, list[str]]]:
     flat = [dict(_flatten(redact(c.model_dump(mode="json")))) for c in configs]
     keys = list(dict.fromkeys(key for tree in flat for key in tree))
     rows = [(key, [str(tree.get(key, "")) for tree in flat]) for key in keys if key != "run"]
-    return [(key, cells) for key, cells in rows if len(set(cells)) > 1]
+    # A kind of mask has keys that another has not; those that are off there are left out.
+    return [(key, cells) for key, cells in rows if len({_said(cell) for cell in cells}) > 1]
+
+
+def _said(cell: str) -> str:
+    return "" if cell in ("None", "False", "{}", "[]") else cell
 
 
 def _flatten(tree: Any, path: str = "") -> list[tuple[str, Any]]:
