@@ -21,10 +21,14 @@ from .errors import UserError
 from .files import check_destination
 from .generate import BATCH_SIZE, Sampling, check_prompts, complete
 from .hf.card import model_card
+from .hf.compare import Tuned
+from .hf.delta import Contents, check_new, extract_model
 from .hf.ends import find_ends
-from .hf.export import export
+from .hf.export import export, exported_files
 from .hf.hub import resolve_model
 from .hf.load import load_params
+from .hf.safetensors import open_weights
+from .hf.save import saved_tensors
 from .hf.tokenizer import load_tokenizer, text_ids
 from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
 from .program import make_forms
@@ -47,14 +51,9 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
       UserError: if `folder` is not a run with a checkpoint, or `out` is not empty.
     """
     run = Run.open(folder)
-    config = run.config()
     if out is not None:
         check_destination(out)
-    base = resolve_model(config.model.path, config.model.revision)
-    model = load_model_config(base)
-    best = Best.of(config, run.records)
-    only = best.saved_step(run.checkpoints) if best is not None else None
-    step, params = restore(run, model, base, only)
+    config, base, model, step, params = _newest(run)
     export(
         model,
         params,
@@ -67,6 +66,41 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         step=step,
     )
     return out or run.export
+
+
+def extract_run(folder: Path, base: Path, out: Path) -> Contents:
+    """Writes the delta of a run's export, from a base, without writing the export.
+
+    Its weights are in the dtype of the base's files, and one tensor is in memory at a time.
+
+    Raises:
+      UserError: as `export_run`; if `out` exists, or the base has other tensors.
+    """
+    check_new(out)
+    run = Run.open(folder)
+    with open_weights(base) as reader:
+        labels = {reader.spec(name).dtype for name in reader.names}
+    dtype = "float32" if "F32" in labels else "bfloat16"
+    config, own_base, model, _, params = _newest(run)
+    specs, tensor = saved_tensors(params, model, dtype, own_base)
+    files = exported_files(
+        model,
+        own_base,
+        dtype,
+        tokenizer=load_tokenizer(own_base, config.model.chat_template),
+        card=model_card(run.name, config, run.records),
+    )
+    return extract_model(base, Tuned(folder, specs, tensor, files), out)
+
+
+def _newest(run: Run) -> tuple[Config, Path, ModelConfig, int | None, Any]:
+    """A run's config, base and architecture; the step of its newest or best weights, and those."""
+    config = run.config()
+    base = resolve_model(config.model.path, config.model.revision)
+    model = load_model_config(base)
+    best = Best.of(config, run.records)
+    only = best.saved_step(run.checkpoints) if best is not None else None
+    return config, base, model, *restore(run, model, base, only)
 
 
 class Model:

@@ -14,9 +14,10 @@ from rich.console import Console
 from train.config import load_config
 from train.errors import UserError
 from train.generate import Sampling
+from train.hf.delta import extract
 from train.hf.safetensors import open_weights
 from train.manifest import read_manifest
-from train.restore import complete_prompts, export_run
+from train.restore import complete_prompts, export_run, extract_run
 from train.run import Run, read_records
 from train.sft import sft
 
@@ -56,6 +57,10 @@ def test_it_learns_and_exports_the_base_with_a_fifth_changed(
     again = export_run(run.folder, tmp_path / "again", "float32")
     for name, tensor in _tensors(again).items():
         np.testing.assert_array_equal(tensor, tuned[name])
+    extract(tiny_model, again, tmp_path / "export.delta")
+    contents = extract_run(run.folder, tiny_model, tmp_path / "run.delta")
+    assert (tmp_path / "run.delta").read_bytes() == (tmp_path / "export.delta").read_bytes()
+    assert contents.num_changed == changed
     sampling = Sampling(max_new_tokens=4)
     assert complete_prompts(str(run.folder), ["3+9="], sampling) == complete_prompts(
         str(run.export), ["3+9="], sampling

@@ -20,7 +20,7 @@ from train.generate import Sampling
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
 from train.model import load_model_config
-from train.restore import complete_prompts, export_run
+from train.restore import complete_prompts, export_run, extract_run
 from train.run import Run
 from train.step import TrainState
 
@@ -74,6 +74,18 @@ def test_a_run_and_its_export_complete_prompts_alike(run: Run, tmp_path: Path) -
     assert complete_prompts(str(run.export), ["3+9="], sampling) == completions
     # Without the chat template it is another prompt.
     assert complete_prompts(str(run.export), ["3+9="], sampling, raw=True) != completions
+
+
+def test_the_delta_of_a_run_is_that_of_its_export(
+    run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    export_run(run.folder, tmp_path / "export", "float32")
+    for tuned, name in ((tmp_path / "export", "export"), (run.folder, "run")):
+        models = ["--base", str(tiny_model), "--tuned", str(tuned)]
+        assert main(["delta", "extract", *models, "--out", str(tmp_path / f"{name}.delta")]) == 0
+    assert (tmp_path / "run.delta").read_bytes() == (tmp_path / "export.delta").read_bytes()
+    with pytest.raises(UserError, match="exists; choose another file"):
+        extract_run(run.folder, tiny_model, tmp_path / "run.delta")
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

@@ -22,17 +22,25 @@ def _add_delta_extract(commands: Commands) -> None:
         commands,
         "extract",
         _delta_extract,
-        "Write the entries in which a tuned model differs from its base.",
+        "Write the entries in which a tuned model, or a run's newest weights, differ from a base.",
         "gmt-train delta extract --base models/base --tuned models/tuned --out tuned.delta",
     )
-    _add_models(parser, out="the file to write")
+    tuned = "a model with the base's shapes and dtypes, or a run's folder"
+    _add_models(parser, out="the file to write", tuned=tuned)
 
 
 def _delta_extract(args: argparse.Namespace) -> None:
     from ..hf import delta
     from ..hf.hub import resolve_model
+    from ..run import Run
 
-    contents = delta.extract(resolve_model(args.base), resolve_model(args.tuned), args.out)
+    base = resolve_model(args.base)
+    if Run(Path(args.tuned)).config_file.is_file():
+        from ..restore import extract_run
+
+        contents = extract_run(Path(args.tuned), base, args.out)
+    else:
+        contents = delta.extract(base, resolve_model(args.tuned), args.out)
     changed, density = contents.num_changed, contents.density
     print(f"wrote {args.out}: {changed:,} entries, {density:.4%} of the model's")
 
@@ -123,7 +131,11 @@ def _merge_interpolate(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
-def _add_models(parser: argparse.ArgumentParser, out: str) -> None:
+def _add_models(
+    parser: argparse.ArgumentParser,
+    out: str,
+    tuned: str = "a model with the base's shapes and dtypes",
+) -> None:
     parser.add_argument("--base", required=True, help="a model folder or a hub name")
-    parser.add_argument("--tuned", required=True, help="a model with the base's shapes and dtypes")
+    parser.add_argument("--tuned", required=True, help=tuned)
     parser.add_argument("--out", type=Path, required=True, help=out)

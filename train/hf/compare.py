@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,22 @@ from .safetensors import (
     write_safetensors,
 )
 from .tokenizer_files import companions, is_companion
+
+
+class Tuned(NamedTuple):
+    """A tuned model, in files or not.
+
+    Attributes:
+      source: where it is from, for messages.
+      specs: the type and shape of each tensor.
+      tensor: returns a tensor by its name; one at a time is asked for.
+      files: the content of the files beside the weights, by name.
+    """
+
+    source: Path
+    specs: Mapping[str, TensorSpec]
+    tensor: Callable[[str], np.ndarray]
+    files: Mapping[str, bytes]
 
 
 def tensor_specs(reader: SafetensorsReader) -> dict[str, TensorSpec]:

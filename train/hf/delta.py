@@ -24,6 +24,7 @@ import gmt_jax.delta
 from ..errors import UserError
 from ..files import atomic_file, atomic_folder
 from .compare import (
+    Tuned,
     check_alike,
     is_small_file,
     small_files,
@@ -105,16 +106,27 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
     Raises:
       UserError: if the tensors differ in name, type or shape, or if `out` exists.
     """
+    check_new(out)
+    with open_weights(tuned) as new:
+        model = Tuned(tuned, tensor_specs(new), new.tensor, small_files(tuned))
+        return extract_model(base, model, out)
+
+
+def check_new(out: Path) -> None:
+    """Raises UserError if there is a file already where a delta is to be written."""
     if out.exists():
         raise UserError(f"{out} exists; choose another file with --out, or remove it")
+
+
+def extract_model(base: Path, tuned: Tuned, out: Path) -> Contents:
+    """`extract` of a model that need not be in files."""
     with (
         open_weights(base) as old,
-        open_weights(tuned) as new,
         atomic_file(out) as file,
         tempfile.TemporaryFile(dir=file.parent) as spool,
     ):
         specs = tensor_specs(old)
-        check_alike(specs, base, tensor_specs(new), tuned)
+        check_alike(specs, base, tuned.specs, tuned.source)
         parts: dict[str, TensorSpec] = {}
 
         def add(name: str, dtype: str, array: np.ndarray) -> None:
@@ -123,7 +135,7 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
 
         contents = Contents(tensors={}, files={})
         for name, spec in specs.items():
-            before, after = old.tensor(name), new.tensor(name)
+            before, after = old.tensor(name), tuned.tensor(name)
             positions, values = gmt_jax.delta.changes(before, after)
             contents.tensors[name] = _Tensor(
                 dtype=spec.dtype,
@@ -136,7 +148,7 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
                 add(f"positions/{name}", "U8", positions)
                 add(f"values/{name}", spec.dtype, values)
         base_files = small_files(base)
-        for name, content in small_files(tuned).items():
+        for name, content in tuned.files.items():
             contents.files[name] = _digest(content)
             if base_files.get(name) != content:
                 add(f"files/{name}", "U8", np.frombuffer(content, np.uint8))

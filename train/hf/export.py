@@ -1,16 +1,19 @@
 """Writes a tuned model as a Hugging Face folder, for transformers 4 and 5 and for others."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from gmt_jax.compact import CompactParams
 
 from ..distributed.processes import is_main_process
-from ..files import atomic_folder
+from ..files import atomic_folder, write_json
 from ..manifest import keep_others, write_manifest
 from ..model import ModelConfig, Params
+from .compare import small_files
 from .ends import end_ids, find_ends
+from .model_config import config_json
 from .save import save_params
 from .tokenizer_files import (
     as_eos,
@@ -49,23 +52,53 @@ def export(
     Raises:
       UserError: if `out` is not empty and may not be replaced, or cannot be written.
     """
-    ends = end_ids(dict(config.original))
-    if tokenizer is not None:
-        ends = find_ends(base, tokenizer).ids
-        config = _ending_with(config, ends)
+    config, ends = _with_ends(config, base, tokenizer)
     if not is_main_process():
         save_params(params, config, None, dtype, base=base)
         return
     with atomic_folder(out, replace=replace) as folder:
         save_params(params, config, folder, dtype, base=base)
-        copy_companions(base, folder)
-        if tokenizer is not None:
-            write_tokenizer_files(folder, tokenizer, ends)
-        write_generation_config(folder, config.original, ends)
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+        _write_small_files(config, base, folder, ends, tokenizer, card)
         write_manifest(folder, {"step": step, "dtype": dtype})
         keep_others(out, folder)
+
+
+def exported_files(
+    config: ModelConfig, base: Path, dtype: str, *, tokenizer: Any = None, card: str | None = None
+) -> dict[str, bytes]:
+    """The content of the files that `export` writes beside the weights, by name."""
+    config, ends = _with_ends(config, base, tokenizer)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_json(folder / "config.json", config_json(config, dtype))
+        _write_small_files(config, base, folder, ends, tokenizer, card)
+        return small_files(folder)
+
+
+def _write_small_files(
+    config: ModelConfig,
+    base: Path,
+    folder: Path,
+    ends: tuple[int, ...],
+    tokenizer: Any,
+    card: str | None,
+) -> None:
+    copy_companions(base, folder)
+    if tokenizer is not None:
+        write_tokenizer_files(folder, tokenizer, ends)
+    write_generation_config(folder, config.original, ends)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _with_ends(
+    config: ModelConfig, base: Path, tokenizer: Any
+) -> tuple[ModelConfig, tuple[int, ...]]:
+    """The config that names every token at which the model stops, and those tokens."""
+    if tokenizer is None:
+        return config, end_ids(dict(config.original))
+    ends = find_ends(base, tokenizer).ids
+    return _ending_with(config, ends), ends
 
 
 def _ending_with(config: ModelConfig, ends: tuple[int, ...]) -> ModelConfig:

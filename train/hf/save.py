@@ -1,6 +1,6 @@
 """Writes a decoder's weights as safetensors files that transformers loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,13 +46,7 @@ def save_params(
         the head of tied embeddings, is written too, so that the two have the same tensors.
       max_file_bytes: larger weights are split into several files with an index.
     """
-    if isinstance(params, CompactParams):
-        assert base is not None, "values are put into a base"
-        params = _in_base(params, base)
-    tensors = stored_tensors(config, params)
-    if base is not None:
-        tensors += further_tensors(base, tensors)
-    files = _split(tensors, dtype, max_file_bytes)
+    files = _split(_tensors(params, config, base), dtype, max_file_bytes)
     if folder is None:
         for group in files.values():
             for tensor in group:
@@ -65,6 +59,25 @@ def save_params(
     if len(files) > 1:
         write_json(folder / INDEX, _index(files, dtype))
     write_json(folder / "config.json", config_json(config, dtype))
+
+
+def saved_tensors(
+    params: Params | CompactParams, config: ModelConfig, dtype: str, base: Path
+) -> tuple[dict[str, TensorSpec], Callable[[str], np.ndarray]]:
+    """What `save_params` would write: the specs of the tensors, and a function that makes one."""
+    tensors = {tensor.name: tensor for tensor in _tensors(params, config, base)}
+    specs = {name: _spec(tensor, dtype) for name, tensor in tensors.items()}
+    return specs, lambda name: _fetch(tensors[name], dtype)
+
+
+def _tensors(
+    params: Params | CompactParams, config: ModelConfig, base: Path | None
+) -> list[StoredTensor]:
+    if isinstance(params, CompactParams):
+        assert base is not None, "values are put into a base"
+        params = _in_base(params, base)
+    tensors = stored_tensors(config, params)
+    return tensors if base is None else tensors + further_tensors(base, tensors)
 
 
 def _split(
