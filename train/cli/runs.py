@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .parser import Commands, add_command
 
@@ -32,6 +33,13 @@ def _add_report(commands: Commands) -> None:
         help="training examples that are shown with what has a loss (default: 3)",
     )
 
+    parser.add_argument(
+        "--delta-drop",
+        action="store_true",
+        help="compute the loss after a growing share of the smallest, or of random, changes of the "
+        "weights is dropped; it loads the model and evaluates 16 times",
+    )
+
 
 def _report(args: argparse.Namespace) -> None:
     from ..errors import UserError
@@ -44,8 +52,18 @@ def _report(args: argparse.Namespace) -> None:
         raise UserError('reports need bokeh; run: pip install "gmt-jax[report]"') from None
 
     out = args.out or args.run[0] / "report.html"
-    write_report(args.run, out, args.examples)
+    dropped = [_delta_drop(folder) for folder in args.run] if args.delta_drop else []
+    write_report(args.run, out, args.examples, dropped)
     print(f"wrote {out}")
+
+
+def _delta_drop(folder: Path) -> list[dict[str, Any]]:
+    from rich.console import Console
+
+    from ..delta_drop import delta_drop
+    from ..run import Run
+
+    return delta_drop(Run.open(folder), Console(stderr=True))
 
 
 def _add_verify(commands: Commands) -> None:

@@ -17,6 +17,7 @@ _DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
 _INK = "#7a7a7a"  # Read on white and on black.
 _MOST_POINTS = 1000  # Of a curve, and of a heat map's columns; more are thinned out.
 _MOST_COLUMNS = 60
+_FEW_POINTS = 12  # Of a curve whose points are drawn.
 _FIRST = ("loss", "token_accuracy", "accuracy", "rewards/margin", "masked_fraction", "grad_norm")
 _LEFT_OUT = re.compile(r"step|seconds_left|num_\w+|finite|skipped")
 
@@ -26,7 +27,7 @@ class Curve(NamedTuple):
 
     run: str
     name: str
-    steps: list[int]
+    steps: list[Any]
     values: list[float]
 
 
@@ -61,10 +62,10 @@ def _chart_of(name: str, trained: Sequence[str]) -> str:
     return parts[-1] if parts else name.removeprefix("eval_")
 
 
-def draw_curves(name: str, lines: Sequence[Curve]) -> Any:
-    """A chart of curves; those of evaluations have points."""
+def draw_curves(name: str, lines: Sequence[Curve], axis: str = "updates") -> Any:
+    """A chart of curves over an axis; those of evaluations, and short ones, have points."""
     plot = _figure(name.replace("_", " "))
-    plot.xaxis.axis_label = "updates"
+    plot.xaxis.axis_label = axis
     runs = list(dict.fromkeys(line.run for line in lines))
     for number, line in enumerate(lines):
         at = runs.index(line.run)
@@ -80,11 +81,9 @@ def draw_curves(name: str, lines: Sequence[Curve]) -> Any:
         )
         drawn = {"source": source, "color": colour, "legend_label": label}
         plot.line("step", "value", line_dash=dash, line_width=2, **drawn)
-        if line.name.startswith("eval_") or len(kept) < 3:
+        if line.name.startswith("eval_") or len(kept) < _FEW_POINTS:
             plot.scatter("step", "value", size=6, **drawn)
-    plot.add_tools(
-        HoverTool(tooltips=[("", "@label"), ("update", "@step"), ("", "@value{0.0000}")])
-    )
+    plot.add_tools(HoverTool(tooltips=[("", "@label"), (axis, "@step"), ("", "@value{0.0000}")]))
     if len(lines) == 1:
         plot.legend.visible = False
         return plot
@@ -94,6 +93,22 @@ def draw_curves(name: str, lines: Sequence[Curve]) -> Any:
     legend.label_text_color, legend.background_fill_alpha = _INK, 0
     legend.border_line_alpha = 0
     return plot
+
+
+def draw_delta_drop(run: str, rows: Sequence[Record]) -> list[Any]:
+    """A chart for each loss: after the smallest or random changes were dropped.
+
+    Args:
+      rows: as from `delta_drop`.
+    """
+    shares = [row["dropped"] for row in rows]
+    names = [name.removeprefix("smallest_") for name in rows[0] if name.startswith("smallest_")]
+    charts = []
+    for name in names:
+        kinds = {kind: [row[f"{kind}_{name}"] for row in rows] for kind in ("smallest", "random")}
+        lines = [Curve(run, f"{kind} dropped", shares, values) for kind, values in kinds.items()]
+        charts.append(draw_curves(name, lines, "share of the changes"))
+    return charts
 
 
 class Grid(NamedTuple):

@@ -47,13 +47,19 @@ class _Part:
     plots: dict[str, list[Any]]
 
 
-def write_report(folders: Sequence[Path], out: Path, num_examples: int = 3) -> None:
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    num_examples: int = 3,
+    dropped: Sequence[Sequence[contents.Record]] = (),
+) -> None:
     """Writes the report of one or several runs as one HTML file.
 
     Args:
       folders: the runs'.
       out: the file; one that is there is replaced.
       num_examples: how many training examples are shown.
+      dropped: for each run, the losses after part of its changes is dropped, if they are known.
 
     Raises:
       UserError: if a folder is not a run, or `out` cannot be written.
@@ -63,6 +69,8 @@ def write_report(folders: Sequence[Path], out: Path, num_examples: int = 3) -> N
     records = {name: run.records for name, run in runs.items()}
     several = len(runs) > 1
     parts = [_part(run, f": {name}" if several else "", num_examples) for name, run in runs.items()]
+    for part, rows in zip(parts, dropped, strict=False):
+        part.plots["dropped"] = charts.draw_delta_drop(part.name, rows)
     summaries = [contents.summarise(configs[name], records[name]) for name in runs]
     labels = list(dict.fromkeys(label for summary in summaries for label in summary))
     curves = [charts.draw_curves(*chart) for chart in charts.curves(records).items()]
@@ -106,6 +114,7 @@ def _part(run: Run, suffix: str, num_examples: int) -> _Part:
         {
             "mask": [charts.draw_grid(grid) for grid in figures],
             "changes": [charts.draw_grid(grid) for grid in grids(changes)] if changes else [],
+            "dropped": [],
         },
     )
 
