@@ -1,7 +1,8 @@
-"""How often the loop does what."""
+"""How often the loop does what, and how fast it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from .distributed.processes import same_number
 
@@ -52,3 +53,34 @@ class SaveTimer:
         if not self._seconds:
             return False
         return bool(same_number(int(self._clock() - self._since >= self._seconds)))
+
+
+class Window:
+    """The updates since the last record: how fast they were, and how long the rest will take."""
+
+    def __init__(self, clock: Callable[[], float], step: int) -> None:
+        self._clock, self._since, self._step = clock, clock(), step
+        self._waited, self._count = 0.0, 0
+
+    def take(self, batches: Iterator[tuple[Any, int]]) -> Any:
+        """The next batch, counted; measures the time that the loop waits for it."""
+        since = self._clock()
+        batch, count = next(batches)
+        self._waited += self._clock() - since
+        self._count += count
+        return batch
+
+    def close(self, step: int, steps: int, unit: str, peak_per_s: float | None) -> dict[str, float]:
+        """The figures of the updates up to this step; the next window begins."""
+        now = self._clock()
+        seconds = now - self._since
+        rate = self._count / seconds
+        figures = {
+            f"{unit}_per_s": rate,
+            "data_wait": self._waited / seconds,
+            "seconds_left": seconds / (step - self._step) * (steps - step),
+        }
+        if peak_per_s:
+            figures["mfu"] = rate / peak_per_s
+        self._since, self._step, self._waited, self._count = now, step, 0.0, 0
+        return figures

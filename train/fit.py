@@ -131,7 +131,7 @@ def fit(
       learning_rate: the schedule, to record the learning rate of each update.
       unit: what is counted for the speed in the records.
       peak_per_s: the number of units per second at the devices' peak rate, to record ``mfu``.
-      measure: figures of every tensor to record as ``tensors``, as in ``Measure(every=10)``.
+      measure: figures of every tensor to record as ``tensors``, at records, as in ``Measure()``.
 
     Returns:
       The trained parameters, and the optimizer's state. SIGINT or SIGTERM ends training after the
@@ -149,9 +149,9 @@ def fit(
     steps = number_of(batches) if steps is None else steps
     cadence = Cadence(steps, log_every, evaluate_every, save_every, save_minutes, max_skipped)
     loader = open_batches(batches, mesh, batch_sharding, num_microbatches, steps)
-    objective = _Objective(loss, weight, join)
-    train_step = jit_train_step(objective, optimizer, mesh, of_state, measure)
-    parts = Parts(loader, train_step, learning_rate, unit, peak_per_s)
+    jit_step = partial(jit_train_step, _Objective(loss, weight, join), optimizer, mesh, of_state)
+    measured_step = None if measure is None else jit_step(measure)
+    parts = Parts(loader, jit_step(), learning_rate, unit, peak_per_s, measured_step)
     run = None if folder is None else _checked(Run(Path(folder)), resume)
 
     def begin() -> TrainState:

@@ -1,8 +1,8 @@
 """The training loop: batch → step → log → evaluate → save."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from .best import Best
-from .cadence import Cadence, SaveTimer
+from .cadence import Cadence, SaveTimer, Window
 from .checkpoint import Checkpoints
 from .data.loader import Loader
-from .distributed.preemption import preemption_guard
+from .distributed.preemption import Guard, preemption_guard
 from .errors import UserError
 from .step import TrainState
 
@@ -65,6 +65,7 @@ class Parts:
       learning_rate: updates done → the learning rate of the next update, to record it.
       unit: what the loader counts.
       peak_per_s: tokens or rows per second at the devices' peak rate, if that is known.
+      measured_step: the update with figures of every tensor, which runs where there is a record.
     """
 
     loader: Loader
@@ -72,6 +73,7 @@ class Parts:
     learning_rate: Callable[[int], Any] | None = None
     unit: str = "tokens"
     peak_per_s: float | None = None
+    measured_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]] | None = None
 
 
 def train(
@@ -110,15 +112,15 @@ def train(
             if step == 0:
                 with should_stop.at_once():
                     calls.evaluate(state, 0)
-            window, timer = _Window(clock, step), SaveTimer(cadence.save_minutes, clock)
+            window, timer = Window(clock, step), SaveTimer(cadence.save_minutes, clock)
             last = step >= cadence.steps or best.is_over
-            starting = ExitStack()  # The first update of this process is compiled.
-            starting.enter_context(should_stop.at_once())
+            programs = _Programs(parts, cadence, should_stop)
             while not last:
                 calls.update(state, step)
-                with jax.profiler.StepTraceAnnotation("train", step_num=step), starting.pop_all():
+                trace = jax.profiler.StepTraceAnnotation("train", step_num=step)
+                with trace, programs.of(step + 1) as train_step:
                     batch = window.take(parts.loader)
-                    state, metrics = parts.train_step(state, batch)
+                    state, metrics = train_step(state, batch)
                 step += 1
                 if checkpoints is not None:
                     checkpoints.poll()
@@ -131,8 +133,8 @@ def train(
                     skipped.report()
                 save = save or (log and timer.is_over())
                 if log:
-                    record = _to_record(step, metrics, parts, skipped.count)
-                    calls.record(record | window.close(step, cadence.steps, parts))
+                    speed = window.close(step, cadence.steps, parts.unit, parts.peak_per_s)
+                    calls.record(_to_record(step, metrics, parts, skipped.count) | speed)
                 if evaluate:
                     calls.evaluate(state, step)
                 last = last or best.is_over
@@ -142,7 +144,7 @@ def train(
                     calls.save(state, step)
                     timer.restart()
                 if save or evaluate:
-                    window = _Window(clock, step)  # The speed is that of training alone.
+                    window = Window(clock, step)  # The speed is that of training alone.
             if checkpoints is not None:
                 _wait_for_save(checkpoints, state, parts.loader, best.step)
     finally:
@@ -157,6 +159,24 @@ def _wait_for_save(
     while checkpoints.wait():
         time.sleep(_SAVE_AGAIN)
         checkpoints.save(state, loader, best)
+
+
+class _Programs:
+    """The programs of an update; the first call of each compiles, and ends at once at a signal."""
+
+    def __init__(self, parts: Parts, cadence: Cadence, should_stop: Guard) -> None:
+        self._parts, self._cadence, self._should_stop = parts, cadence, should_stop
+        self._started: set[bool] = set()
+
+    @contextmanager
+    def of(self, step: int) -> Iterator[Callable[..., Any]]:
+        """The program of the update after which `step` updates are done."""
+        measured = self._parts.measured_step is not None and self._cadence.logs(step)
+        program = self._parts.measured_step if measured else self._parts.train_step
+        assert program is not None
+        with nullcontext() if measured in self._started else self._should_stop.at_once():
+            yield program
+        self._started.add(measured)
 
 
 class _Calls:
@@ -193,37 +213,6 @@ class _Calls:
     def end(self) -> None:
         for callback in self._callbacks:
             callback.on_end()
-
-
-class _Window:
-    """The updates since the last record: how fast they were, and how long the rest will take."""
-
-    def __init__(self, clock: Callable[[], float], step: int) -> None:
-        self._clock, self._since, self._step = clock, clock(), step
-        self._waited, self._count = 0.0, 0
-
-    def take(self, loader: Loader) -> Any:
-        """The next batch, counted; measures the time that the loop waits for it."""
-        since = self._clock()
-        batch, count = next(loader)
-        self._waited += self._clock() - since
-        self._count += count
-        return batch
-
-    def close(self, step: int, steps: int, parts: Parts) -> Record:
-        """The figures of the updates up to this step; the next window begins."""
-        now = self._clock()
-        seconds = now - self._since
-        rate = self._count / seconds
-        figures = {
-            f"{parts.unit}_per_s": rate,
-            "data_wait": self._waited / seconds,
-            "seconds_left": seconds / (step - self._step) * (steps - step),
-        }
-        if parts.peak_per_s:
-            figures["mfu"] = rate / parts.peak_per_s
-        self._since, self._step, self._waited, self._count = now, step, 0.0, 0
-        return figures
 
 
 class _Skipped:
@@ -273,9 +262,9 @@ def _to_record(step: int, metrics: dict[str, Any], parts: Parts, num_skipped: in
     """A step's metrics on the host; waits for the device. A skipped update has none."""
     record: Record = {"step": step}
     figures = jax.device_get(metrics)
-    tensors, measured = figures.pop("tensors", {}), figures.pop("measured", False)
+    tensors = figures.pop("tensors", None)
     if figures.pop("finite"):
-        if measured:
+        if tensors is not None:
             record["tensors"] = jax.tree.map(lambda array: array.tolist(), tensors)
         record |= {name: float(value) for name, value in figures.items()}
     if parts.learning_rate is not None:

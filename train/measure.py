@@ -20,46 +20,29 @@ Figures: TypeAlias = dict[str, dict[str, jax.Array]]
 
 @dataclass(frozen=True)
 class Measure:
-    """Figures of every tensor at every so many updates, computed inside the compiled update.
+    """Figures of every tensor, computed inside the compiled update.
 
-    Norms are sums over each array as it is, without a copy of it; between the updates that are
-    measured they cost nothing. What the mask's own report has is taken from its state.
+    The loop runs a program with them where there is a record, and one without them elsewhere: as a
+    branch of one program, they would keep gradient and update in memory.
 
     Attributes:
-      every: updates between those that are measured.
       stacked_axes: as given to the optimizer; each index along these axes is a tensor.
     """
 
-    every: int
     stacked_axes: StackedAxes = None
 
-    def __call__(
-        self, step: jax.Array, grads: Any, params: Any, updates: Any, opt_state: optax.OptState
-    ) -> tuple[jax.Array, Figures]:
-        """Whether the update is measured, and the figures, zeros if it is not.
+    def __call__(self, grads: Any, params: Any, updates: Any, opt_state: optax.OptState) -> Figures:
+        """The figures of an update.
 
         Args:
-          step: the number of updates done, with this one.
           grads: of the loss, before the optimizer.
           params: before the update.
           updates: what is added to the parameters.
           opt_state: after the update.
         """
-        is_time = step % self.every == 0
         named = {"grad_norm": grads, "weight_norm": params, "update_norm": updates}
-        # Each by itself: together they would have to be in memory at the same time.
-        figures = {name: self._norms(is_time, tree) for name, tree in named.items()}
-        return is_time, figures | self._of_mask(params, opt_state)
-
-    def _norms(self, is_time: jax.Array, tree: Any) -> dict[str, jax.Array]:
-        def norms() -> dict[str, jax.Array]:
-            return self._each(tree, self._norm)
-
-        def zeros() -> dict[str, jax.Array]:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(norms))
-
-        figures: dict[str, jax.Array] = jax.lax.cond(is_time, norms, zeros)
-        return figures
+        norms = {name: self._each(tree, self._norm) for name, tree in named.items()}
+        return norms | self._of_mask(params, opt_state)
 
     def _norm(self, path: Any, leaf: jax.Array) -> jax.Array:
         stacked = axes_of(self.stacked_axes, path, leaf)

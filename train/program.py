@@ -188,10 +188,13 @@ class Program:
         """The figures of every tensor that the update computes, if the config asks for them."""
         if not self.config.log_tensors:
             return None
-        return Measure(self.config.log_every, stacked_axes)
+        return Measure(stacked_axes)
 
     def train_step(self) -> Any:
-        """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics)."""
+        """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics).
+
+        If the config asks for figures of every tensor, it is the one that computes them.
+        """
         return jit_train_step(
             self.objective, self.optimizer, self.mesh, self.shardings, self.measure
         )

@@ -74,8 +74,8 @@ def train_step(
 
     Loss and metrics are means over all microbatches together, weighted as the objective says, so
     the gradient does not depend on the number of microbatches. Where the loss or the gradient's
-    norm is not finite, weights and optimizer state stay as they are, and `finite` is False. Figures
-    of every tensor are `tensors`, and hold if `measured` is True.
+    norm is not finite, weights and optimizer state stay as they are, and `finite` is False. With
+    `measure`, `tensors` are figures of every tensor.
     """
     weight = objective.weight(batch)
     total = jnp.where(weight > 0, weight, 1)
@@ -107,8 +107,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     figures: dict[str, Any] = {}
     if measure is not None:
-        named = measure(state.step + 1, grads, trained, updates, opt_state)
-        figures["measured"], figures["tensors"] = named
+        figures["tensors"] = measure(grads, trained, updates, opt_state)
     moved = optax.apply_updates(trained, updates)
     # Selected rather than branched on: it is fused into the pass that writes each array.
     moved, opt_state = jax.tree.map(

@@ -1,6 +1,6 @@
 """When it is time to log, evaluate and save."""
 
-from train.cadence import Cadence, SaveTimer
+from train.cadence import Cadence, SaveTimer, Window
 
 
 def test_zero_is_never() -> None:
@@ -21,3 +21,17 @@ def test_a_timer_begins_again_after_a_save() -> None:
             over.append(minute)
             timer.restart()
     assert over == [2, 4]
+
+
+def test_a_window_measures_speed_and_waiting_from_record_to_record() -> None:
+    times = iter([0.0, 1.0, 3.0, 10.0, 20.0, 21.0, 22.0])
+    window = Window(lambda: next(times), step=4)
+    assert window.take(iter([("batch", 50)])) == "batch"
+    figures = window.close(6, 10, "rows", 10.0)
+    assert figures == {"rows_per_s": 5.0, "data_wait": 0.2, "seconds_left": 20.0, "mfu": 0.5}
+    window.take(iter([("batch", 2)]))
+    assert window.close(7, 10, "rows", None) == {
+        "rows_per_s": 2 / 12,
+        "data_wait": 1 / 12,
+        "seconds_left": 36.0,
+    }

@@ -320,3 +320,28 @@ def test_every_update_is_a_step_of_the_trace(
     monkeypatch.setattr(jax.profiler, "StepTraceAnnotation", Annotation)
     _run(tmp_path, touch=lambda: inside[0])
     assert steps == [("train", step) for step in range(10)]
+
+
+def test_the_measured_program_runs_where_there_is_a_record_in_its_time() -> None:
+    ran: list[str] = []
+
+    def program(name: str) -> Callable[..., Any]:
+        def run(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+            ran.append(name)
+            figures = {"loss": 1.0, "grad_norm": 1.0, "finite": True}
+            tensors = {"grad_norm": {"a": np.float32(2), "b": np.ones(2, np.float32)}}
+            more = {"tensors": tensors} if name == "measured" else {}
+            return TrainState(np.int32(int(state.step) + 1), None, ()), figures | more
+
+        return run
+
+    records: list[Any] = []
+    parts = Parts(FakeLoader(0), program("plain"), measured_step=program("measured"))  # type: ignore[arg-type]
+    callbacks = [Callback(on_record=records.append)]
+    train(TrainState(np.int32(0), None, ()), parts, Cadence(5, 2, 0, 0), None, callbacks)
+    assert ran == ["plain", "measured", "plain", "measured", "plain"]
+    assert [(r["step"], r.get("tensors")) for r in records] == [
+        (2, {"grad_norm": {"a": 2.0, "b": [1.0, 1.0]}}),
+        (4, {"grad_norm": {"a": 2.0, "b": [1.0, 1.0]}}),
+        (5, None),
+    ]
