@@ -19,7 +19,7 @@ def test_every_package_is_in_the_wheel() -> None:
     ]
     installed_as = {"gmt_jax": "gmt_jax", "train": "gmt_train"}
     packages = {".".join([installed_as[top], *rest]) for top, *rest in folders}
-    packages |= {f"gmt_train.configs{folder}" for folder in ("", ".models", ".templates")}
+    packages |= {f"gmt_train.configs{folder}" for folder in ("", ".models", ".tasks", ".templates")}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages
 
 

@@ -15,10 +15,13 @@ from .errors import UserError, show
 
 INSTALL = 'pip install "gmt-jax[train]"'
 INSTALL_GGUF = 'pip install "gmt-jax[train,gguf]"'
+INSTALL_EVALUATE = 'pip install "gmt-jax[train,evaluate]"'
+# Packages that few commands need.
+INSTALLS = {"gguf": INSTALL_GGUF, "lm_eval": INSTALL_EVALUATE}
 # The extras' packages, by the names they are imported under.
 PACKAGES = {
-    "datasets", "flax", "gguf", "grain", "huggingface_hub", "jinja2", "orbax", "pydantic", "rich",
-    "safetensors", "tokenizers", "transformers", "yaml",
+    "datasets", "flax", "gguf", "grain", "huggingface_hub", "jinja2", "lm_eval", "orbax",
+    "pydantic", "rich", "safetensors", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
 
 
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:
             raise
-        install = INSTALL_GGUF if package == "gguf" else INSTALL
+        install = INSTALLS.get(package, INSTALL)
         show(UserError(f"the package {package} is not installed; install the extra: {install}"))
     return 2
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from train.__main__ import INSTALL, INSTALL_GGUF, main, make_parser
+from train.__main__ import INSTALL, INSTALL_EVALUATE, INSTALL_GGUF, main, make_parser
 from train.errors import DataError, UserError
 
 COMMANDS = {
+    "evaluate", "lm-eval", "report",
     "init", "sft", "dpo", "plan", "data check", "config", "export", "generate", "import-gguf",
     "verify", "selftest",
     "delta extract", "delta apply", "delta info", "merge dare", "merge interpolate",
@@ -91,7 +92,9 @@ for command in (
     "init my.yaml --model m --data d", "sft --config any.yaml", "plan --config any.yaml",
     "dpo --config any.yaml", "verify run", "selftest",
     "data check --config any.yaml", "config",
-    "export run", "generate model prompt", "import-gguf --gguf file --out model",
+    "export run", "generate model prompt", "evaluate model --tasks a", "lm-eval ls tasks",
+    "report run",
+    "import-gguf --gguf file --out model",
     "delta extract --base a --tuned b --out c", "delta apply --base a --delta b --out c",
     "delta info a", "merge dare --base a --tuned b --out c --drop-rate 0.5",
     "merge interpolate --base a --tuned b --out c --weight 0.5",
@@ -111,6 +114,7 @@ def test_without_the_extra_every_command_says_what_to_install() -> None:
     assert all(status.endswith(" 2") for status in statuses), statuses
     messages = done.stderr.splitlines()
     assert len(messages) == len(COMMANDS)
-    installs = (f"install the extra: {INSTALL}", f"install the extra: {INSTALL_GGUF}")
+    extras = (INSTALL, INSTALL_EVALUATE, INSTALL_GGUF)
+    installs = tuple(f"install the extra: {extra}" for extra in extras)
     assert all(message.endswith(installs) for message in messages), messages
     assert INSTALL in help_text

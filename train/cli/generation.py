@@ -1,4 +1,4 @@
-"""Commands on what a model writes: generate."""
+"""Commands on what a model writes: generate, evaluate, lm-eval."""
 
 import argparse
 import json
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def add_generation_commands(commands: Commands) -> None:
     """Adds this module's commands to the program's."""
     _add_generate(commands)
+    _add_evaluate(commands)
+    _add_lm_eval(commands)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -143,3 +145,109 @@ def _generate(args: argparse.Namespace) -> None:
     else:
         for completion in lines if args.file else completions:
             print(printable(completion))
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "Evaluate a run's newest weights or a model by tasks of lm-evaluation-harness.",
+        "gmt-train evaluate runs/quickstart --tasks arc_easy,hellaswag --limit 200\n"
+        "  gmt-train evaluate runs/quickstart --tasks configs/tasks/gsm8k.yaml --data "
+        "train=train.jsonl --data test=test.jsonl",
+    )
+    parser.add_argument("model", help="a run, a model folder (such as an export), or a hub name")
+    parser.add_argument(
+        "--tasks", required=True, help="names (arc_easy,mmlu) or YAML files, joined by commas"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[TASK.]SPLIT=FILE",
+        help="the data of a task's file; may be given several times",
+    )
+    parser.add_argument("--num-fewshot", type=int, help="examples (default: the task's own)")
+    parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
+    parser.add_argument(
+        "--chat", action="store_true", help="put prompts into the chat template's turns"
+    )
+    parser.add_argument(
+        "--multiturn", action="store_true", help="with --chat: examples as turns of their own"
+    )
+    parser.add_argument("--system", help="with --chat: the system turn")
+    parser.add_argument(
+        "--run-code", action="store_true", help="run the model's code, in a sandbox"
+    )
+    parser.add_argument("--max-length", type=int, help="tokens read (default: all positions)")
+    parser.add_argument("--seed", type=int, default=1234, help="seed (default: 1234)")
+    parser.add_argument("--out", type=Path, help="folder for results.json and every sample")
+    add_device_options(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from ..errors import UserError, printable
+    from ..evaluate.evaluation import Settings, evaluate, table
+    from ..evaluate.tasks import parse_data
+
+    for name in ("num_fewshot", "limit", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < (name != "num_fewshot"):
+            raise UserError(f"--{name.replace('_', '-')}: {value} is too small")
+    if args.system is not None and not args.chat:
+        raise UserError("--system: is a turn of the chat template; add --chat")
+    settings = Settings(
+        args.num_fewshot,
+        args.limit,
+        args.chat,
+        args.multiturn,
+        args.system,
+        args.run_code,
+        args.seed,
+    )
+    results = evaluate(
+        args.model,
+        [name for name in args.tasks.split(",") if name],
+        parse_data(args.data),
+        settings,
+        args.out,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        mesh=parse_mesh(args.mesh),
+    )
+    print(printable(table(results)))
+    rate = results["tokens"] / max(results["seconds"], 1e-9)
+    print(f"{results['tokens']:,} tokens in {results['seconds']:,} s, {rate:,.0f} tokens/s")
+    if args.out:
+        print(f"wrote {args.out}")
+
+
+def _add_lm_eval(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "lm-eval",
+        _lm_eval,
+        "lm-evaluation-harness's own command line, which then knows the model gmt-train.",
+        "gmt-train lm-eval run --model gmt-train --model_args pretrained=runs/quickstart "
+        "--tasks arc_easy",
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="lm-eval's own arguments")
+    parser.set_defaults(help=parser.format_help())
+    parser.prefix_chars = "\0"  # Options are lm-eval's, but for --help alone.
+
+
+def _lm_eval(args: argparse.Namespace) -> None:
+    import sys
+
+    if args.arguments in ([], ["-h"], ["--help"]):
+        print(args.help, end="")
+        sys.exit(0)
+
+    from lm_eval.__main__ import cli_evaluate
+
+    from ..evaluate import backend, tasks  # noqa: F401 - Imported, they are known to lm-eval.
+
+    sys.argv = ["lm-eval", *args.arguments]
+    cli_evaluate()

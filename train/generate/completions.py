@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..model import ModelConfig, Params, unstack
-from ..sharding import num_shards
+from .batches import rounded_length, rows_per_batch
 from .programs import CHUNK, advance, prefill
 from .sampling import Sampling
 
@@ -18,7 +18,6 @@ BATCH_SIZE = 16  # Prompts that are completed together.
 # A scan over layers copies each layer's weights on a CPU. One layer after the other takes longer to
 # compile, and is used for this many new tokens or more.
 UNSTACK_FROM = 1024
-WIDTH = 16  # Prompts are padded to a multiple of this many tokens, so that few are compiled.
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ def complete(
     *,
     stop_strings: Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> list[str]:
     """The text that follows each prompt, up to the first stop token or stop string.
 
@@ -57,6 +57,7 @@ def complete(
       dtype: of activations and the cache.
       stop_strings: end a completion, and are no part of it.
       batch_size: prompts that are completed together.
+      progress: is called with the number of prompts that were completed, after each batch.
 
     Raises:
       UserError: as `generate` does.
@@ -80,6 +81,7 @@ def complete(
         dtype,
         is_done=has_stop if strings else None,
         batch_size=batch_size,
+        progress=progress,
     )
     return [cut(decode(ids), strings) for ids in completions]
 
@@ -104,6 +106,7 @@ def generate(
     *,
     is_done: Callable[[Sequence[int]], bool] | None = None,
     batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, up to and without the first stop token.
 
@@ -113,13 +116,12 @@ def generate(
     Args:
       is_done: whether new tokens need no more of them; it is asked every `CHUNK` tokens, so a few
         more may be returned.
+      progress: is called with the number of prompts that were completed, after each batch.
 
     Raises:
       UserError: if a prompt is empty, has a token that the model does not have, or is too long.
     """
     check_prompts(config, prompts, sampling)
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
     stops = np.asarray(stop_ids, np.int32)
     num_tokens = len(prompts) * sampling.max_new_tokens
     stacked = jax.default_backend() != "cpu" or num_tokens < UNSTACK_FROM
@@ -136,7 +138,7 @@ def generate(
             batch.lengths,
             batch.numbers,
             np.int32(sampling.seed),
-            slots=_rounded(batch.tokens.shape[1] + sampling.max_new_tokens),
+            slots=rounded_length(batch.tokens.shape[1] + sampling.max_new_tokens),
             sampling=kind,
             dtype=dtype,
             stacked=stacked,
@@ -151,6 +153,7 @@ def generate(
                 ended[row] = _cut_at_stop(new, begin, stop_ids) or (is_done and is_done(new))
             if np.all(ended):
                 break
+        progress(int(np.sum(batch.numbers >= 0)))
     return completions
 
 
@@ -183,13 +186,10 @@ def check_prompts(
 def _batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[_Batch]:
     """The prompts in batches of equal numbers of rows, the longest first."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    # A power of two, so that few numbers of rows are compiled; rows that the mesh can split.
-    num_rows = batch_size if len(prompts) > batch_size else 1 << (len(prompts) - 1).bit_length()
-    shards = num_shards("batch")
-    num_rows = -(-num_rows // shards) * shards
+    num_rows = rows_per_batch(len(prompts), batch_size)
     for begin in range(0, len(order), num_rows):
         rows = order[begin : begin + num_rows]
-        width = _rounded(len(prompts[rows[0]]))
+        width = rounded_length(len(prompts[rows[0]]))
         numbers = np.full(num_rows, -1, np.int32)
         numbers[: len(rows)] = rows
         lengths = np.ones(num_rows, np.int32)  # A row without a prompt has one token, of no use.
@@ -198,12 +198,6 @@ def _batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[_Bat
             lengths[row] = len(prompts[number])
             tokens[row, width - lengths[row] :] = prompts[number]
         yield _Batch(numbers, tokens, lengths)
-
-
-def _rounded(length: int) -> int:
-    """A length to which several are rounded up, by at most a fourth or `WIDTH` tokens."""
-    step = max(WIDTH, 1 << max((length - 1).bit_length() - 3, 0))
-    return -(-length // step) * step
 
 
 def _cut_at_stop(new: list[int], begin: int, stop_ids: Sequence[int]) -> bool:

@@ -1,0 +1,1 @@
+"""Evaluation of a model by the tasks of lm-evaluation-harness."""
