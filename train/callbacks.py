@@ -42,9 +42,12 @@ def make_callbacks(
         if done == 0 and data.summary:
             run.log({"step": 0, "data": list(data.summary), "machine": describe_code()})
 
+    def start_display(done: int) -> None:
+        display.start(done, [record for record in run.records if 0 < done >= record["step"]])
+
     return [
         Callback(on_start=log_data),
-        Callback(display.start, display.show, on_end=display.stop),
+        Callback(start_display, display.show, on_end=display.stop),
         Callback(
             lambda done: trackers.start(done, run.folder / "trackers.json"),
             trackers.log,

@@ -1,5 +1,6 @@
-"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: charts and a bar on a terminal, plain lines elsewhere."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ..best import find_eval_figures
+from .view import View
 
 _LABELS_AND_FORMATS = {
     "loss": ("loss", "{:.4f}"),
@@ -36,6 +38,7 @@ class Display:
         self._steps = steps
         self._console = console or Console()
         self._shown: dict[str, Any] = {}
+        self._view = View()
         columns = (
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -46,8 +49,14 @@ class Display:
         self._task = self._bar.add_task("train", total=steps, left="")
         self._live = Live(self._bar, console=self._console, refresh_per_second=4)
 
-    def start(self, done: int) -> None:
-        """Shows that `done` updates are done; on a terminal, with a bar that stays in place."""
+    def start(self, done: int, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Shows that `done` updates are done; on a terminal, with a bar that stays in place.
+
+        Args:
+          records: the run's so far, with which the curves begin.
+        """
+        for record in records:
+            self._view.add(record)
         self._bar.update(self._task, completed=done)
         if self._console.is_terminal:
             self._live.start()
@@ -70,10 +79,11 @@ class Display:
             print(line.rstrip(), flush=True)
             return
         self._shown |= record
+        self._view.add(record)
         self._bar.update(self._task, completed=record["step"])
         if time_left:
             self._bar.update(self._task, left=time_left)
-        self._live.update(Group(self._bar, Text(_figures(self._shown))), refresh=True)
+        self._live.update(Group(self._view, self._bar, Text(_figures(self._shown))), refresh=True)
 
 
 def _figures(record: dict[str, Any]) -> str:

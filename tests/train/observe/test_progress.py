@@ -71,3 +71,15 @@ def test_a_skipped_update_is_shown_with_its_examples(terminal: bool) -> None:
     display.show({"step": 7, "skipped": "loss nan, gradient norm inf", "examples": names})
     expected = "step 7 is skipped: loss nan, gradient norm inf; its batch: "
     assert expected + ", ".join(names[:4]) + " and 2 more" in out.getvalue()
+
+
+def test_a_resumed_run_shows_its_curves_from_the_beginning() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=80, height=40)
+    display = Display(10, console)
+    display.start(2, [{"step": step, "loss": 8.0 / step} for step in (1, 2)])
+    display.show({"step": 4, "loss": 2.0, "seconds_left": 3.0})
+    display.stop()
+    frame = screen.getvalue().rpartition("loss 2 ")[2]
+    assert "       8 " in frame
+    assert frame.index("step") < frame.index("4/10") < frame.index("loss 2.0000")
