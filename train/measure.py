@@ -60,9 +60,13 @@ class Measure:
         reports = optax.tree.get_all_with_path(opt_state, "by_tensor")
         if len(reports) != 1 or not isinstance(reports[0][1], MaskReport):
             return {}
+        report = reports[0][1]
+        # A mask with one threshold for all tensors does not tell layers apart.
+        whole = report.masked.size == len(jax.tree.leaves(params))
+        axes = None if whole else self.stacked_axes
         return {
-            f"mask/{name}": self._each(by_leaf(values, params, self.stacked_axes), _as_it_is)
-            for name, values in reports[0][1]._asdict().items()
+            f"mask/{name}": self._each(by_leaf(values, params, axes), _as_it_is)
+            for name, values in report._asdict().items()
         }
 
 

@@ -86,6 +86,14 @@ def test_figures_are_those_of_numpy_and_of_the_masks_report() -> None:
         assert figures["mask/overlap"]["layers/b"].shape == (3,)
 
 
+def test_a_mask_of_one_threshold_has_figures_by_parameter() -> None:
+    optimizer, params = gmt(optax.sgd(0.5), 0.25, scope="global", report=True), _params()
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    figures = Measure(_stacked)(params, params, updates, state)
+    assert figures["mask/masked"]["layers/b"].shape == ()
+    assert figures["grad_norm"]["layers/b"].shape == (3,)
+
+
 def test_they_need_no_copy_of_the_gradient() -> None:
     width = 256
     memory = [

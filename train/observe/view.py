@@ -1,7 +1,7 @@
 """Charts of a run for a terminal: curves, and a heat map of the mask by layer and matrix."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,7 @@ def _heat_map(tensors: Figures, step: int, width: int, height: int) -> Iterator[
     title, by_path = found
     rows = {
         path.removeprefix("layers/").removesuffix("/weight"): np.array(values, float)
-        for path, values in by_path.items()
-        if isinstance(values, list) and values and isinstance(values[0], float)
+        for path, values in _by_layer(by_path).items()
     }
     if not rows or len(rows) > height:
         return
@@ -131,7 +130,7 @@ def _heat_map(tensors: Figures, step: int, width: int, height: int) -> Iterator[
 def _choose(tensors: Figures) -> tuple[str, Mapping[str, Any]] | None:
     """The figure to show, with its title."""
     for name in _FIGURES:
-        values = list(_flatten(tensors.get(name, {}).values()))
+        values = [x for part in _by_layer(tensors.get(name, {})).values() for x in part]
         if values and max(values) - min(values) > 1e-3:
             return name.replace("mask/", "mask: ").replace("_", " "), tensors[name]
     if {"update_norm", "weight_norm"} <= tensors.keys():
@@ -144,9 +143,13 @@ def _choose(tensors: Figures) -> tuple[str, Mapping[str, Any]] | None:
     return None
 
 
-def _flatten(values: Iterable[Any]) -> Iterator[float]:
-    for value in values:
-        yield from np.ravel(value).tolist()
+def _by_layer(by_path: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The figures that have a value for each layer."""
+    return {
+        path: values
+        for path, values in by_path.items()
+        if isinstance(values, list) and values and isinstance(values[0], float)
+    }
 
 
 def _fit(values: np.ndarray, width: int) -> np.ndarray:

@@ -81,6 +81,13 @@ def test_without_a_mask_the_heat_map_shows_how_far_weights_move() -> None:
     assert "b ███???" in text
 
 
+def test_figures_by_parameter_alone_are_no_map() -> None:
+    masked = {"layers/a": 0.1, "layers/b": 0.9}
+    assert "by layer" not in _render(_view(**{"mask/masked": masked}))
+    overlap = {"layers/a": [0.1, 0.9]}
+    assert "overlap by layer" in _render(_view(**{"mask/masked": masked, "mask/overlap": overlap}))
+
+
 def test_many_layers_share_a_character() -> None:
     values = [float(layer) for layer in range(200)]
     text = _render(_view(**{"mask/overlap": {"layers/a": values}}), width=60)
