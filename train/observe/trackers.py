@@ -101,11 +101,11 @@ class Trackers:
         state = _read(file)
         run = self._run(done, state.setdefault("id", secrets.token_hex(4)))
         lock = threading.Lock()
-        self._senders = [
-            _Sender(name, opening, run, _Sent(file, state, name, lock))
-            for name, opening in self._openings.items()
-        ]
-        with _silence():
+        with _silence():  # Before their threads begin, which may redirect what is printed too.
+            self._senders = [
+                _Sender(name, opening, run, _Sent(file, state, name, lock))
+                for name, opening in self._openings.items()
+            ]
             for sender in self._senders:
                 sender.opened.wait(_OPEN_TIMEOUT)
 

@@ -44,7 +44,8 @@ class View:
         height = console.size.height
         if options.ascii_only or height < 20 or options.max_width < _CHART_WIDTH:
             return
-        curves = {name: points for name, points in self._curves.items() if len(points) > 1}
+        names = sorted(self._curves, key=lambda name: name != "loss")
+        curves = {name: self._curves[name] for name in names if len(self._curves[name]) > 1}
         if curves:
             yield from _side_by_side(curves, options.max_width)
         yield from _heat_map(self._tensors, self._step, options.max_width, height - 15)
@@ -102,7 +103,10 @@ def _number(value: float) -> str:
 
 
 def _heat_map(tensors: Figures, step: int, width: int, height: int) -> Iterator[Any]:
-    """A figure of each matrix, by layer; nothing without such figures or room."""
+    """A figure of each matrix, by layer; nothing without such figures or room.
+
+    Levels of a figure that is no share are those of its logarithm.
+    """
     found = _choose(tensors)
     if found is None:
         return
@@ -117,13 +121,14 @@ def _heat_map(tensors: Figures, step: int, width: int, height: int) -> Iterator[
     if not finite.size:
         return
     low, high = float(finite.min()), float(finite.max())
+    is_share = title.startswith("mask")
     label = max(map(len, rows))
     scale = f"{_SHADES[1]} {_number(low)} to {_SHADES[-1]} {_number(high)}"
     yield Text(f"{title} by layer, step {step:,}   {scale}", overflow="crop", no_wrap=True)
     for name, values in rows.items():
         line = Text(f"{name:>{label}} ", overflow="crop", no_wrap=True)
         for value in _fit(values, width - label - 1):
-            line.append(*_shade(value, low, high))
+            line.append(*_shade(value, low, high, is_share))
         yield line
 
 
@@ -159,9 +164,11 @@ def _fit(values: np.ndarray, width: int) -> np.ndarray:
     return np.repeat(values, min(max(width // len(values), 1), 3))
 
 
-def _shade(value: float, low: float, high: float) -> tuple[str, Style]:
+def _shade(value: float, low: float, high: float, is_share: bool) -> tuple[str, Style]:
     if not math.isfinite(value):
         return "?", Style()
+    if not is_share:
+        value, low, high = (math.log(max(x, 1e-30)) for x in (value, low, high))
     share = (value - low) / (high - low) if high > low else 1.0
     level = min(int(share * 4), 3)
     return _SHADES[1 + level], Style(color=_COLOURS[1 + level])

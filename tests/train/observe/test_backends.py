@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,11 @@ def test_wandb_continues_a_run_offline(
     run_id = _twice("wandb", tmp_path / "run")
     files = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
+    for _ in range(300):  # Its own process writes the last records, and then that it is done.
+        last = [[*_records_of_wandb(file)][-1] for file in files]
+        if all(Record.FromString(data).WhichOneof("record_type") == "exit" for data in last):
+            break
+        time.sleep(0.1)
     losses: dict[int, float] = {}
     everything = b""
     for file in files:

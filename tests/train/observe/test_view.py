@@ -79,6 +79,7 @@ def test_without_a_mask_the_heat_map_shows_how_far_weights_move() -> None:
     )
     assert "norm of update / norm of weights by layer, step 8   ░ 0.5 to █ 2" in text
     assert "b ███???" in text
+    assert "a ░░░▓▓▓" in text, "by the logarithm"
 
 
 def test_figures_by_parameter_alone_are_no_map() -> None:
