@@ -70,13 +70,27 @@ def test_examples_are_turns_only_of_a_template() -> None:
         Settings(multiturn=True)
 
 
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+hidden = lambda name, *given: None if name.partition(".")[0] == "torch" else find(name, *given)
+PathFinder.find_spec = staticmethod(hidden)
+from train.__main__ import main
+
+status = main()
+assert "torch" not in sys.modules
+sys.exit(status)
+"""
+
+
 @pytest.mark.slow
 def test_lm_evals_own_command_knows_the_model_without_pytorch(
     tiny_model: Path, write_task: Callable[..., Path], tmp_path: Path
 ) -> None:
     task = write_task("letters", [{"text": "text"}], **KEYS)
-    without = "import sys; sys.modules['torch'] = None; from train.__main__ import main; main()"
-    command = [sys.executable, "-c", without, "lm-eval", "--model", "gmt-train"]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "lm-eval", "--model", "gmt-train"]
     arguments = ["--model_args", f"pretrained={tiny_model}", "--tasks", str(task)]
     done = subprocess.run(
         [*command, *arguments, "--output_path", str(tmp_path / "out")],
