@@ -24,6 +24,7 @@ from .hf.card import model_card
 from .hf.compare import Tuned
 from .hf.delta import Contents, check_new, extract_model
 from .hf.ends import find_ends
+from .hf.evaluations import read_evaluations
 from .hf.export import export, exported_files
 from .hf.hub import resolve_model
 from .hf.load import load_params
@@ -61,7 +62,7 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         out or run.export,
         dtype,
         tokenizer=load_tokenizer(base, config.model.chat_template),
-        card=model_card(run.name, config, run.records),
+        card=model_card(run.name, config, run.records, read_evaluations(run.folder), step),
         replace=out is None,
         step=step,
     )
@@ -81,14 +82,14 @@ def extract_run(folder: Path, base: Path, out: Path) -> Contents:
     with open_weights(base) as reader:
         labels = {reader.spec(name).dtype for name in reader.names}
     dtype = "float32" if "F32" in labels else "bfloat16"
-    config, own_base, model, _, params = _newest(run)
+    config, own_base, model, step, params = _newest(run)
     specs, tensor = saved_tensors(params, model, dtype, own_base)
     files = exported_files(
         model,
         own_base,
         dtype,
         tokenizer=load_tokenizer(own_base, config.model.chat_template),
-        card=model_card(run.name, config, run.records),
+        card=model_card(run.name, config, run.records, read_evaluations(run.folder), step),
     )
     return extract_model(base, Tuned(folder, specs, tensor, files), out)
 
@@ -98,13 +99,17 @@ def _newest(run: Run) -> tuple[Config, Path, ModelConfig, int | None, Any]:
     config = run.config()
     base = resolve_model(config.model.path, config.model.revision)
     model = load_model_config(base)
-    best = Best.of(config, run.records)
-    only = best.saved_step(run.checkpoints) if best is not None else None
-    return config, base, model, *restore(run, model, base, only)
+    return config, base, model, *restore(run, model, base, _best_step(run))
+
+
+def _best_step(run: Run) -> int | None:
+    """The step of the best checkpoint, if the run keeps that."""
+    best = Best.of(run.config(), run.records)
+    return best.saved_step(run.checkpoints) if best is not None else None
 
 
 class Model:
-    """A run's newest weights or a model folder's, with the tokenizer.
+    """A run's newest weights (or best, if it keeps those) or a model folder's, and the tokenizer.
 
     Attributes:
       folder: of the model, or of a run's base: config.json and the tokenizer are there.
@@ -114,6 +119,7 @@ class Model:
       ends: where the model stops.
       now: the time that chat templates are told.
       mesh: the devices that weights and caches are split over.
+      step: of a run whose weights were read, the update after which they are.
 
     Args:
       source: the folder of a run, an export or another model, or a hub name.
@@ -138,6 +144,7 @@ class Model:
         self.tokenizer = load_tokenizer(self.folder, chat_template)
         self.ends = find_ends(self.folder, self.tokenizer)
         self.now = self.run.clock() if self.run else datetime.now()
+        self.step: int | None = None
 
     def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The ids of a user turn or a conversation, with the chat template unless `raw`."""
@@ -155,7 +162,9 @@ class Model:
         if self.run is None:
             weights = load_params(self.folder, self.config, _shardings(self.config, self.mesh))
         else:
-            restored = restore(self.run, self.config, self.folder, mesh=self.mesh)[1]
+            self.step, restored = restore(
+                self.run, self.config, self.folder, _best_step(self.run), self.mesh
+            )
             weights = plain_params(restored)
         if dtype == "float32":
             return weights

@@ -27,6 +27,7 @@ from .fit import Fitted, fit
 from .flops import peak_tokens_per_s
 from .hf.card import model_card
 from .hf.ends import find_ends
+from .hf.evaluations import read_evaluations
 from .hf.export import export
 from .hf.hub import resolve_model
 from .hf.load import load_params
@@ -250,7 +251,7 @@ def _export(
         run.export,
         config.export_dtype,
         tokenizer=tokenizer,
-        card=model_card(run.name, config, run.records),
+        card=model_card(run.name, config, run.records, read_evaluations(run.folder), step),
         replace=True,
         step=step,
     )

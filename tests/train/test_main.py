@@ -11,7 +11,7 @@ from train.__main__ import INSTALL, INSTALL_EVALUATE, INSTALL_GGUF, main, make_p
 from train.errors import DataError, UserError
 
 COMMANDS = {
-    "evaluate", "lm-eval", "report",
+    "evaluate", "lm-eval", "push", "report",
     "init", "sft", "dpo", "plan", "data check", "config", "export", "generate", "import-gguf",
     "verify", "selftest",
     "delta extract", "delta apply", "delta info", "merge dare", "merge interpolate",
@@ -93,7 +93,7 @@ for command in (
     "dpo --config any.yaml", "verify run", "selftest",
     "data check --config any.yaml", "config",
     "export run", "generate model prompt", "evaluate model --tasks a", "lm-eval ls tasks",
-    "report run",
+    "push run me/name", "report run",
     "import-gguf --gguf file --out model",
     "delta extract --base a --tuned b --out c", "delta apply --base a --delta b --out c",
     "delta info a", "merge dare --base a --tuned b --out c --drop-rate 0.5",

@@ -1,4 +1,4 @@
-"""Commands on a run's weights or a model's: export, import-gguf."""
+"""Commands on a run's weights or a model's: export, push, import-gguf."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,7 @@ from .parser import Commands, add_command
 def add_model_commands(commands: Commands) -> None:
     """Adds this module's commands to the program's."""
     _add_export(commands)
+    _add_push(commands)
     _add_import_gguf(commands)
 
 
@@ -30,6 +31,26 @@ def _export(args: argparse.Namespace) -> None:
 
     out = export_run(args.run, args.out, args.dtype)
     print(f"wrote {out}")
+
+
+def _add_push(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "push",
+        _push,
+        "Upload a run's export to the Hugging Face hub, privately unless told otherwise.",
+        "gmt-train push runs/quickstart me/tuned",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("name", metavar="OWNER/NAME", help="where to; made if it does not exist")
+    parser.add_argument("--public", action="store_true", help="let everyone read it")
+    parser.add_argument("--message", help="the commit's message (default: how many updates)")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from ..push import push_run
+
+    print(push_run(args.run, args.name, public=args.public, message=args.message))
 
 
 def _add_import_gguf(commands: Commands) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..generate import BATCH_SIZE, Sampling, complete
+from ..hf.evaluations import add_evaluation
 from ..model import ComputeOptions, choose_attention
 from ..restore import Model
 from ..sharding import make_mesh
@@ -114,6 +115,12 @@ class GmtTrainLM(TemplateLM):
         """What lm-eval records of the model."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self._params))
         return {"model_num_parameters": count, "model_dtype": self._dtype}
+
+    def keep(self, results: dict[str, Any]) -> None:
+        """Adds results of this model to the run's, if it is a run."""
+        run, step = self._model.run, self._model.step
+        if run is not None and step is not None:
+            add_evaluation(run.folder, step, results)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: object

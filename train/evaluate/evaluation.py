@@ -82,6 +82,7 @@ def evaluate(
         "settings": asdict(settings),
         "versions_of": {name: version(name) for name in ("lm_eval", "jax", "transformers")},
     }
+    language_model.keep(results)
     if out is not None:
         _write(results, out)
     return results

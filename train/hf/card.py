@@ -11,6 +11,7 @@ import gmt_jax
 
 from ..best import Best, find_eval_figures
 from ..config import Config
+from .evaluations import metadata, newest_figures, section
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -20,7 +21,13 @@ SETTINGS = ("seed", "batch", "optimizer")
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".zip")
 
 
-def model_card(name: str, config: Config, records: Sequence[Record]) -> str:
+def model_card(
+    name: str,
+    config: Config,
+    records: Sequence[Record],
+    evaluations: Sequence[Record] = (),
+    step: int | None = None,
+) -> str:
     """README.md for the weights that a run has now, as the hub shows it.
 
     Data and models on this machine are named by their last name alone: a card is published.
@@ -28,29 +35,34 @@ def model_card(name: str, config: Config, records: Sequence[Record]) -> str:
     Args:
       name: the model's.
       records: what the run logged.
+      evaluations: those of the run's weights by tasks; the metadata has those after `step` updates.
     """
-    parts = [_header(config), _title(name, config), _data(config, records)]
+    figures = newest_figures(evaluations)
+    index = metadata(name, [figure for figure in figures if figure.step == step])
+    parts = [_header(config, index), _title(name, config), _data(config, records)]
     parts.append(_method(config, records))
-    parts += [_results(config, records), _use(name)]
+    parts += [_results(config, records), section(figures), _use(name)]
     return "\n".join(filter(None, parts))
 
 
-def _header(config: Config) -> str:
+def _header(config: Config, index: list[dict[str, Any]]) -> str:
     """The metadata that the hub reads."""
     named = [source for sources in config.evaluation.data.values() for source in sources]
     sources = [source.path for source in (*config.data.train, *config.data.eval, *named)]
-    metadata: dict[str, Any] = {
+    header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["gmt-jax", config.objective.kind],
     }
     if _is_hub_name(config.model.path):
-        metadata["base_model"] = config.model.path
+        header["base_model"] = config.model.path
     if hub_names := list(dict.fromkeys(filter(_is_hub_name, sources))):
-        metadata["datasets"] = hub_names
+        header["datasets"] = hub_names
     if config.optimizer.mask.kind != "none":
-        metadata["tags"].append("gradient-mask-tuning")
-    return f"---\n{_yaml(metadata)}---\n"
+        header["tags"].append("gradient-mask-tuning")
+    if index:
+        header["model-index"] = index
+    return f"---\n{_yaml(header)}---\n"
 
 
 def _title(name: str, config: Config) -> str:

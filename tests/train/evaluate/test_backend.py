@@ -1,6 +1,7 @@
 """lm-eval's requests are answered as its own PyTorch backend answers them."""
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from train.errors import UserError
 from train.evaluate.backend import NAME, GmtTrainLM
 from train.evaluate.evaluation import Settings, ask
 from train.evaluate.tasks import load_tasks
+from train.hf.evaluations import read_evaluations
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,15 @@ def test_a_template_that_refuses_is_one_line(
     monkeypatch.setattr(backend.tokenizer, "chat_template", template)
     with pytest.raises(UserError, match=r"the chat template refuses a prompt .*no system turn"):
         backend.apply_chat_template([{"role": "system", "content": "s"}])
+
+
+def test_the_results_of_a_run_are_kept_with_it(backend: GmtTrainLM, tmp_path: Path) -> None:
+    model = copy(backend)
+    model._model = SimpleNamespace(run=SimpleNamespace(folder=tmp_path), step=7)
+    model.keep({"results": {"sums": {"acc,none": 0.5}}})
+    [record] = read_evaluations(tmp_path)
+    assert record == {"step": 7, "results": {"sums": {"acc,none": 0.5}}}
+    backend.keep({"results": {}})  # A folder's are not.
 
 
 @pytest.mark.parametrize(
