@@ -7,17 +7,21 @@ next that writes to the same destination removes them; those of living processes
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+_CHANCES, _PAUSE = 3, 1.0  # A write that fails is tried so often, after so many seconds.
 
 
 class DestinationExistsError(UserError):
@@ -41,6 +45,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
             new.replace(destination)
         finally:
             new.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Adds text to a file, all of it or nothing; a disk that fails is given three chances.
+
+    Raises:
+      UserError: if the text cannot be written.
+    """
+    for left in range(_CHANCES)[::-1]:
+        try:
+            with path.open("ab", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                try:
+                    if file.write(text.encode()) == len(text.encode()):
+                        return
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        file.truncate(size)
+                    raise
+        except OSError as error:
+            if not left:
+                raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+            time.sleep(_PAUSE)
 
 
 @contextlib.contextmanager

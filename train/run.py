@@ -15,7 +15,7 @@ from .best import Best
 from .config import RESUMABLE_KEYS, Config, differing_keys, dump_config, load_config
 from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
 from .errors import UserError
-from .files import atomic_file
+from .files import append, atomic_file
 from .manifest import DamagedError, Manifest, Verify, check_folder
 
 
@@ -273,8 +273,7 @@ def _line(record: dict[str, Any]) -> str:
 def _append(file: Path, record: dict[str, Any]) -> None:
     if not is_main_process():
         return
-    with file.open("a", encoding="utf-8") as out:
-        out.write(_line(record))
+    append(file, _line(record))
 
 
 def read_records(file: Path) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ seed FAULTS_SEED. Every failure names its seed.
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,11 +86,21 @@ class Zygote:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, *arguments: str, file_size: int | None = None) -> Process:
+    def start(
+        self,
+        *arguments: str,
+        file_size: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Process:
         """Starts `gmt-train` with these arguments, which cannot write larger files."""
         self._count += 1
         output = self._folder / f"{self._count}.txt"
-        request = {"arguments": arguments, "output": str(output), "file_size": file_size}
+        request = {
+            "arguments": arguments,
+            "output": str(output),
+            "file_size": file_size,
+            "environment": environment or {},
+        }
         return Process(self, self.ask(request), output)
 
     def close(self) -> None:
@@ -107,8 +118,21 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zygote(top: Path) -> Iterator[Zygote]:
-    zygote = Zygote(top, {"HF_HOME": str(top / "hf"), "JAX_PLATFORMS": "cpu"})
+def failing(top: Path) -> Path | None:
+    """The library that lets changes of files fail, where there is a compiler."""
+    compiler, library = shutil.which("cc"), top / "failing.so"
+    if compiler is None:
+        return None
+    source = Path(__file__).with_name("failing.c")
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def zygote(top: Path, failing: Path | None) -> Iterator[Zygote]:
+    preload = {"LD_PRELOAD": str(failing)} if failing else {}
+    zygote = Zygote(top, {"HF_HOME": str(top / "hf"), "JAX_PLATFORMS": "cpu", **preload})
     yield zygote
     zygote.close()
 

@@ -1,8 +1,8 @@
 """Has imported the program, and forks a process for each command that is asked for.
 
-A line on stdin is a request in JSON: {"arguments": …, "output": FILE, "file_size": …} is answered
-with the process's id, {"wait": ID, "seconds": …} with its exit status (negative for a signal, -100
-after too many seconds).
+A line on stdin is a request in JSON: {"arguments": …, "output": FILE, "file_size": …,
+"environment": …} is answered with the process's id, {"wait": ID, "seconds": …} with its exit status
+(negative for a signal, -100 after too many seconds).
 """
 
 import contextlib
@@ -34,6 +34,7 @@ def run(request: dict[str, Any], sink: IO[bytes]) -> int:
     os.dup2(sink.fileno(), 1)
     os.dup2(sink.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))
+    os.environ.update(request.get("environment", {}))
     if request.get("file_size"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)

@@ -14,6 +14,7 @@ import pytest
 from train.errors import UserError
 from train.files import (
     DestinationExistsError,
+    append,
     atomic_file,
     atomic_folder,
     check_destination,
@@ -266,3 +267,15 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     with atomic_file(tmp_path / "file") as file:
         file.write_text("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_text_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.files._PAUSE", 0)
+    file = tmp_path / "a.jsonl"
+    for line in ("one\n", "zwölf\n"):
+        append(file, line)
+    assert file.read_text(encoding="utf-8") == "one\nzwölf\n"
+    with pytest.raises(UserError, match=r"^/dev/full: cannot be written \(No space left on device"):
+        append(Path("/dev/full"), "three\n")
+    with pytest.raises(UserError, match="cannot be written"):
+        append(tmp_path / "nowhere" / "a.jsonl", "three\n")
