@@ -15,8 +15,8 @@ from ..best import find_eval_figures
 _CHART_WIDTH, _CHART_HEIGHT = 36, 6  # Characters of the smallest chart, and of all.
 _LABEL_WIDTH = 8  # Characters of a number on an axis.
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # Of a braille character, by column.
-_SHADES = " ░▒▓█"  # Levels that are told apart without colour.
-_COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+_LEVELS = "▁▂▃▄▅▆▇█"  # Told apart without colour.
+_COLOURS = ("#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9fda3a", "#d0e11c", "#fde725")
 # Figures by tensor for the heat map: the first that differs between tensors is shown.
 _FIGURES = ("mask/masked", "mask/overlap", "mask/norm_kept", "mask/ever_kept")
 
@@ -123,7 +123,7 @@ def _heat_map(tensors: Figures, step: int, width: int, height: int) -> Iterator[
     low, high = float(finite.min()), float(finite.max())
     is_share = title.startswith("mask")
     label = max(map(len, rows))
-    scale = f"{_SHADES[1]} {_number(low)} to {_SHADES[-1]} {_number(high)}"
+    scale = f"{_LEVELS[0]} {_number(low)} to {_LEVELS[-1]} {_number(high)}"
     yield Text(f"{title} by layer, step {step:,}   {scale}", overflow="crop", no_wrap=True)
     for name, values in rows.items():
         line = Text(f"{name:>{label}} ", overflow="crop", no_wrap=True)
@@ -170,5 +170,5 @@ def _shade(value: float, low: float, high: float, is_share: bool) -> tuple[str, 
     if not is_share:
         value, low, high = (math.log(max(x, 1e-30)) for x in (value, low, high))
     share = (value - low) / (high - low) if high > low else 1.0
-    level = min(int(share * 4), 3)
-    return _SHADES[1 + level], Style(color=_COLOURS[1 + level])
+    level = min(int(share * len(_LEVELS)), len(_LEVELS) - 1)
+    return _LEVELS[level], Style(color=_COLOURS[level])

@@ -145,8 +145,8 @@ def test_wandb_continues_a_run_offline(
     files = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     for _ in range(300):  # Its own process writes the last records, and then that it is done.
-        last = [[*_records_of_wandb(file)][-1] for file in files]
-        if all(Record.FromString(data).WhichOneof("record_type") == "exit" for data in last):
+        last = [Record.FromString([b"", *_records_of_wandb(file)][-1]) for file in files]
+        if all(record.WhichOneof("record_type") == "exit" for record in last):
             break
         time.sleep(0.1)
     losses: dict[int, float] = {}

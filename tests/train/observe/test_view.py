@@ -64,9 +64,9 @@ LAYERS = {"layers/mlp/up/weight": [0.1, 0.4, 0.7, 1.0], "layers/norm": [1.0] * 4
 def test_the_heat_map_shows_the_figure_that_differs_and_is_read_without_colour() -> None:
     constant = {name: [0.2] * 4 for name in LAYERS}
     text = _render(_view(**{"mask/masked": constant, "mask/overlap": LAYERS}))
-    assert "mask: overlap by layer, step 8   ░ 0.1 to █ 1" in text
-    rows = dict(line.rsplit(" ", 1) for line in text.splitlines() if "░" in line or "█" in line)
-    assert rows["mlp/up"] == "░░░▒▒▒▓▓▓███"
+    assert "mask: overlap by layer, step 8   ▁ 0.1 to █ 1" in text
+    rows = dict(line.rsplit(" ", 1) for line in text.splitlines() if "▁" in line or "█" in line)
+    assert rows["mlp/up"] == "▁▁▁▃▃▃▆▆▆███"
     assert "embed" not in text
     coloured = _render(_view(**{"mask/overlap": LAYERS}), color_system="truecolor")
     assert "\x1b[38;2;" in coloured
@@ -77,9 +77,9 @@ def test_without_a_mask_the_heat_map_shows_how_far_weights_move() -> None:
     text = _render(
         _view(update_norm=norms, weight_norm={"layers/a": [2.0] * 2, "layers/b": [2.0] * 2})
     )
-    assert "norm of update / norm of weights by layer, step 8   ░ 0.5 to █ 2" in text
+    assert "norm of update / norm of weights by layer, step 8   ▁ 0.5 to █ 2" in text
     assert "b ███???" in text
-    assert "a ░░░▓▓▓" in text, "by the logarithm"
+    assert "a ▁▁▁▅▅▅" in text, "by the logarithm"
 
 
 def test_figures_by_parameter_alone_are_no_map() -> None:
@@ -94,7 +94,7 @@ def test_many_layers_share_a_character() -> None:
     text = _render(_view(**{"mask/overlap": {"layers/a": values}}), width=60)
     (row,) = [line for line in text.splitlines() if line.startswith("a ")]
     assert len(row) == 60
-    assert row.index("▒") < row.index("▓") < row.index("█")
+    assert row.index("▂") < row.index("▅") < row.index("█")
 
 
 @pytest.mark.parametrize("size", [(100, 12), (30, 50)])
