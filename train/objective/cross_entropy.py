@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ..model import compute_logits, weight_gradient
 from ..sharding import constrain, num_shards
+from . import vocab_blocks
 
 # Tokens a device whose float32 logits [tokens, V] are in memory at a time.
 TOKENS = 1024
@@ -33,8 +34,7 @@ def cross_entropy(
       weights: w, float32 [B, T].
       dtype: dtype of the products' factors; sums are float32.
     """
-    _, losses = _in_pieces(partial(_loss, head, dtype), None, (hidden, targets, weights))
-    return jnp.sum(losses * weights)
+    return jnp.sum(_losses(hidden, head, targets, weights, dtype) * weights)
 
 
 def losses_and_hits(
@@ -84,9 +84,7 @@ def target_logprobs(
 
     Args: as those of `cross_entropy`.
     """
-    weights = jnp.ones(targets.shape, jnp.float32)
-    _, losses = _in_pieces(partial(_loss, head, dtype), None, (hidden, targets, weights))
-    return -losses
+    return -_losses(hidden, head, targets, jnp.ones(targets.shape, jnp.float32), dtype)
 
 
 def _logprobs_forward(
@@ -104,10 +102,29 @@ def _logprobs_backward(dtype: DTypeLike, residuals: Any, d_logprobs: jax.Array) 
 target_logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 
+def _losses(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+    """Each token's loss [B, T]."""
+    blocks = vocab_blocks.num_blocks(head, dtype)
+    step = partial(_loss, head, dtype)
+    if blocks > 1:
+        step = partial(_loss_by_blocks, vocab_blocks.cut_head(head, blocks, dtype), dtype)
+    losses: jax.Array = _in_pieces(step, None, (hidden, targets, weights), blocks)[1]
+    return losses
+
+
 def _with_gradient(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, dtype: DTypeLike
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The head's gradient; each token's loss [B, T], and the gradient of its hidden state."""
+    blocks = vocab_blocks.num_blocks(head, dtype)
+    if blocks > 1:
+        cut = vocab_blocks.cut_head(head, blocks, dtype)
+        zeros = constrain(jnp.zeros(cut.shape, jnp.float32), None, "vocab", "embed")
+        step = partial(_gradient_by_blocks, cut, dtype)
+        d_head, scores = _in_pieces(step, zeros, (hidden, targets, weights), blocks)
+        return vocab_blocks.join_head(d_head), scores
     start = constrain(jnp.zeros(head.shape, jnp.float32), "vocab", "embed")
     whole = constrain(head.astype(dtype), "vocab", None)  # Gathered once for all pieces.
     step = partial(_loss_and_gradient, whole, dtype)
@@ -122,6 +139,22 @@ def _loss(head: jax.Array, dtype: DTypeLike, carry: None, piece: Piece) -> tuple
     hidden, targets, _ = piece
     logits = compute_logits(hidden, head, dtype)
     return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
+
+
+def _loss_by_blocks(
+    head: jax.Array, dtype: DTypeLike, carry: None, piece: Piece
+) -> tuple[None, jax.Array]:
+    """`_loss` with the blocks of a head."""
+    return None, vocab_blocks.losses(head, dtype, *piece[:2])[0]
+
+
+def _gradient_by_blocks(
+    head: jax.Array, dtype: DTypeLike, d_head: jax.Array, piece: Piece
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """`_loss_and_gradient` with the blocks of a head."""
+    losses, d_hidden, d_blocks = vocab_blocks.losses_and_gradients(head, dtype, *piece)
+    d_hidden = constrain(d_hidden.astype(piece[0].dtype), "batch", "length", None)
+    return constrain(d_head + d_blocks, None, "vocab", "embed"), (losses, d_hidden)
 
 
 def _loss_and_hit(
@@ -167,16 +200,19 @@ def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _in_pieces(
-    step: Callable[[Any, Piece], tuple[Any, Any]], carry: Any, whole: Piece
+    step: Callable[[Any, Piece], tuple[Any, Any]], carry: Any, whole: Piece, blocks: int = 1
 ) -> tuple[Any, Any]:
     """Scans over pieces [B, C, ...] of arrays [B, T, ...] and joins what `step` returns.
 
     A piece has every n-th position, so that each device's part of a row is in all of them; if n
     does not divide T, tokens of weight 0 are added.
+
+    Args:
+      blocks: the blocks of the vocabulary of which one at a time is in memory.
     """
     B, T = whole[1].shape
     context = num_shards("length")
-    pieces = min(-(-B * T // (num_shards("batch") * context * TOKENS)), T // context)
+    pieces = min(-(-B * T // (num_shards("batch") * context * TOKENS * blocks)), T // context)
     if pieces <= 1:
         return step(carry, whole)
     size = -(-T // (pieces * context)) * context
