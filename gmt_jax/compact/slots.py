@@ -18,6 +18,10 @@ import numpy as np
 from jax import lax
 
 GROUP = 128
+# On TPUs rows are read and written a tile at a time: the positions, repeated for each lane, take as
+# much memory as the matrix, and are written out where they do not fit the chip's own.
+ROWS = 8  # of a TPU's tile, which stays whole
+TILE, MAX_TILES = 1 << 20, 16  # The least entries of a device's tile.
 EMPTY = 255  # The position of a slot without an entry: its group has fewer chosen entries.
 
 
@@ -135,7 +139,40 @@ def _by_group(slots: jax.Array, size: int) -> jax.Array:
     return slots.reshape(*slots.shape[:-1], num_groups(size), -1)
 
 
+def _num_tiles(shape: tuple[int, ...]) -> int:
+    """The tiles into which the rows of a matrix are cut, whole on every device of the mesh."""
+    devices = math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    tiles = 1
+    while (
+        tiles < MAX_TILES
+        and shape[0] % (2 * tiles * ROWS * devices) == 0
+        and math.prod(shape) >= 2 * tiles * TILE * devices
+    ):
+        tiles *= 2
+    return tiles
+
+
+def _tiled(array: jax.Array, tiles: int) -> jax.Array:
+    """`[O, n]` → `[O / (8 tiles), tiles, 8, n]`: a tile is in all parts of a row axis."""
+    return array.reshape(-1, tiles, ROWS, array.shape[-1])
+
+
+def _tile(array: jax.Array, number: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(array, number, 1, keepdims=False)
+
+
 def _read_by_lanes(array: jax.Array, positions: jax.Array) -> jax.Array:
+    if array.ndim > 2:
+        return lax.map(lambda pair: _read_by_lanes(*pair), (array, positions))
+    tiles = _num_tiles(array.shape)
+    if tiles == 1:
+        return _read_tile(array, positions)
+    parts = _tiled(array, tiles), _tiled(positions, tiles)
+    read = lax.map(lambda n: _read_tile(*(_tile(part, n) for part in parts)), jnp.arange(tiles))
+    return jnp.moveaxis(read, 0, 1).reshape(positions.shape)
+
+
+def _read_tile(array: jax.Array, positions: jax.Array) -> jax.Array:
     groups, by_group = _grouped(array), _by_group(positions, array.shape[-1])
     lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
     columns = []
@@ -146,6 +183,19 @@ def _read_by_lanes(array: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def _write_by_lanes(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    tiles = _num_tiles(array.shape) if array.ndim == 2 else 1
+    if tiles == 1:
+        return _write_tile(array, positions, values)
+    parts = _tiled(positions, tiles), _tiled(values, tiles)
+
+    def write(number: jax.Array, cut: jax.Array) -> jax.Array:
+        new = _write_tile(_tile(cut, number), *(_tile(part, number) for part in parts))
+        return lax.dynamic_update_index_in_dim(cut, new, number, 1)
+
+    return lax.fori_loop(0, tiles, write, _tiled(array, tiles)).reshape(array.shape)
+
+
+def _write_tile(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     size, word = array.shape[-1], f"uint{8 * array.dtype.itemsize}"
     # Chosen between the bits, so that a weight that is not chosen keeps them, whatever it is.
     groups = _grouped(lax.bitcast_convert_type(array, word))

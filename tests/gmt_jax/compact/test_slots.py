@@ -118,6 +118,34 @@ def test_nothing_of_the_arrays_size_is_exchanged_where_parts_are_whole_groups() 
     np.testing.assert_array_equal(chosen(array), positions)
 
 
+@pytest.mark.parametrize("spec", [P("x", "y"), P("y", None), P(None, "x")], ids=str)
+def test_tiles_of_rows_are_read_and_written_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, spec: P
+) -> None:
+    monkeypatch.setattr(slots, "TILE", 1 << 10)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, spec)
+    array = jax.device_put(_array((256, 512), "bfloat16"), sharding)
+    found = slots.choose_slots(jnp.abs(jnp.asarray(_array((256, 512)))), 0.95)
+    positions = jax.device_put(found, sharding)
+
+    def change(array: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = slots._read_by_lanes(array, positions)
+        new = (values + 1).astype(array.dtype)
+        return values, slots._write_by_lanes(array, positions, new)
+
+    values = slots.read_slots(array, positions)
+    written = slots.write_slots(array, positions, values + 1)
+    with jax.set_mesh(mesh):
+        assert slots._num_tiles(array.shape) == 4
+        step = jax.jit(change, out_shardings=(sharding, sharding)).lower(array, positions).compile()
+        ours = step(array, positions)
+    text = step.as_text()
+    assert not [word for word in ("all-gather", "all-reduce", "all-to-all") if f" {word}(" in text]
+    np.testing.assert_array_equal(ours[0], values)
+    np.testing.assert_array_equal(ours[1].view("u2"), written.view("u2"))
+
+
 @pytest.mark.parametrize(("ratio", "count"), [(0.95, 6), (0.94, 8), (0.999, 0), (0.5, 64)])
 def test_the_number_of_slots_is_rounded_to_the_nearest(ratio: float, count: int) -> None:
     assert slots.slots_per_group(ratio) == count
