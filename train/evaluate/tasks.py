@@ -81,10 +81,7 @@ def load_tasks(
     for name, task in loaded["tasks"].items():
         metrics = {entry.get("metric") for entry in task.config.metric_list or ()}
         if getattr(task, "UNSAFE_CODE", False) and metrics != {PASS}:
-            raise UserError(
-                f"{name}: runs code outside this program's sandbox; use a file of configs/tasks, "
-                "or lm-eval itself: gmt-train lm-eval run … --confirm_run_unsafe_code"
-            )
+            raise _outside(name)
         own = task.get_config("num_fewshot")
         if num_fewshot is None or own == 0:  # A task without examples never gets any.
             task.set_config("num_fewshot", own or 0)
@@ -107,7 +104,18 @@ def _find(manager: TaskManager, name: str) -> list[str]:
             f"--tasks {name}: no such task{known}; gmt-train lm-eval ls tasks lists all, and a "
             "file's name ends in .yaml"
         )
+    for task in found:  # Before it is loaded, which runs its modules.
+        path = getattr(manager.task_index.get(task), "yaml_path", None)
+        if path is not None and _read(path).get("unsafe_code"):
+            raise _outside(task)
     return found
+
+
+def _outside(name: str) -> UserError:
+    return UserError(
+        f"{name}: runs code outside this program's sandbox; use a file of configs/tasks, or "
+        "lm-eval itself: gmt-train lm-eval run … --confirm_run_unsafe_code"
+    )
 
 
 def _load(manager: TaskManager, specs: list[str]) -> dict[str, Any]:

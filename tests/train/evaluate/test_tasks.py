@@ -187,6 +187,13 @@ def test_an_unknown_name_is_refused_with_near_ones(
     with pytest.raises(UserError, match="--tasks gsm8q: no such task; near it: gsm8k"):
         _load("gsm8q", [])
     assert _load("gsm8*", []).config.task == "gsm8k"
+    module = folder / "runs.py"  # Would be run by loading the task.
+    module.write_text("raise AssertionError")
+    text = "task: coded\nunsafe_code: true\nprocess_docs: !function runs.f\n"
+    (folder / "coded.yaml").write_text(text)
+    few = TaskManager(include_path=folder, include_defaults=False)
+    with pytest.raises(UserError, match="coded: runs code outside this program's sandbox"):
+        _load("coded", [], run_code=True)
 
 
 def test_a_file_may_include_another_with_functions(write: Any, tmp_path: Path) -> None:
