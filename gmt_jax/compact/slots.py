@@ -141,7 +141,8 @@ def _by_group(slots: jax.Array, size: int) -> jax.Array:
 
 def _num_tiles(shape: tuple[int, ...]) -> int:
     """The tiles into which the rows of a matrix are cut, whole on every device of the mesh."""
-    devices = math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = jax.device_count() if mesh.empty else mesh.size  # Rows may be split over all of them.
     tiles = 1
     while (
         tiles < MAX_TILES
