@@ -241,3 +241,25 @@ def test_the_planned_step_is_the_one_that_runs(
     with jax.set_mesh(program.mesh):
         lowered = program.train_step().lower(program.abstract_state(), program.abstract_batch())
     assert lowered.as_text() == texts[0]
+
+
+@pytest.mark.slow
+def test_evaluation_data_by_name_has_its_own(write: Write, pairs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(pairs.read_text().replace("+", " plus ").splitlines(True)[:10]))
+    more = [f"evaluation.data.other={other}", "optimizer.mask.kind=none"]
+    keep = "checkpoint.keep_best=eval_other_rewards/margin"
+    run = _train(write(), *more, keep)
+    assert len(_stored(tmp_path)) == 3
+    for name in ("eval_loss", "eval_other_loss"):
+        assert _figures(run, name)[0] == pytest.approx(np.log(2), rel=1e-6)
+    assert _figures(run, "eval_other_loss")[-1] != _figures(run, "eval_loss")[-1]
+    assert len(_figures(run, "eval_other_accuracy")) == len(_figures(run, "eval_accuracy"))
+    # Data may be added to a run that goes on, and not be changed.
+    third = f"evaluation.data.third={pairs}".replace("pairs", "third")
+    (tmp_path / "third.jsonl").write_text(other.read_text().replace("plus", "and"))
+    _train(write(), *more, third, resume=True)
+    other.write_text(other.read_text().replace("plus", "minus"))
+    shutil.rmtree(run.checkpoints / "2")
+    with pytest.raises(UserError, match="evaluation data other changed under the same path"):
+        _train(write(), *more, resume=True)

@@ -22,6 +22,7 @@ from train.config import load_config
 from train.distributed.preemption import RESUME_STATUS
 from train.distributed.processes import barrier, check_equal, same_number
 from train.errors import UserError
+from train.manifest import read_manifest
 from train.run import Run, read_records
 from train.sft import sft
 
@@ -121,6 +122,36 @@ def test_two_processes_give_the_run_of_one(settings: Path, tmp_path: Path) -> No
     shutil.rmtree(two.checkpoints / "4")
     shutil.rmtree(two.export)
     _assert_same(_alone(settings, f"run={two.folder}", resume=True), one)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_best_and_end_early_as_one_does(
+    settings: Path, tmp_path: Path
+) -> None:
+    more = [
+        "steps=6",
+        "optimizer.learning_rate=0.3",  # Too large: the loss rises.
+        "evaluation.every=1",
+        "evaluation.patience=2",
+        "checkpoint.keep_best=eval_loss",
+        "log_tensors=true",
+        "track=tensorboard",
+    ]
+    one = _alone(settings, *more)
+    steps = [record["step"] for record in one.records if "eval_loss" in record]
+    assert steps[-1] < 6
+    with _processes(settings, *more, f"run={tmp_path / 'two'}") as started:
+        status, said, errors = _ended(started[0])
+        assert status == 0, errors
+        assert _ended(started[1])[:2] == (0, "")
+    assert "ended early" in said
+    two = Run(tmp_path / "two")
+    eval_losses = [_numbers(run, "eval_loss") for run in (one, two)]
+    np.testing.assert_allclose(*eval_losses, rtol=1e-4)
+    facts = [read_manifest(run.export).facts["step"] for run in (one, two)]
+    assert facts[0] == facts[1] < steps[-1]
+    assert len(list(read_records(two.tensors_file))) == steps[-1]
+    assert len(list((two.folder / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.slow
