@@ -99,3 +99,17 @@ def test_lm_evals_own_command_knows_the_model_without_pytorch(
     assert done.returncode == 0, done.stderr
     assert "|letters|" in done.stdout
     assert list((tmp_path / "out").rglob("results_*.json"))
+
+
+@pytest.mark.slow
+def test_the_card_of_a_runs_export_has_its_results(
+    write_config: Callable[..., Path], write_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(["sft", "--config", str(write_config())]) == 0
+    task = write_task("letters", [{"text": "text"}, {"text": "other"}], **KEYS)
+    assert main(["evaluate", run, "--tasks", str(task)]) == 0
+    assert main(["export", run, "--dtype", "float32"]) == 0
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert "model-index:" in card
+    assert "| letters | 0 | acc | 6 | " in card
