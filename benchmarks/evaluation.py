@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--tasks", default="choice,perplexity,completions")
+    parser.add_argument("--softmax-dtype", default="float32", help="of the PyTorch backend")
     args = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     print(
@@ -91,14 +93,15 @@ def _write_tasks(args: argparse.Namespace, folder: Path) -> list[str]:
         file = folder / f"{name}.yaml"
         own = {"task": name, **JSON, "dataset_kwargs": {"data_files": {"test": str(data)}}}
         file.write_text(yaml.safe_dump(task if "include" in task else own | task))
-        names.append(str(file))
+        if name in args.tasks.split(","):
+            names.append(str(file))
     return names
 
 
 def _run(backend: str, args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    options = {"pretrained": args.model}
+    options: dict[str, Any] = {"pretrained": args.model}
     if backend == "hf":
-        options |= {"dtype": "float32", "device": "cpu"}
+        options |= {"dtype": "float32", "device": "cpu", "softmax_dtype": args.softmax_dtype}
     model = get_model(backend).create_from_arg_obj(options, {"batch_size": args.batch_size})
     splits = [f"completions.{split}={args.gsm8k}/{split}.jsonl" for split in ("train", "test")]
     results = {}
