@@ -38,11 +38,11 @@ def synthesise(file: Path, lines: int) -> None:
 
 def ours(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tuple[float, ...]:
     """Seconds to tokenise and to pack, and the number of examples."""
-    from train.data.chat import RecordReader
-    from train.data.packing import pack
-    from train.data.sources import open_source
-    from train.data.token_store import open_store
-    from train.hf.tokenizer import load_tokenizer
+    from gmt_train.data.chat import RecordReader
+    from gmt_train.data.packing import pack
+    from gmt_train.data.sources import open_source
+    from gmt_train.data.token_store import open_store
+    from gmt_train.hf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     started = time.perf_counter()
@@ -56,8 +56,7 @@ def ours(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tupl
 def theirs(model: Path, file: Path, columns: dict[str, str], folder: Path) -> tuple[float, ...]:
     """Seconds to read and to tokenise, and the number of examples."""
     from datasets import Dataset, disable_progress_bars
-
-    from train.hf.tokenizer import load_tokenizer
+    from gmt_train.hf.tokenizer import load_tokenizer
 
     disable_progress_bars()
     tokenizer = load_tokenizer(model)

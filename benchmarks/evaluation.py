@@ -18,11 +18,10 @@ from typing import Any
 
 import jax
 import yaml
+from gmt_train.evaluate.backend import NAME
+from gmt_train.evaluate.evaluation import Settings, ask
+from gmt_train.evaluate.tasks import load_tasks, parse_data
 from lm_eval.api.registry import get_model
-
-from train.evaluate.backend import NAME
-from train.evaluate.evaluation import Settings, ask
-from train.evaluate.tasks import load_tasks, parse_data
 
 JSON: dict[str, Any] = {"dataset_path": "json", "test_split": "test"}
 TASKS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-
-from train.generate import Sampling, generate
-from train.restore import Model
+from gmt_train.generate import Sampling, generate
+from gmt_train.restore import Model
 
 TOPICS = [
     "rivers", "the moon", "old bridges", "sailing", "a letter", "winter", "bread", "glass",

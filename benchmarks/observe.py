@@ -11,12 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from gmt_train.observe.backends import PACKAGES, find_openings
+from gmt_train.observe.progress import Display
+from gmt_train.observe.trackers import TrackedRun, Trackers
+from gmt_train.run import Run
 from rich.console import Console
-
-from train.observe.backends import PACKAGES, find_openings
-from train.observe.progress import Display
-from train.observe.trackers import TrackedRun, Trackers
-from train.run import Run
 
 LAYERS = 30
 MATRICES = [

@@ -41,11 +41,10 @@ def synthesise(folder: Path, layers: int) -> None:
     """Writes config.json and random weights."""
     import ml_dtypes
     import numpy as np
-
-    from train.files import write_json
-    from train.hf.load import stored_tensors
-    from train.hf.safetensors import INDEX, TensorSpec, write_safetensors
-    from train.model import ModelConfig, abstract_params
+    from gmt_train.files import write_json
+    from gmt_train.hf.load import stored_tensors
+    from gmt_train.hf.safetensors import INDEX, TensorSpec, write_safetensors
+    from gmt_train.model import ModelConfig, abstract_params
 
     hf = LLAMA_2_13B | {"num_hidden_layers": layers, "dtype": "bfloat16"}
     config = ModelConfig.from_hf(hf, "config.json")
@@ -101,11 +100,10 @@ def peak_memory() -> Iterator[list[int]]:
 def measure(folder: Path) -> list[dict[str, float]]:
     """The table's rows: loading and exporting."""
     import jax
-
-    from train.hf.load import load_params
-    from train.hf.save import save_params
-    from train.model import abstract_params, load_model_config, logical_axes
-    from train.sharding import make_mesh, param_shardings
+    from gmt_train.hf.load import load_params
+    from gmt_train.hf.save import save_params
+    from gmt_train.model import abstract_params, load_model_config, logical_axes
+    from gmt_train.sharding import make_mesh, param_shardings
 
     config = load_model_config(folder)
     shapes = abstract_params(config)

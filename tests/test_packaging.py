@@ -1,5 +1,6 @@
 """pyproject.toml and CITATION.cff describe this tree."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -46,3 +47,8 @@ def test_every_module_is_in_a_package() -> None:
     for top in ("gmt_jax", "train"):
         for module in (ROOT / top).rglob("*.py"):
             assert (module.parent / "__init__.py").exists(), module
+
+
+def test_benchmarks_import_the_program_as_it_is_installed() -> None:
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        assert not re.search(r"^\s*(?:from|import) train\b", file.read_text(), re.MULTILINE), file
