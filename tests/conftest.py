@@ -4,6 +4,7 @@ GMT_JAX_TEST_PLATFORM=cuda, say, runs tests that need one device on that one.
 """
 
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,9 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# In the background a shell ignores it, and runs that are to be interrupted would too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Programs compiled by one test, or by one of its processes, serve the next.
 cache = Path(tempfile.gettempdir()) / f"gmt-jax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
