@@ -135,7 +135,7 @@ def find_examples(run: Run, config: Config, count: int) -> list[Marked]:
     return found
 
 
-def describe_machine(run: Run) -> str:
+def describe_machine(records: Sequence[Record]) -> str:
     """Versions and devices, as the run noted them when it began."""
-    noted: dict[str, str] = next((r["machine"] for r in run.records if "machine" in r), {})
+    noted: dict[str, str] = next((r["machine"] for r in records if "machine" in r), {})
     return ", ".join(f"{name} {value}" for name, value in noted.items())

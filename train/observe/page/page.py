@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from bokeh.embed import components
 from bokeh.resources import Resources
 from markupsafe import Markup
 
-from ...config import dump_config
+from ...config import Config
 from ...errors import UserError
 from ...files import atomic_file
 from ...run import Run
@@ -38,7 +39,6 @@ class _Part:
     """
 
     name: str
-    suffix: str
     settings: str
     machine: str
     samples: list[contents.Sample]
@@ -67,14 +67,16 @@ def write_report(
     runs = {name: Run.open(folder) for name, folder in _names(folders).items()}
     configs = {name: run.config() for name, run in runs.items()}
     records = {name: run.records for name, run in runs.items()}
-    several = len(runs) > 1
-    parts = [_part(run, f": {name}" if several else "", num_examples) for name, run in runs.items()]
-    for part, rows in zip(parts, dropped, strict=False):
+    parts = [
+        _part(name, run, configs[name], records[name], num_examples) for name, run in runs.items()
+    ]
+    for part, rows in zip(parts, dropped, strict=bool(dropped)):
         part.plots["dropped"] = charts.draw_delta_drop(part.name, rows)
     summaries = [contents.summarise(configs[name], records[name]) for name in runs]
     labels = list(dict.fromkeys(label for summary in summaries for label in summary))
     curves = [charts.draw_curves(*chart) for chart in charts.curves(records).items()]
     page = {
+        "several": len(runs) > 1,
         "title": f"gmt-train report: {', '.join(runs)}",
         "summary": [(label, [s.get(label, "") for s in summaries]) for label in labels],
         "differing": contents.find_differences([*configs.values()]),
@@ -95,19 +97,21 @@ def _names(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _part(run: Run, suffix: str, num_examples: int) -> _Part:
-    config = run.config()
+def _part(
+    name: str, run: Run, config: Config, records: Sequence[contents.Record], num_examples: int
+) -> _Part:
     changes, note = contents.weight_changes(run, config)
+    tensors = run.tensors
     figures = [
         grid
-        for name, title in _MASK_FIGURES.items()
-        for grid in charts.grids_of_tensors(run.tensors, name, title)
+        for figure, title in _MASK_FIGURES.items()
+        for grid in charts.grids_of_tensors(tensors, figure, title)
     ]
+    settings = redact(config.model_dump(mode="json"))  # By key, which a text does not show.
     return _Part(
-        run.name,
-        suffix,
-        redact(dump_config(config)),
-        contents.describe_machine(run),
+        name,
+        yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        contents.describe_machine(records),
         contents.find_samples(run),
         contents.find_examples(run, config, num_examples) if num_examples else [],
         note,

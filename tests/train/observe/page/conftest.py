@@ -20,7 +20,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
     def make_run(name: str = "first", offset: float = 0.0, **settings: Any) -> Run:
         run = Run(tmp_path / name)
         tree = {"run": str(run.folder), "data": {"train": "rows.jsonl"}, "model": {"path": "base"}}
-        run.folder.mkdir()
+        run.folder.mkdir(parents=True)
         run.config_file.write_text(dump_config(make_config(tree | settings)))
         run.log({"step": 0, "data": ["training data: 7 examples"], "machine": {"jax": "0.1.2"}})
         for step in (0, *STEPS):

@@ -19,7 +19,7 @@ def test_a_summary(make_run: Any) -> None:
     assert lines["updates"] == "6"
     assert lines["eval loss"] == "2.0000 → 1.4000"
     assert lines["tokens/s (median)"] == "100"
-    assert describe_machine(run) == "jax 0.1.2"
+    assert describe_machine(run.records) == "jax 0.1.2"
 
 
 def test_settings_that_differ(make_run: Any) -> None:

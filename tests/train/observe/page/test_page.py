@@ -37,6 +37,13 @@ def test_several_runs(make_run: Any, tmp_path: Path) -> None:
     assert page.index("Completions: first") < page.index("Completions: second")
 
 
+def test_runs_of_one_name_are_told_apart(make_run: Any, tmp_path: Path) -> None:
+    runs = [make_run(name) for name in ("a/run", "b/run")]
+    write_report([run.folder for run in runs], tmp_path / "both.html")
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert all(f"<th>{run.folder}</th>" in page for run in runs)
+
+
 def test_what_is_no_run_is_refused(
     make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
