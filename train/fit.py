@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from .best import Best
+from .buckets.address import local_path
 from .cadence import Cadence
 from .checkpoint import Checkpoints
 from .data.iterables import Batches, number_of, open_batches
@@ -152,7 +153,7 @@ def fit(
     jit_step = partial(jit_train_step, _Objective(loss, weight, join), optimizer, mesh, of_state)
     measured_step = None if measure is None else jit_step(measure)
     parts = Parts(loader, jit_step(), learning_rate, unit, peak_per_s, measured_step)
-    run = None if folder is None else _checked(Run(Path(folder)), resume)
+    run = None if folder is None else _checked(Run(_local(folder)), resume)
 
     def begin() -> TrainState:
         weights = _copy(tree, named) if load is None else partition(load())[0]
@@ -223,6 +224,13 @@ def _in_the_form_given(callback: Callback, join: Join) -> Callback:
         evaluate=lambda params, step: callback.evaluate(join(params), step),
         on_save=lambda params, step: callback.on_save(join(params), step),
     )
+
+
+def _local(folder: str | Path) -> Path:
+    try:
+        return local_path(str(folder))
+    except ValueError as error:
+        raise UserError(f"folder: {error}") from None
 
 
 def _checked(run: Run, resume: bool) -> Run:

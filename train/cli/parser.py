@@ -2,7 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
+
+from ..buckets import address
 
 # Options that had other names before: refused with the new one.
 RENAMED_OPTIONS = {
@@ -46,6 +49,14 @@ def add_command(
     )
     parser.set_defaults(execute=execute)
     return parser
+
+
+def local_path(text: str) -> Path:
+    """The type of options that are paths: an address is refused."""
+    try:
+        return address.local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .parser import Commands, add_command
+from .parser import Commands, add_command, local_path
 
 
 def add_run_commands(commands: Commands) -> None:
@@ -23,8 +23,10 @@ def _add_report(commands: Commands) -> None:
         "completions. It needs no server and no network.",
         "gmt-train report runs/quickstart",
     )
-    parser.add_argument("run", type=Path, nargs="+", help="a run's folder")
-    parser.add_argument("--out", type=Path, help="the file (default: report.html in the first run)")
+    parser.add_argument("run", type=local_path, nargs="+", help="a run's folder")
+    parser.add_argument(
+        "--out", type=local_path, help="the file (default: report.html in the first run)"
+    )
     parser.add_argument(
         "--examples",
         type=int,
@@ -75,7 +77,7 @@ def _add_verify(commands: Commands) -> None:
         "whole.",
         "gmt-train verify runs/quickstart",
     )
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=local_path, help="the run's folder")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -97,7 +99,7 @@ def _add_selftest(commands: Commands) -> None:
         "Prove on this machine that a run that is killed goes on to the same bits.",
         "gmt-train selftest",
     )
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=local_path, help=argparse.SUPPRESS)
     parser.add_argument("--kill", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -4,7 +4,7 @@ one."""
 import argparse
 from pathlib import Path
 
-from .parser import Commands, add_command, add_group
+from .parser import Commands, add_command, add_group, local_path
 from .processes import add_process_options, join_processes
 
 
@@ -26,7 +26,7 @@ def _add_init(commands: Commands) -> None:
         "Write a commented config for a model, the data and this machine.",
         "gmt-train init my.yaml --model HuggingFaceTB/SmolLM2-135M-Instruct --data my.jsonl",
     )
-    parser.add_argument("file", type=Path, help="the YAML file to write")
+    parser.add_argument("file", type=local_path, help="the YAML file to write")
     parser.add_argument("--model", required=True, help="a model folder or a hub name")
     parser.add_argument("--data", required=True, help="files, a folder or a hub data set")
     _add_settings(parser, "settings that replace what would be written")
@@ -217,7 +217,7 @@ def _config(args: argparse.Namespace) -> None:
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
-        type=Path,
+        type=local_path,
         help="a YAML file; one in configs/ may be the program's own (default: the settings alone)",
     )
     _add_settings(parser, "settings that replace or extend the file's")

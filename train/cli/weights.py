@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .parser import Commands, add_command, add_group
+from .parser import Commands, add_command, add_group, local_path
 
 
 def add_weight_commands(commands: Commands) -> None:
@@ -54,8 +54,8 @@ def _add_delta_apply(commands: Commands) -> None:
         "gmt-train delta apply --base models/base --delta tuned.delta --out models/tuned",
     )
     parser.add_argument("--base", required=True, help="the model the delta was extracted against")
-    parser.add_argument("--delta", type=Path, required=True, help="the delta's file")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--delta", type=local_path, required=True, help="the delta's file")
+    parser.add_argument("--out", type=local_path, required=True, help="the folder to write")
 
 
 def _delta_apply(args: argparse.Namespace) -> None:
@@ -74,7 +74,7 @@ def _add_delta_info(commands: Commands) -> None:
         "Print what a delta contains.",
         "gmt-train delta info tuned.delta",
     )
-    parser.add_argument("file", type=Path, help="the delta's file")
+    parser.add_argument("file", type=local_path, help="the delta's file")
 
 
 def _delta_info(args: argparse.Namespace) -> None:
@@ -138,4 +138,4 @@ def _add_models(
 ) -> None:
     parser.add_argument("--base", required=True, help="a model folder or a hub name")
     parser.add_argument("--tuned", required=True, help=tuned)
-    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--out", type=local_path, required=True, help=out)

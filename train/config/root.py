@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ..errors import UserError
 from ..files import shipped
-from .base import Count, Section
+from .base import Count, LocalPath, Section
 from .data import DataSection
 from .faults import explain
 from .objectives import ObjectiveSection, Sft
@@ -57,7 +57,7 @@ def _as_tuple(given: Any) -> Any:
 class Config(Section):
     """A run's own keys, beside its sections."""
 
-    run: str
+    run: LocalPath
     """The folder of everything that the run writes."""
     model: ModelSection
     data: DataSection
@@ -92,7 +92,7 @@ class Config(Section):
     """The project or experiment in which wandb, trackio and mlflow show the run."""
     export_dtype: Literal["float32", "bfloat16"] | None = None
     """The dtype in which the tuned model is written to RUN/export at the end; null: it is not."""
-    cache: str = "~/.cache/gmt-jax"
+    cache: LocalPath = "~/.cache/gmt-jax"
     """The folder of tokenised data and compiled programs, which runs share. It may be deleted
     between runs."""
 

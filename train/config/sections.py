@@ -5,18 +5,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .base import MOST, Count, CountOrZero, Section
+from .base import MOST, Count, CountOrZero, LocalPath, Section
 from .data import Sources
 
 
 class ModelSection(Section):
     """The pre-trained model, and how it computes."""
 
-    path: str
+    path: LocalPath
     """A folder in Hugging Face format, or a hub name: HuggingFaceTB/SmolLM2-135M-Instruct."""
     revision: str | None = None
     """The commit or tag of a hub name."""
-    chat_template: str | None = None
+    chat_template: LocalPath | None = None
     """A file with a Jinja chat template, for a tokenizer that has none or the wrong one."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The dtype of activations and matrix products; master weights are always float32."""

@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..buckets.address import is_address
 from ..errors import UserError
 from .compressed import SUFFIXES as COMPRESSED
 from .compressed import open_compressed
@@ -75,6 +76,8 @@ def is_hub_name(source: str) -> bool:
 
 def find_files(source: str) -> list[Path]:
     """The files of a path or pattern, sorted by name."""
+    if is_address(source):
+        raise UserError(f"{source} is an address, which is not served here; name {_KINDS}")
     path = Path(source).expanduser()
     if path.exists():
         return _refuse_pipes([path])

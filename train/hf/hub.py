@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..buckets.address import is_address
 from ..errors import UserError
 from ..files import shipped
 from .tokenizer_files import TERMS
@@ -34,6 +35,8 @@ def resolve_model(
     Raises:
       UserError: if it is neither a folder nor on the hub, or cannot be downloaded.
     """
+    if is_address(name_or_path):
+        raise UserError(f"{name_or_path} is an address, which is not served here; name a folder")
     folder = shipped(Path(name_or_path).expanduser())
     if folder.is_dir():
         if not (folder / "config.json").is_file():

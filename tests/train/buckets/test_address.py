@@ -1,0 +1,112 @@
+"""Addresses are told from paths, and no folder is made of them."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.__main__ import main, make_parser
+from train.buckets.address import is_address, local_path
+from train.errors import UserError
+from train.fit import fit
+
+SETTINGS = ["run=r", "model.path=m", "data.train=d.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["gs://b/r", "s3://b", "file:///r", "hf://datasets/x", "gs://"])
+def test_addresses_are_no_paths(text: str) -> None:
+    assert is_address(text)
+    with pytest.raises(ValueError, match=f"{text} is an address"):
+        local_path(text)
+
+
+@pytest.mark.parametrize("text", ["r", "/r", "C://r", "owner/model", "a:b", "gs:/b", "", "~/://"])
+def test_paths_are_no_addresses(text: str) -> None:
+    assert not is_address(text)
+    assert local_path(text) == Path(text)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "run=gs://b/r",
+        "cache=s3://b/c",
+        "model.path=gs://b/m",
+        "model.chat_template=gs://b/t.jinja",
+        "data.train=gs://b/d.jsonl",
+        "data.eval=[{path: 'gs://b/d.jsonl'}]",
+        "evaluation.data={a: gs://b/d.jsonl}",
+        "optimizer.mask={kind: fixed_mask, file: gs://b/mask}",
+        "objective={kind: dpo, reference: gs://b/m}",
+    ],
+)
+def test_a_key_refuses_an_address_in_one_line(
+    setting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sft", *SETTINGS, setting]) == 2
+    error = capsys.readouterr().err
+    assert "is an address" in error
+    assert error.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _options(command)
+        else:
+            yield action
+
+
+def test_no_option_makes_a_path_of_an_address() -> None:
+    assert Path not in {action.type for action in _options(make_parser())}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "gs://b/r"],
+        ["export", "r", "--out", "gs://b/e"],
+        ["report", "gs://b/r"],
+        ["verify", "gs://b/r"],
+        ["init", "gs://b/c.yaml", "--model", "m", "--data", "d"],
+        ["sft", "--config", "gs://b/c.yaml"],
+        ["delta", "apply", "--base", "m", "--delta", "gs://b/d", "--out", "o"],
+        ["delta", "apply", "--base", "m", "--delta", "d", "--out", "gs://b/o"],
+    ],
+)
+def test_an_option_refuses_an_address(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "is an address" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_of_fit_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = {"w": jnp.zeros(2)}
+    with pytest.raises(UserError, match="folder: gs://b/r is an address"):
+        fit(
+            params,
+            lambda p, x: jnp.sum(p["w"]) * x.sum(),
+            optax.sgd(1.0),
+            [np.ones(1)],
+            folder="gs://b/r",
+        )
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,1 @@
+"""Buckets: addresses, such as gs://bucket/run, where paths are expected."""
