@@ -1,8 +1,11 @@
-"""Checkpoints of compact runs: the chosen entries, and a digest of the base in place of it."""
+"""Checkpoints of what is trained beside a base, and a digest of the base in place of it.
+
+Of compact runs they hold the chosen entries, of adapters the factors.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,11 @@ from gmt_jax.compact import CompactParams
 from .checkpoint import Checkpoints
 from .compact import fingerprint
 from .errors import UserError
-from .model import Params
+from .model import LoraParams, Params
 from .sharding import path_name
 from .step import TrainState
+
+BaseParams: TypeAlias = CompactParams | LoraParams
 
 
 class Base:
@@ -43,7 +48,7 @@ class Base:
 
 
 class CompactCheckpoints(Checkpoints):
-    """`Checkpoints` of `CompactParams`, without their weights: those are the base's.
+    """`Checkpoints` of `CompactParams` or `LoraParams`, without the weights: the base's.
 
     Args:
       base: the weights before training.
@@ -75,30 +80,27 @@ class CompactCheckpoints(Checkpoints):
         return loaded._replace(params=params)
 
 
-def to_stored(params: CompactParams, digest: Any) -> dict[str, Any]:
-    """What a checkpoint holds: positions and values by the path of their weight, and the digest."""
+def to_stored(params: BaseParams, digest: Any) -> dict[str, Any]:
+    """What a checkpoint holds: what is trained by the path of its weight, and the base's digest."""
 
     def by_path(tree: Any) -> dict[str, Any]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {path_name(path): leaf for path, leaf in leaves}
 
-    return {
-        "chosen": by_path(params.chosen),
-        "values": by_path(params.values),
-        "base": digest,
-    }
+    stored = {"values": by_path(params.values), "base": digest}
+    return stored if isinstance(params, LoraParams) else stored | {"chosen": by_path(params.chosen)}
 
 
-def abstract_stored(params: CompactParams, digest: jax.Array) -> dict[str, Any]:
+def abstract_stored(params: BaseParams, digest: jax.Array) -> dict[str, Any]:
     """The ShapeDtypeStructs of what a checkpoint holds, from those of the parameters."""
     abstract = jax.ShapeDtypeStruct(digest.shape, digest.dtype, sharding=digest.sharding)
     return to_stored(params, abstract)
 
 
 def from_stored(
-    stored: dict[str, Any], weights: Params, like: CompactParams, digest: Any
-) -> CompactParams:
-    """The parameters, from a checkpoint and the base's weights, which are changed in place.
+    stored: dict[str, Any], weights: Params, like: BaseParams, digest: Any
+) -> BaseParams:
+    """The parameters, from a checkpoint and the base's weights, which may be changed in place.
 
     Args:
       like: their ShapeDtypeStructs with shardings.
@@ -115,7 +117,10 @@ def from_stored(
     def filled(tree: Any, arrays: dict[str, Any]) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], tree)
 
-    chosen, values = filled(like.chosen, stored["chosen"]), filled(like.values, stored["values"])
+    values = filled(like.values, stored["values"])
+    if isinstance(like, LoraParams):
+        return LoraParams(weights, values, like.scale)
+    chosen = filled(like.chosen, stored["chosen"])
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     write = jax.jit(compact.write, donate_argnums=0, out_shardings=shardings)
     params: CompactParams = write(CompactParams(weights, chosen, values))

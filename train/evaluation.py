@@ -22,7 +22,8 @@ def make_evaluate(program: Program, data: RunData) -> Callable[[Any, int], dict[
     Figures are named `eval_loss`, or `eval_NAME_loss` of data with a name. They are copied to the
     host once, after the last batch.
     """
-    eval_step = jit_eval_step(program.eval_objective, program.mesh, program.weight_shardings)
+    shardings = plain_params(program.shardings.params)
+    eval_step = jit_eval_step(program.eval_objective, program.mesh, shardings)
     most = 1 if program.mesh.devices.flat[0].platform == "cpu" else _IN_FLIGHT
 
     def evaluate(params: Any, step: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import optax
 from gmt_jax.report import without_choice
 
 from .config.optimizer import OptimizerSection
-from .model import stacked_axes
+from .model import LoraParams, stacked_axes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +47,23 @@ def make_optimizer(
         inner = _after_mask(inner, max_norm if mask.lasts else None)
     masked = mask.build(inner, steps, key=seed, stacked_axes=stacked_axes)
     return masked if mask.shows_kept and mask.lasts else _before_mask(masked, max_norm)
+
+
+def on_factors(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of `LoraParams`, of which `inner` sees the factors alone."""
+
+    def init(params: Any) -> optax.OptState:
+        # optax.tree.map_params gives a stand-in for the parameters.
+        return inner.init(params.values if isinstance(params, LoraParams) else params)
+
+    def update(
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        return inner.update(updates, state, params.values, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class KeptState(NamedTuple):

@@ -13,6 +13,7 @@ from flax.errors import TraceContextError
 from gmt_jax.compact import CompactParams
 
 from .errors import UserError
+from .model.lora import LoraParams
 from .sharding import path_name
 
 Join = Callable[[Any], Any]
@@ -23,7 +24,7 @@ def partition(model: Any) -> tuple[Any, Join]:
 
     Of a Flax NNX module, every `nnx.Param` is trained; of any other tree, such as nested dicts or
     an Equinox module, every array of floats. What is not trained is part of the function.
-    `CompactParams` stay as they are.
+    `CompactParams` and `LoraParams` stay as they are.
 
     Args:
       model: a module or a tree, of arrays or of their ShapeDtypeStructs.
@@ -35,7 +36,7 @@ def partition(model: Any) -> tuple[Any, Join]:
     Raises:
       UserError: if the model has ShapeDtypeStructs that are not trained.
     """
-    if isinstance(model, CompactParams):
+    if isinstance(model, CompactParams | LoraParams):
         return model, lambda params: params
     if isinstance(model, nnx.Module):
         parts: Any = nnx.split(model, nnx.Param, ...)

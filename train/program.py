@@ -1,7 +1,7 @@
 """The program of a config: `sft` runs what `plan` compiles."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from gmt_jax.fixed import with_mask
 
 from .compact import abstract_compact, abstract_weights, compact_shardings
 from .config import Config
+from .config.lora import LoraSection
 from .config.mask_bases import EMBEDDINGS, Lasting
 from .config.mask_kinds import FixedMask
+from .hf.adapter import read_adapter, target_paths
 from .hf.mask import check_mask, load_mask, mask_forms
 from .measure import Measure
 from .model import (
@@ -28,10 +30,11 @@ from .model import (
     logical_axes,
     stacked_axes,
 )
+from .model.lora import LoraParams, abstract_lora, lora_shardings, start_values
 from .objective.build import make_objective
 from .objective.preference import SIDES
 from .objective.sft import Sft
-from .optimizer import make_optimizer
+from .optimizer import make_optimizer, on_factors
 from .sharding import abstract, microbatch_sharding, param_shardings
 from .step import Batch, Objective, TrainState, jit_train_step, state_shardings
 
@@ -56,6 +59,12 @@ def make_forms(mask: Lasting | FixedMask, model: ModelConfig, weights: Params) -
     if isinstance(mask, FixedMask):
         return mask_forms(Path(mask.file), model, mask.slots)
     return compact.plan_forms(weights, mask.ratios, rows=EMBEDDINGS)
+
+
+def make_abstract_lora(section: LoraSection, weights: Params) -> LoraParams:
+    """The ShapeDtypeStructs of the parameters with adapters, from those of the weights."""
+    targets = target_paths(section.target_modules)
+    return abstract_lora(weights, targets, section.rank, section.alpha / section.rank)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,11 @@ class Program:
         mask = self.config.optimizer.mask
         return mask if isinstance(mask, Lasting | FixedMask) and mask.compact else None
 
+    @property
+    def has_base(self) -> bool:
+        """Whether weights stay in the dtype of the computation, and others are trained."""
+        return self.compact_mask is not None or self.config.lora is not None
+
     @cached_property
     def forms(self) -> Any:
         """How the entries of each parameter are chosen, of a compact mask."""
@@ -111,21 +125,25 @@ class Program:
     @cached_property
     def abstract_weights(self) -> Params:
         """The ShapeDtypeStructs of the weights that the model computes with."""
-        if self.compact_mask is None:
+        if not self.has_base:
             return abstract_params(self.model)
         return abstract_weights(self.model, self.config.model.compute_dtype)
 
     @cached_property
     def abstract_params(self) -> Any:
-        """The ShapeDtypeStructs of the parameters: whole weights, or `CompactParams`."""
+        """The ShapeDtypeStructs of the parameters: weights, `CompactParams` or `LoraParams`."""
+        if self.config.lora is not None:
+            return make_abstract_lora(self.config.lora, self.abstract_weights)
         if self.compact_mask is None:
             return self.abstract_weights
         return abstract_compact(self.forms, self.abstract_weights)
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """Clip → mask → AdamW; of the chosen entries alone, if the mask is compact."""
+        """Clip → mask → AdamW; of the chosen entries or of adapters alone, if these are trained."""
         optimizer = make_optimizer(self.config.optimizer, self.steps, self.config.seed)
+        if self.config.lora is not None:
+            return on_factors(optimizer)
         return optimizer if self.compact_mask is None else compact.on_values(optimizer)
 
     @cached_property
@@ -139,6 +157,9 @@ class Program:
         params = self.weight_shardings
         if self.compact_mask is not None:
             params = compact_shardings(self.mesh, self.abstract_params, params)
+        if self.config.lora is not None:
+            axes = logical_axes(self.model)
+            params = lora_shardings(self.mesh, self.abstract_params, params, axes)
         return state_shardings(self.mesh, self.optimizer, self.abstract_params, params)
 
     def check_mask(self) -> None:
@@ -158,6 +179,22 @@ class Program:
         if not isinstance(mask, FixedMask) or mask.compact:
             return state
         return with_mask(state, load_mask(Path(mask.file), self.model, shardings.params))
+
+    def add_adapters(self, weights: Params) -> LoraParams:
+        """The parameters before the first update: the base's weights, and what is beside them.
+
+        Raises:
+          UserError: if the config names an adapter that cannot be read or is another one.
+        """
+        section, shardings = self.config.lora, self.shardings.params
+        assert section is not None
+        if section.adapter is not None:
+            values = read_adapter(section, self.abstract_params.values, shardings.values)
+        else:
+            targets, seed = target_paths(section.target_modules), self.config.seed
+            start = partial(start_values, self.abstract_weights, targets, section.rank, seed)
+            values = jax.jit(start, out_shardings=shardings.values)()
+        return LoraParams(weights, values, shardings.scale)
 
     def abstract_state(self) -> TrainState:
         """The state's ShapeDtypeStructs with their shardings."""

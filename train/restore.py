@@ -20,6 +20,7 @@ from .data.prompts import Prompt, prompt_ids
 from .errors import UserError
 from .files import check_destination
 from .generate import BATCH_SIZE, Sampling, check_prompts, complete
+from .hf.adapter import export_adapter
 from .hf.card import model_card
 from .hf.compare import Tuned
 from .hf.delta import Contents, check_new, extract_model
@@ -32,7 +33,8 @@ from .hf.safetensors import open_weights
 from .hf.save import saved_tensors
 from .hf.tokenizer import load_tokenizer, text_ids
 from .model import ModelConfig, Params, abstract_params, load_model_config, logical_axes
-from .program import make_forms
+from .model.lora import LoraParams, lora_shardings, merged
+from .program import make_abstract_lora, make_forms
 from .run import Run
 from .sharding import abstract, make_mesh, param_shardings
 from .step import plain_params
@@ -67,6 +69,26 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
         step=step,
     )
     return out or run.export
+
+
+def export_run_adapter(folder: Path, out: Path | None) -> Path:
+    """Writes the newest adapter of a run, or its best, in PEFT's format, and returns its folder.
+
+    Args:
+      out: the folder to write; None: `adapter` in the run's own.
+
+    Raises:
+      UserError: as `export_run`, and if the run trains no adapter.
+    """
+    run = Run.open(folder)
+    section, name = run.config().lora, run.config().model.path
+    if section is None:
+        raise UserError(f"{folder} trains no adapter; export it without --adapter")
+    out = out or run.folder / "adapter"
+    check_destination(out)
+    params = _newest(run)[-1]
+    export_adapter(params, section, name, out)
+    return out
 
 
 def extract_run(folder: Path, base: Path, out: Path) -> Contents:
@@ -166,6 +188,8 @@ class Model:
                 self.run, self.config, self.folder, _best_step(self.run), self.mesh
             )
             weights = plain_params(restored)
+            if isinstance(restored, LoraParams):  # As it is exported.
+                weights = jax.jit(merged, static_argnums=1)(restored, dtype)
         if dtype == "float32":
             return weights
 
@@ -226,7 +250,7 @@ def restore(
     only: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[int | None, Any]:
-    """The run's newest whole weights, or its `CompactParams`, and their step.
+    """The run's newest whole weights, or its `CompactParams` or `LoraParams`, and their step.
 
     Args:
       only: the step of the only checkpoint to read.
@@ -234,27 +258,33 @@ def restore(
     """
     config, mesh = run.config(), mesh or make_mesh()
     shardings = _shardings(model, mesh)
-    is_compact = config.optimizer.mask.is_compact
-    compact = _compact_params(config, model, mesh) if is_compact else None
+    like = _params_with_base(config, model, mesh)
     shapes = abstract(abstract_params(model), shardings)
     verify = config.checkpoint.verify
     with Checkpoints(run.checkpoints, verify=verify, only=only) as checkpoints:
-        if compact is None:
+        if like is None:
             restored = checkpoints.restore_params(shapes)
             return checkpoints.restored_step, restored
-        weights = load_params(base, model, shardings, compact.weights)
+        weights = load_params(base, model, shardings, like.weights)
         digest = fingerprint(weights)
-        params = checkpoints.restore_params(abstract_stored(compact, digest))
-    return checkpoints.restored_step, from_stored(params, weights, compact, digest)
+        params = checkpoints.restore_params(abstract_stored(like, digest))
+    return checkpoints.restored_step, from_stored(params, weights, like, digest)
 
 
-def _compact_params(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
-    """The ShapeDtypeStructs of a compact run's parameters, with their shardings."""
+def _params_with_base(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
+    """The ShapeDtypeStructs of the parameters, with shardings; None where weights are trained."""
     weights = abstract_weights(model, config.model.compute_dtype)
+    shardings = _shardings(model, mesh)
+    if config.lora is not None:
+        adapted = make_abstract_lora(config.lora, weights)
+        axes = logical_axes(model)
+        return abstract(adapted, lora_shardings(mesh, adapted, shardings, axes))
+    if not config.optimizer.mask.is_compact:
+        return None
     mask = config.optimizer.mask
     assert isinstance(mask, Lasting | FixedMask)
     params = abstract_compact(make_forms(mask, model, weights), weights)
-    return abstract(params, compact_shardings(mesh, params, _shardings(model, mesh)))
+    return abstract(params, compact_shardings(mesh, params, shardings))
 
 
 def _shardings(model: ModelConfig, mesh: Mesh) -> Any:

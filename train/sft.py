@@ -17,6 +17,7 @@ from .callbacks import make_callbacks
 from .checkpoint import Checkpoints
 from .compact_checkpoint import Base, CompactCheckpoints
 from .config import Config, make_config
+from .data.digest import digest_files
 from .data.loader import RunData, open_data
 from .data.rows import keep_rows
 from .distributed.processes import check_equal, main_process_first
@@ -25,6 +26,7 @@ from .errors import UserError
 from .evaluation import check_metric
 from .fit import Fitted, fit
 from .flops import peak_tokens_per_s
+from .hf.adapter import WEIGHTS
 from .hf.card import model_card
 from .hf.ends import find_ends
 from .hf.evaluations import read_evaluations
@@ -105,6 +107,8 @@ def _train(config: Config, run: Run, console: Console) -> bool:
     contents = {**model.describe(), **describe_tokenizer(tokenizer)}
     contents["the tokens that end a completion"] = str(ends.ids)
     contents["the reference model"] = reference.digest
+    if config.lora is not None and config.lora.adapter is not None:
+        contents["the adapter"] = digest_files([Path(config.lora.adapter).expanduser() / WEIGHTS])
     run.check_contents(contents)  # Before the data, which take longer.
     data = _open(config, tokenizer, model, mesh, run, reference, console)
     contents |= data.digests
@@ -265,7 +269,9 @@ def _beginning(
     def load() -> Params:
         return load_params(base, program.model, program.weight_shardings, program.abstract_weights)
 
-    if program.compact_mask is None:
+    if not program.has_base:
         return load, Checkpoints
     weights = Base(load)
+    if program.config.lora is not None:
+        return lambda: program.add_adapters(weights.load()), partial(CompactCheckpoints, weights)
     return lambda: begin(program, weights.load(), data.loader), partial(CompactCheckpoints, weights)

@@ -1,6 +1,7 @@
 """The pure training and evaluation steps, and their jitted forms on a mesh."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from gmt_jax import compact
 from gmt_jax.compact import CompactParams
 
 from .measure import Measure
+from .model.lora import LoraParams, attach
 from .sharding import batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
@@ -54,7 +56,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar, the number of updates done.
-      params: nested dict of float32 master weights; or `CompactParams`.
+      params: nested dict of float32 master weights; or `CompactParams`, or `LoraParams`.
       opt_state: the optimizer's state.
     """
 
@@ -133,7 +135,9 @@ def _after(scalar: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def plain_params(params: Any) -> Any:
-    """The weights that a model computes with, to evaluate them."""
+    """What a model computes with, to evaluate it, of parameters or of their shardings."""
+    if isinstance(params, LoraParams):
+        return attach(params)
     return params.weights if isinstance(params, CompactParams) else params
 
 
@@ -141,6 +145,8 @@ def _split(params: Any) -> tuple[Any, Callable[[Any], Any]]:
     """What a gradient is computed of, and the function from it to the objective's parameters."""
     if isinstance(params, CompactParams):
         return params.values, lambda values: compact.attach(params._replace(values=values))
+    if isinstance(params, LoraParams):
+        return params.values, lambda values: attach(replace(params, values=values))
     return params, lambda params: params
 
 
@@ -148,6 +154,8 @@ def _with_trained(params: Any, trained: Any) -> Any:
     """The parameters with new values of what is trained."""
     if isinstance(params, CompactParams):
         return compact.write(params._replace(values=trained))
+    if isinstance(params, LoraParams):
+        return replace(params, values=trained)
     return trained
 
 
@@ -182,7 +190,7 @@ def state_shardings(
       params: the parameters' shardings.
     """
     whole, of_params, whole_shapes = replicated(mesh), params, shapes
-    if isinstance(shapes, CompactParams):  # Moments are those of the values.
+    if isinstance(shapes, CompactParams | LoraParams):  # Moments are those of the values.
         shapes, params = shapes.values, params.values
 
     def of_moment(leaf: Any, shape: Any, sharding: NamedSharding) -> Any:

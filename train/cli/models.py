@@ -23,12 +23,20 @@ def _add_export(commands: Commands) -> None:
     parser.add_argument("run", type=local_path, help="the run's folder")
     parser.add_argument("--out", type=local_path, help="the folder to write (default: RUN/export)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the low-rank adapter alone, float32 in PEFT's format (default: RUN/adapter)",
+    )
 
 
 def _export(args: argparse.Namespace) -> None:
-    from ..restore import export_run
+    from ..restore import export_run, export_run_adapter
 
-    out = export_run(args.run, args.out, args.dtype)
+    if args.adapter:
+        out = export_run_adapter(args.run, args.out)
+    else:
+        out = export_run(args.run, args.out, args.dtype)
     print(f"wrote {out}")
 
 

@@ -43,8 +43,8 @@ class _Reference:
         for key, schema in self._root["properties"].items():
             if "oneOf" in schema:
                 yield from self._kinds(f"`{key}`", schema)
-            elif "$ref" in schema:
-                yield from self._section(f"`{key}`", self._resolve(schema))
+            elif "$ref" in (section := _section_of(schema)):
+                yield from self._section(f"`{key}`", self._resolve(section))
                 if key == "data":
                     source = self._definitions["Source"]
                     yield from self._section("A source in `data.train` or `data.eval`", source)
@@ -60,7 +60,7 @@ class _Reference:
         yield from (f"## {title}", "", _text(section), "")
         yield from ("| key | value | default | |", "|---|---|---|---|")
         for key, schema in section["properties"].items():
-            if "$ref" not in schema and "oneOf" not in schema:
+            if "$ref" not in _section_of(schema) and "oneOf" not in schema:
                 yield self._row(key, schema, section)
         yield ""
 
@@ -119,6 +119,14 @@ class _Reference:
                 return [kind + _bounds(schema)]
             case kind:
                 return [{"null": "`null`", "string": "text"}[kind]]
+
+
+def _section_of(schema: Schema) -> Schema:
+    """The schema, without null where a section may be that."""
+    match schema:
+        case {"anyOf": [{"$ref": _} as section, {"type": "null"}]}:
+            return dict(section)
+    return schema
 
 
 def _join_or(values: list[str]) -> str:

@@ -12,6 +12,7 @@ from ..files import shipped
 from .base import Count, LocalPath, Section
 from .data import DataSection
 from .faults import explain
+from .lora import LoraSection
 from .objectives import ObjectiveSection, Sft
 from .optimizer import OptimizerSection
 from .renames import find_renamed
@@ -73,6 +74,7 @@ class Config(Section):
     mesh: MeshSection = MeshSection()
     batch: BatchSection = BatchSection()
     optimizer: OptimizerSection = OptimizerSection()
+    lora: LoraSection | None = None
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     profile: ProfileSection = ProfileSection()
@@ -95,6 +97,26 @@ class Config(Section):
     cache: LocalPath = "~/.cache/gmt-jax"
     """The folder of tokenised data and compiled programs, which runs share. It may be deleted
     between runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_mask(cls, tree: Any) -> Any:
+        """Adapters take the place of the mask that an optimizer has by default."""
+        if isinstance(tree, dict) and tree.get("lora") is not None:
+            optimizer = tree.get("optimizer") or {}
+            if isinstance(optimizer, dict):
+                return {**tree, "optimizer": {"mask": {"kind": "none"}, **optimizer}}
+        return tree
+
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> Self:
+        kind = self.optimizer.mask.kind
+        if self.lora is not None and kind != "none":
+            raise ValueError(
+                f"lora trains matrices of its own and takes no mask, and optimizer.mask.kind is "
+                f"{kind}; remove optimizer.mask, or lora"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:

@@ -16,7 +16,8 @@ from .evaluations import metadata, newest_figures, section
 Record: TypeAlias = Mapping[str, Any]
 
 # Sections of the config that say how the weights came about; no paths of the machine are in them.
-SETTINGS = ("seed", "batch", "optimizer")
+SETTINGS: dict[str, Any] = {"seed": True, "batch": True, "optimizer": True}
+ADAPTER: dict[str, Any] = {"lora": {"rank", "alpha", "target_modules"}}
 # Endings of data files: no name on the hub.
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".zip")
 
@@ -108,13 +109,15 @@ def _data(config: Config, records: Sequence[Record]) -> str:
 
 def _method(config: Config, records: Sequence[Record]) -> str:
     done = max((record["step"] for record in records), default=0)
-    settings = config.model_dump(mode="json", include=set(SETTINGS))
+    settings = config.model_dump(mode="json", include=SETTINGS | (ADAPTER if config.lora else {}))
     kind = config.optimizer.mask.kind
     masked = [record["masked_fraction"] for record in records if "masked_fraction" in record]
     share = f", which masked {masked[-1]:.2%} of all entries in the last update" if masked else ""
     mask = (
         "without a mask"
-        if kind == "none"
+        if kind == "none" and config.lora is None
+        else f"of low-rank adapters (LoRA) of rank {config.lora.rank}, merged into the weights"
+        if config.lora is not None
         else f"under the mask `{kind}`{share} "
         "([Gradient-Mask Tuning](https://arxiv.org/abs/2406.15330))"
     )
@@ -123,7 +126,8 @@ def _method(config: Config, records: Sequence[Record]) -> str:
         training, rows = f"Preferences by the objective `{config.objective.kind}`", "pairs"
     return (
         f"## Training\n\n{training}: {done:,} updates of {config.batch.size} {rows} by "
-        f"AdamW, {mask}; matrix products in {config.model.compute_dtype}, weights in float32.\n\n"
+        f"AdamW, {mask}; matrix products in {config.model.compute_dtype}, what is trained in "
+        "float32.\n\n"
         f"```yaml\n{_yaml(settings)}```\n"
     )
 

@@ -11,6 +11,7 @@ from ..distributed.processes import is_main_process
 from ..files import atomic_folder, write_json
 from ..manifest import keep_others, write_manifest
 from ..model import ModelConfig, Params
+from ..model.lora import LoraParams
 from .compare import small_files
 from .ends import end_ids, find_ends
 from .model_config import config_json
@@ -25,7 +26,7 @@ from .tokenizer_files import (
 
 def export(
     config: ModelConfig,
-    params: Params | CompactParams,
+    params: Params | CompactParams | LoraParams,
     base: Path,
     out: Path,
     dtype: str,

@@ -12,19 +12,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gmt_jax.compact import CompactParams
-from gmt_jax.compact.choices import Choice, is_choice, write
+from gmt_jax.compact.choices import Choice, Frozen, is_choice, write
 
 from ..errors import UserError
 from ..files import write_json
 from ..model.config import ModelConfig
 from ..model.functional import Params
+from ..model.lora import LoraParams, merge
 from .load import StoredTensor, further_tensors, stored_tensors
 from .model_config import config_json
 from .safetensors import INDEX, LABELS, TensorSpec, open_weights, write_safetensors
 
 
 def save_params(
-    params: Params | CompactParams,
+    params: Params | CompactParams | LoraParams,
     config: ModelConfig,
     folder: Path | None,
     dtype: str = "bfloat16",
@@ -37,8 +38,8 @@ def save_params(
     Where there are several processes, all call this together and one writes.
 
     Args:
-      params: the weights; or `CompactParams`, whose values are put into the tensors of `base` as
-        its files have them.
+      params: the weights; or `CompactParams` or `LoraParams`, whose values are put into, or added
+        to, the tensors of `base` as its files have them.
       folder: exists and holds no weights yet, such as one from `atomic_folder`; None in the
         processes that do not write.
       dtype: of the stored weights, float32 or bfloat16.
@@ -62,7 +63,7 @@ def save_params(
 
 
 def saved_tensors(
-    params: Params | CompactParams, config: ModelConfig, dtype: str, base: Path
+    params: Params | CompactParams | LoraParams, config: ModelConfig, dtype: str, base: Path
 ) -> tuple[dict[str, TensorSpec], Callable[[str], np.ndarray]]:
     """What `save_params` would write: the specs of the tensors, and a function that makes one."""
     tensors = {tensor.name: tensor for tensor in _tensors(params, config, base)}
@@ -71,9 +72,9 @@ def saved_tensors(
 
 
 def _tensors(
-    params: Params | CompactParams, config: ModelConfig, base: Path | None
+    params: Params | CompactParams | LoraParams, config: ModelConfig, base: Path | None
 ) -> list[StoredTensor]:
-    if isinstance(params, CompactParams):
+    if isinstance(params, CompactParams | LoraParams):
         assert base is not None, "values are put into a base"
         params = _in_base(params, base)
     tensors = stored_tensors(config, params)
@@ -120,12 +121,13 @@ def _fetch(tensor: StoredTensor, dtype: str) -> np.ndarray:
     """The whole tensor in this process's memory; a collective call where there are several."""
     if tensor.dtype is not None:
         return np.ascontiguousarray(tensor.param)
-    if isinstance(tensor.param, _InBase):
+    if isinstance(tensor.param, _InBase | _Merged):
         return tensor.param.fetch(tensor, dtype)
-    return _gather(tensor.param, tensor.layer, dtype)
+    return gather(tensor.param, tensor.layer, dtype)
 
 
-def _gather(param: jax.Array, layer: int | None, dtype: str) -> np.ndarray:
+def gather(param: jax.Array, layer: int | None, dtype: str) -> np.ndarray:
+    """A parameter, or a layer of it, in this process's memory; all processes call it together."""
     array = _slice_and_cast(param, layer, dtype)
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
@@ -143,21 +145,54 @@ class _InBase:
 
     def fetch(self, tensor: StoredTensor, dtype: str) -> np.ndarray:
         """The whole tensor: the base's, rounded to `dtype`, with the values in it."""
-        with open_weights(self.folder) as reader:
-            array = jnp.asarray(reader.tensor(tensor.name)).astype(dtype)
-        gather = partial(_gather, layer=tensor.layer)
+        array = _base_tensor(self.folder, tensor.name).astype(dtype)
+        whole = partial(gather, layer=tensor.layer)
         choice: Choice = jax.tree.map(
-            lambda x: jnp.asarray(gather(x, dtype=x.dtype.name)), self.choice
+            lambda x: jnp.asarray(whole(x, dtype=x.dtype.name)), self.choice
         )
-        values = None if self.values is None else jnp.asarray(gather(self.values, dtype="float32"))
+        values = None if self.values is None else jnp.asarray(whole(self.values, dtype="float32"))
         return np.ascontiguousarray(write(choice, array, values))
 
 
-def _in_base(params: CompactParams, base: Path) -> Params:
+@dataclass(frozen=True)
+class _Merged:
+    """A parameter to whose tensors in the base the product of two factors is added."""
+
+    folder: Path
+    shape: tuple[int, ...]
+    factors: dict[str, jax.Array]
+    scale: float
+
+    def fetch(self, tensor: StoredTensor, dtype: str) -> np.ndarray:
+        """The whole tensor, rounded to `dtype` once."""
+        array = _base_tensor(self.folder, tensor.name)
+        a, b = (jnp.asarray(gather(self.factors[key], tensor.layer, "float32")) for key in "ab")
+        return np.ascontiguousarray(merge(array, a, b, self.scale).astype(dtype))
+
+
+def _base_tensor(folder: Path, name: str) -> jax.Array:
+    with open_weights(folder) as reader:
+        return jnp.asarray(reader.tensor(name))
+
+
+def _in_base(params: CompactParams | LoraParams, base: Path) -> Params:
+    if isinstance(params, LoraParams):
+        return _merged_in_base(params, base)
+
     def of(choice: Choice, weight: Any, values: jax.Array | None) -> _InBase:
         return _InBase(base, weight.shape, choice, values)
 
     tree: Params = jax.tree.map(of, params.chosen, params.weights, params.values, is_leaf=is_choice)
+    return tree
+
+
+def _merged_in_base(params: LoraParams, base: Path) -> Params:
+    def of(weight: Any, factors: Any) -> _InBase | _Merged:
+        if factors is None:
+            return _InBase(base, weight.shape, Frozen(), None)
+        return _Merged(base, weight.shape, factors, params.scale)
+
+    tree: Params = jax.tree.map(of, params.weights, params.values)
     return tree
 
 

@@ -19,6 +19,7 @@ from .functional import (
     unstack,
 )
 from .layers import compute_logits, weight_gradient
+from .lora import LoraParams
 
 __all__ = [
     "FLOAT32",
@@ -26,6 +27,7 @@ __all__ = [
     "ComputeOptions",
     "Decoder",
     "Documents",
+    "LoraParams",
     "ModelConfig",
     "Params",
     "abstract_params",

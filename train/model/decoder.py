@@ -115,8 +115,8 @@ class Decoder(nnx.Module):
           documents: the documents of packed rows, which do not see each other; without a cache.
           options: attention with a cache is always computed by XLA.
           trained: parameters in the place of the embeddings and layers, with nodes of
-            `gmt_jax.compact` among them, whose gradient is read inside each layer; or, with a
-            cache, with a tuple of L trees under `layers`, as from `unstack`.
+            `gmt_jax.compact` or `Adapted` among them, as each layer computes with them; or, with
+            a cache, with a tuple of L trees under `layers`, as from `unstack`.
         """
         # Whole rows of the table are looked up, so that the result is split by rows of the batch
         # from the start; in float32, because the gradient of a frequent token is summed in it.

@@ -17,7 +17,7 @@ from .param_table import PARAM_SPECS
 
 FLOAT32 = ComputeOptions()
 # A nested dict of arrays; under "layers" they are [L, ...]. Where some entries of them are trained,
-# nodes of `gmt_jax.compact` are in their places.
+# nodes of `gmt_jax.compact` are in their places; where adapters are, `Adapted`.
 Params = dict[str, Any]
 
 
@@ -145,9 +145,8 @@ def decode(
       start: int32 [B], the slot of each row's first token. Padding precedes it, and its hidden
         states mean nothing. By default no row is padded.
     """
-    trained = params if isinstance(params["layers"], tuple) else None
     options = ComputeOptions(dtype)
-    return _module(config, params)(tokens, options, cache, start, trained=trained)
+    return _module(config, params)(tokens, options, cache, start, trained=params)
 
 
 def stacked_axes(path: Any) -> int | None:

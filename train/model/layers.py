@@ -7,6 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ..sharding import constrain
+from .lora import Adapted
 
 PRODUCT = "product"  # Names the products with weights in a layer, for rematerialisation.
 
@@ -59,6 +60,14 @@ def weight_gradient(x: jax.Array, d_y: jax.Array, dtype: DTypeLike) -> jax.Array
     return gradient
 
 
+def weighted(x: jax.Array, weight: jax.Array | Adapted) -> jax.Array:
+    """x [B, T, in] by a weight, in the dtype of x: [B, T, out]."""
+    if not isinstance(weight, Adapted):
+        return checkpoint_name(product(x, weight.astype(x.dtype)), PRODUCT)
+    y, inner = weighted(x, weight.weight), weighted(x, weight.a)
+    return y + weight.scale * weighted(inner, weight.b)
+
+
 class Linear(nnx.Module):
     """x [..., in] → [..., out]; the weight is [..., out, in], as Hugging Face stores it."""
 
@@ -67,7 +76,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape[:-1])) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = checkpoint_name(product(x, self.weight[...].astype(x.dtype)), PRODUCT)
+        y = weighted(x, self.weight.get_value())
         if self.bias is None:
             return y
         return y + jax.lax.broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim)

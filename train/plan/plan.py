@@ -68,7 +68,7 @@ class CompiledStep:
     def gradient_bytes(self) -> int:
         """Bytes of the gradients, and of their sum if there are several microbatches."""
         trained = self.resident["parameters"]
-        if self.program.config.optimizer.mask.is_compact:
+        if self.program.has_base:
             trained = bytes_per_device(self.program.abstract_state().params.values)
         return trained * (1 if self.num_microbatches == 1 else 2)
 
@@ -84,7 +84,7 @@ class StepPlan:
 
     given: CompiledStep
     draw: CompiledStep | None  # what a compact mask is drawn with, before the first update
-    unmasked: CompiledStep | None  # the same step without its mask, if it has one
+    unmasked: CompiledStep | None  # the same step without its mask or adapters, if it has them
     searched: tuple[CompiledStep, ...]  # the same step with other numbers of microbatches
     limit: int | None  # bytes of a device's memory; None if not known
     supervised: CompiledStep | None = None  # sft on as many tokens, for preferences
@@ -134,7 +134,7 @@ def plan_step(
     with _cache_bypassed() if topology else nullcontext():
         given = compile_config(config)
         draw = _compile_draw(given.program, limit) if given.cost else None
-        masked = config.optimizer.mask.kind != "none"
+        masked = config.optimizer.mask.kind != "none" or config.lora is not None
         plain = plain and given.cost is not None
         unmasked = compile_config(_unmasked(config)) if plain and masked else None
         paired = config.objective.is_preference
@@ -146,7 +146,7 @@ def plan_step(
 
 def _unmasked(config: Config) -> Config:
     optimizer = config.optimizer.model_copy(update={"mask": NoMask(kind="none")})
-    return config.model_copy(update={"optimizer": optimizer})
+    return config.model_copy(update={"optimizer": optimizer, "lora": None})
 
 
 def _supervised(config: Config) -> Config:

@@ -19,7 +19,7 @@ def summary(step: CompiledStep) -> str:
     kind = step.program.config.objective.kind
     objective = "" if kind == "sft" else f"{kind}, "
     return (
-        f"{objective}mask {_mask_kind(step)}, {_microbatches(step)}: {needs} a device{verdict} "
+        f"{objective}{_method(step)}, {_microbatches(step)}: {needs} a device{verdict} "
         f"(compiled in {step.seconds:.0f} s)"
     )
 
@@ -109,8 +109,15 @@ def _advice_to_split(step: CompiledStep, limit: int) -> str:
     return text
 
 
-def _mask_kind(step: CompiledStep) -> str:
-    return step.program.config.optimizer.mask.kind
+def _method(step: CompiledStep) -> str:
+    config = step.program.config
+    lora = config.lora
+    return f"mask {config.optimizer.mask.kind}" if lora is None else f"lora of rank {lora.rank}"
+
+
+def _adds(step: CompiledStep) -> str:
+    """What the step has beside the one that is compiled without it."""
+    return "the mask" if step.program.config.lora is None else "lora"
 
 
 def _microbatches(step: CompiledStep) -> str:
@@ -131,8 +138,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def _memory(plan: StepPlan) -> Table:
     steps = [plan.given] if plan.unmasked is None else [plan.given, plan.unmasked]
-    names = [f"mask {_mask_kind(step)}" for step in steps]
-    table = _table("memory of a device", *names, *["the mask adds"] * (len(steps) - 1))
+    names = [_method(step) for step in steps]
+    table = _table("memory of a device", *names, *[f"{_adds(plan.given)} adds"] * (len(steps) - 1))
     rows = [step.resident | _temporary(step) for step in steps]
     for name in rows[0]:
         sizes = [row[name] for row in rows]
@@ -175,7 +182,9 @@ def _network(plan: StepPlan) -> Table:
     for search_pass in cost.passes:
         add(search_pass.collectives, ", each pass of a search")
     if plan.unmasked is not None and plan.unmasked.cost is not None:
-        add(cost.step.collectives - plan.unmasked.cost.step.collectives, ", of the mask")
+        add(
+            cost.step.collectives - plan.unmasked.cost.step.collectives, f", of {_adds(plan.given)}"
+        )
     return table
 
 
@@ -197,7 +206,7 @@ def _work(plan: StepPlan) -> Table:
         table.add_row("kernels, as the compiler estimates", f"{cycles / 1e6:,.1f} Mcycles")
         if plan.unmasked is not None and plan.unmasked.cost is not None:
             added = cycles - plan.unmasked.cost.step.cycles
-            table.add_row("… of the mask", f"{added / 1e6:,.1f} Mcycles")
+            table.add_row(f"… of {_adds(step)}", f"{added / 1e6:,.1f} Mcycles")
         for search_pass in step.cost.passes:
             table.add_row("… each pass of a search", f"{search_pass.cycles / 1e6:,.1f} Mcycles")
     return table

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-EXAMPLES = "v5e:4x4, v5e:16x16, v6e:8x8 or v5p:4x4x4"
+EXAMPLES = "v6e:1x1, v5e:4x4, v5e:16x16 or v5p:4x4x4"
+_ONE_CHIP = re.compile(r"\w+:1(x1)+")
 
 
 def slice_devices(name: str, slices: int = 1) -> list[jax.Device]:
@@ -36,6 +38,8 @@ def slice_devices(name: str, slices: int = 1) -> list[jax.Device]:
     jax.config.update("jax_platforms", "cpu")
     # On a v4 chip jax shows one device for both cores; the compiler by default shows two.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    if _ONE_CHIP.fullmatch(name):  # Hosts have four chips otherwise.
+        options["chips_per_host_bounds"] = (1, 1, 1)
     if slices > 1:
         options["num_slices"] = slices
     try:

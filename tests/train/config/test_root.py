@@ -117,3 +117,14 @@ def test_a_profile_begins_before_the_last_update(minimal: Path) -> None:
     assert load_config(minimal, ["steps=3", "profile.start=2"]).profile.steps == 3
     with pytest.raises(UserError, match=r"profile\.start 3 is not before the last of 3 steps"):
         load_config(minimal, ["steps=3", "profile.start=3"])
+
+
+def test_adapters_take_the_place_of_a_mask(minimal: Path) -> None:
+    config = load_config(minimal, ["lora.rank=4", "lora.target_modules=[q_proj, q_proj, v_proj]"])
+    assert config.optimizer.mask.kind == "none"
+    assert config.lora is not None
+    assert config.lora.target_modules == ("q_proj", "v_proj")
+    kept = load_config(minimal, ["lora.rank=4", "optimizer.learning_rate=0.5"])
+    assert (kept.optimizer.mask.kind, kept.optimizer.learning_rate) == ("none", 0.5)
+    with pytest.raises(UserError, match=r"takes no mask, and optimizer\.mask\.kind is one_off"):
+        load_config(minimal, ["lora.rank=4", "optimizer.mask.kind=one_off"])

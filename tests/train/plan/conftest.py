@@ -16,9 +16,8 @@ def pretend_step() -> Callable[..., CompiledStep]:
 
     def make(config: Any, fits: bool = False, **mesh: int) -> CompiledStep:
         shape = {"data": 1, "fsdp": 4, "context": 1, "tensor": 1} | mesh
-        program: Any = SimpleNamespace(
-            config=config, mesh=SimpleNamespace(shape=shape, size=math.prod(shape.values()))
-        )
+        pretend_mesh = SimpleNamespace(shape=shape, size=math.prod(shape.values()))
+        program: Any = SimpleNamespace(config=config, mesh=pretend_mesh, has_base=False)
         step = CompiledStep(program, 261, fits, None, 0.0)
         step.__dict__["resident"] = {"parameters": 40, "optimizer state": 80, "batch": 1}
         return step

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,20 @@ def test_a_compact_step_holds_the_weights_once_and_its_draw_is_planned(
     assert 8 * (kept["parameters"] + kept["optimizer state"]) < 3.5 * size
     assert plan.draw is not None
     assert plan.draw.peak_bytes is not None
+
+
+@NEEDS_LIBTPU
+@pytest.mark.slow
+def test_adapters_are_planned_beside_plain_fine_tuning_for_one_chip(
+    write_config: Write, architecture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(model={"path": str(architecture), "compute_dtype": "bfloat16"})
+    command = ["plan", "--config", str(file), "lora.rank=4", "--topology", "v6e:1x1"]
+    assert main([*command, "--no-search"]) == 0
+    out = capsys.readouterr().out
+    assert "1 devices, TPU v6 lite: data 1, fsdp 1, context 1, tensor 1" in out
+    assert re.search(r"lora of rank 4 +mask none +lora adds", out)
+    assert "… of lora" in out
 
 
 @NEEDS_LIBTPU

@@ -23,6 +23,8 @@ NEEDS_LIBTPU = pytest.mark.skipif(
         ("v5p:2x2x2", 1, "TPU v5", 8),
         ("v6e:2x2", 1, "TPU v6 lite", 4),
         ("v4:2x2x1", 1, "TPU v4", 4),  # Chips, not cores.
+        ("v6e:1x1", 1, "TPU v6 lite", 1),
+        ("v5e:1x1", 1, "TPU v5 lite", 1),
     ],
 )
 def test_the_devices_of_a_slice(name: str, slices: int, kind: str, devices: int) -> None:

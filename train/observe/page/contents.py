@@ -40,6 +40,7 @@ def summarise(config: Config, records: Sequence[Record]) -> dict[str, str]:
         "base model": str(redact(config.model.path)),
         "objective": config.objective.kind,
         "mask": ", ".join(f"{key}: {value}" for key, value in settings.items()),
+        **({"lora": f"rank {lora.rank}, alpha {lora.alpha:g}"} if (lora := config.lora) else {}),
         "updates": f"{steps:,}",
     }
     for name, (first, last) in _evaluations(records).items():
