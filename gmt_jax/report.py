@@ -25,15 +25,16 @@ class MaskReport(NamedTuple):
     """Figures of one update, float32.
 
     Each is a scalar over all entries, or an array with one element for each tensor, [R], in the
-    order of `GmtMaskState.threshold`; `by_leaf` makes a tree of it.
+    order of `GmtMaskState.threshold`; `by_leaf` makes a tree of it. An update with the extra
+    argument ``report=False`` computes none, and counts for none.
 
     Attributes:
       masked: the masked fraction of all entries.
       norm_kept: the norm of the kept gradient entries as a fraction of the gradient's norm.
       nonzero_dropped: the masked fraction of the entries whose gradient is not zero.
-      overlap: entries kept by this mask and the one before, as a fraction of those kept by either
-        of them; 0 at the first update.
-      ever_kept: the fraction of all entries that any update so far has kept.
+      overlap: entries kept by this mask and the one reported before, as a fraction of those kept by
+        either of them; 0 at the first update.
+      ever_kept: the fraction of all entries that any update reported so far has kept.
     """
 
     masked: jax.Array
@@ -48,8 +49,8 @@ class ReportedState(NamedTuple):
 
     Attributes:
       selector_state: the state of the selector.
-      history: uint8, shaped as the parameters: 1 if the latest update kept the entry, plus 2 if any
-        update has.
+      history: uint8, shaped as the parameters: 1 if the latest update that was reported kept the
+        entry, plus 2 if any has.
       by_tensor: figures of each tensor.
       overall: figures of all tensors together.
     """
@@ -111,8 +112,16 @@ def by_leaf(figures: jax.Array, params: PyTree, stacked_axes: StackedAxes = None
     return jax.tree.unflatten(treedef, shaped)
 
 
-def reported(selector: Selector[State], stacked_axes: StackedAxes) -> Selector[ReportedState]:
-    """The selector, with a `MaskReport` of each update in its state."""
+def reported(
+    selector: Selector[State], stacked_axes: StackedAxes, now: bool = True
+) -> Selector[ReportedState]:
+    """The selector, with a `MaskReport` in its state.
+
+    Args:
+      selector: any.
+      stacked_axes: as in `gmt_jax.gmt`.
+      now: whether to compute the report; False: the last one stays.
+    """
 
     def init(params: optax.Params) -> ReportedState:
         flat = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -132,6 +141,8 @@ def reported(selector: Selector[State], stacked_axes: StackedAxes) -> Selector[R
         grads: optax.Updates, state: ReportedState, params: optax.Params | None
     ) -> tuple[Mask, ReportedState]:
         mask, selector_state = selector.select(grads, state.selector_state, params)
+        if not now:
+            return mask, state._replace(selector_state=selector_state)
         flat, treedef = jax.tree_util.tree_flatten_with_path(grads)
         parts = zip(flat, jax.tree.leaves(mask), jax.tree.leaves(state.history), strict=True)
         measured = []

@@ -81,7 +81,8 @@ def gmt(
         ``"update"`` alone; or the ``"gradient"`` alone, as with ``gmt_mask`` before ``inner``.
       report: whether to store figures of each update in the state, two ``MaskReport`` that
         ``optax.tree.get(state, "overall")`` and ``optax.tree.get(state, "by_tensor")`` return. This
-        takes one byte for each entry and one more reading of the gradient.
+        takes one byte for each entry and one more reading of the gradient, but for an update with
+        the extra argument ``report=False``.
 
     Returns:
       The optimizer. Its state is a ``SelectiveState``; it stores no mask unless there is a report.
@@ -268,9 +269,9 @@ def selective(
     # -0.0 added to a weight changes no bit of it, neither of 0.0 nor of -0.0.
     apply_to_update = partial(apply_mask, zero=-0.0)
 
-    def with_report(inner_state: Any) -> Selector[Any]:
+    def with_report(inner_state: Any, now: bool = True) -> Selector[Any]:
         selector = selector_of(inner_state)
-        return reported(selector, stacked_axes) if report else selector
+        return reported(selector, stacked_axes, now) if report else selector
 
     first = with_report(None)  # Refuses options that make no sense.
 
@@ -283,15 +284,15 @@ def selective(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelectiveState]:
-        inner_state, selector_state = state.inner_state, state.selector_state
+        inner_state, now = state.inner_state, extra_args.get("report", True)
+        grads = updates
         if apply_to == "update":
-            grads = updates
             updates, inner_state = inner.update(grads, inner_state, params, **extra_args)
-            mask, selector_state = with_report(inner_state).select(grads, selector_state, params)
-        else:
-            mask, selector_state = with_report(inner_state).select(updates, selector_state, params)
-            updates = jax.tree.map(apply_mask, updates, mask)
-            updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        selector = with_report(inner_state, now)
+        mask, selector_state = selector.select(grads, state.selector_state, params)
+        if apply_to != "update":
+            kept = jax.tree.map(apply_mask, grads, mask)
+            updates, inner_state = inner.update(kept, inner_state, params, **extra_args)
         if apply_to != "gradient":
             updates = jax.tree.map(apply_to_update, updates, mask)
         return updates, SelectiveState(inner_state, selector_state)

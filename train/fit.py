@@ -132,7 +132,8 @@ def fit(
       learning_rate: the schedule, to record the learning rate of each update.
       unit: what is counted for the speed in the records.
       peak_per_s: the number of units per second at the devices' peak rate, to record ``mfu``.
-      measure: figures of every tensor to record as ``tensors``, at records, as in ``Measure()``.
+      measure: figures of every tensor to record as ``tensors`` at multiples of ``log_every``, as in
+        ``Measure()``; the report of a mask is then computed at these updates alone.
 
     Returns:
       The trained parameters, and the optimizer's state. SIGINT or SIGTERM ends training after the
@@ -152,7 +153,8 @@ def fit(
     loader = open_batches(batches, mesh, batch_sharding, num_microbatches, steps)
     jit_step = partial(jit_train_step, _Objective(loss, weight, join), optimizer, mesh, of_state)
     measured_step = None if measure is None else jit_step(measure)
-    parts = Parts(loader, jit_step(), learning_rate, unit, peak_per_s, measured_step)
+    plain_step = jit_step(report=measure is None)
+    parts = Parts(loader, plain_step, learning_rate, unit, peak_per_s, measured_step)
     run = None if folder is None else _checked(Run(_local(folder)), resume)
 
     def begin() -> TrainState:

@@ -65,7 +65,8 @@ class Parts:
       learning_rate: updates done → the learning rate of the next update, to record it.
       unit: what the loader counts.
       peak_per_s: tokens or rows per second at the devices' peak rate, if that is known.
-      measured_step: the update with figures of every tensor, which runs where there is a record.
+      measured_step: the update that computes what is recorded alone, which runs at each multiple
+        of `log_every`.
     """
 
     loader: Loader

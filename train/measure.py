@@ -1,4 +1,4 @@
-"""Figures of every tensor at an update: norms of gradient, weights and update, and the mask's."""
+"""What is computed at recorded updates alone: figures of every tensor, and the mask's report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +20,18 @@ Figures: TypeAlias = dict[str, dict[str, jax.Array]]
 
 @dataclass(frozen=True)
 class Measure:
-    """Figures of every tensor, computed inside the compiled update.
+    """Figures of every tensor and the mask's report, computed inside the compiled update.
 
-    The loop runs a program with them where there is a record, and one without them elsewhere: as a
-    branch of one program, they would keep gradient and update in memory.
+    The loop runs a program with them at each multiple of its `log_every`, and one without them
+    elsewhere: as a branch of one program, they would keep gradient and update in memory.
 
     Attributes:
       stacked_axes: as given to the optimizer; each index along these axes is a tensor.
+      tensors: whether there are figures of every tensor; False: the mask's report alone.
     """
 
     stacked_axes: StackedAxes = None
+    tensors: bool = True
 
     def __call__(self, grads: Any, params: Any, updates: Any, opt_state: optax.OptState) -> Figures:
         """The figures of an update.

@@ -16,7 +16,7 @@ from gmt_jax.fixed import with_mask
 from .compact import abstract_compact, abstract_weights, compact_shardings
 from .config import Config
 from .config.lora import LoraSection
-from .config.mask_bases import EMBEDDINGS, Lasting
+from .config.mask_bases import EMBEDDINGS, Lasting, Reporting
 from .config.mask_kinds import FixedMask
 from .hf.adapter import read_adapter, target_paths
 from .hf.mask import check_mask, load_mask, mask_forms
@@ -222,15 +222,15 @@ class Program:
 
     @property
     def measure(self) -> Measure | None:
-        """The figures of every tensor that the update computes, if the config asks for them."""
-        if not self.config.log_tensors:
-            return None
-        return Measure(stacked_axes)
+        """What recorded updates compute beside, if the config asks for anything."""
+        mask, tensors = self.config.optimizer.mask, self.config.log_tensors
+        reports = isinstance(mask, Reporting) and mask.report
+        return Measure(stacked_axes, tensors) if tensors or reports else None
 
     def train_step(self) -> Any:
         """The jitted update: (state, microbatches [N, B/N, T]) → (state, metrics).
 
-        If the config asks for figures of every tensor, it is the one that computes them.
+        If recorded updates compute more, it is theirs.
         """
         return jit_train_step(
             self.objective, self.optimizer, self.mesh, self.shardings, self.measure

@@ -71,13 +71,15 @@ def train_step(
     state: TrainState,
     batch: Any,
     measure: Measure | None = None,
+    report: bool = True,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One update from the microbatches [N, B/N, ...] of a batch.
 
     Loss and metrics are means over all microbatches together, weighted as the objective says, so
     the gradient does not depend on the number of microbatches. Where the loss or the gradient's
     norm is not finite, weights and optimizer state stay as they are, and `finite` is False. With
-    `measure`, `tensors` are figures of every tensor.
+    `measure`, `tensors` are figures of every tensor. Without `report`, masks that have one leave
+    the last in their state.
     """
     weight = objective.weight(batch)
     total = jnp.where(weight > 0, weight, 1)
@@ -106,9 +108,10 @@ def train_step(
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     smallest = min(jax.tree.leaves(grads), key=lambda g: g.size)
     grads = jax.tree.map(lambda g: _after(norm, g) if g is smallest else g, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    extra_args = {} if report else {"report": False}
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra_args)
     figures: dict[str, Any] = {}
-    if measure is not None:
+    if measure is not None and measure.tensors:
         figures["tensors"] = measure(grads, trained, updates, opt_state)
     moved = optax.apply_updates(trained, updates)
     # Selected rather than branched on: it is fused into the pass that writes each array.
@@ -119,7 +122,7 @@ def train_step(
     )
     params = _with_trained(state.params, moved)
     figures |= {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
-    figures |= metrics | _mask_metrics(params, opt_state)
+    figures |= metrics | _mask_metrics(params, opt_state) | (_report(opt_state) if report else {})
     return TrainState(state.step + 1, params, opt_state), figures
 
 
@@ -160,7 +163,7 @@ def _with_trained(params: Any, trained: Any) -> Any:
 
 
 def _mask_metrics(params: Any, opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """The masked fraction, the norm that the mask keeps, and the figures of its report, if any."""
+    """The masked fraction, and the norm that the mask keeps."""
     figures = {"masked_fraction": jnp.float32(0)}
     for name in ("masked_fraction", "kept_grad_norm"):
         found = optax.tree.get_all_with_path(opt_state, name)
@@ -170,14 +173,19 @@ def _mask_metrics(params: Any, opt_state: optax.OptState) -> dict[str, jax.Array
             figures[name + (label if len(found) > 1 else "")] = value
         if len(found) > 1:
             figures.pop(name, None)
-    report = optax.tree.get_all_with_path(opt_state, "overall")
-    if len(report) == 1:
-        figures |= {f"mask/{key}": value for key, value in report[0][1]._asdict().items()}
     if isinstance(params, CompactParams):
         size = float(sum(leaf.size for leaf in jax.tree.leaves(params.weights)))
         chosen = compact.num_chosen(params.chosen, params.weights)
         figures["masked_fraction"] = 1 - chosen / size
     return figures
+
+
+def _report(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """The figures of a mask's report over all tensors, if there is one."""
+    reports = optax.tree.get_all_with_path(opt_state, "overall")
+    if len(reports) != 1:
+        return {}
+    return {f"mask/{key}": value for key, value in reports[0][1]._asdict().items()}
 
 
 def state_shardings(
@@ -216,13 +224,14 @@ def jit_train_step(
     mesh: Mesh,
     shardings: TrainState,
     measure: Measure | None = None,
+    report: bool = True,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The jitted train_step on the mesh; it donates the state that is passed in.
 
     Batches keep the shardings that they are passed in with.
     """
     return jax.jit(
-        lambda state, batch: train_step(objective, optimizer, state, batch, measure),
+        lambda state, batch: train_step(objective, optimizer, state, batch, measure, report),
         in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

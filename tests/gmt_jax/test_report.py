@@ -117,6 +117,30 @@ def test_what_was_kept_is_what_moved() -> None:
     )
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_update_without_its_report_counts_for_none_of_the_figures(method: str) -> None:
+    optimizer = optax.chain(optax.identity(), METHODS[method]())
+    state = silent = optimizer.init(gradient(0))
+    _, reported = optimizer.update(gradient(0), state)
+    for step in (0, 1, 2):
+        updates, state = optimizer.update(gradient(step), state)
+        same, silent = optimizer.update(gradient(step), silent, report=step != 1)
+        jax.tree.map(np.testing.assert_array_equal, updates, same)
+        if step == 1:
+            assert_close(optax.tree.get(silent, "overall"), optax.tree.get(reported, "overall"))
+    last, first = (
+        [(np.asarray(leaf) & 1) == 1 for leaf in jax.tree.leaves(optax.tree.get(s, "history"))]
+        for s in (silent, reported)
+    )
+    both = [
+        sum(np.sum(f(a, b)) for a, b in zip(last, first, strict=True))
+        for f in (np.logical_and, np.logical_or)
+    ]
+    overall = optax.tree.get(silent, "overall")
+    assert float(overall.overlap) == pytest.approx(both[0] / both[1])
+    assert float(overall.ever_kept) == pytest.approx(both[1] / sum(a.size for a in last))
+
+
 def test_of_no_gradient_no_share_is_kept() -> None:
     optimizer = gmt(optax.sgd(1.0), 0.5, report=True)
     nothing = {"w": jnp.zeros(4)}

@@ -53,7 +53,9 @@ def _params(width: int = 8) -> Any:
     }
 
 
-def _compiled(measure: Measure | None, width: int) -> tuple[Any, TrainState, Any]:
+def _compiled(
+    measure: Measure | None, width: int, report: bool = True
+) -> tuple[Any, TrainState, Any]:
     mesh, optimizer = (
         make_mesh(fsdp=2, tensor=2, data=2),
         gmt(optax.sgd(0.5), 0.25, report=True, stacked_axes=_stacked),
@@ -63,7 +65,7 @@ def _compiled(measure: Measure | None, width: int) -> tuple[Any, TrainState, Any
     shardings = state_shardings(mesh, optimizer, shapes, param_shardings(mesh, shapes, AXES))
     state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)), shardings)
     batch = jax.device_put({"x": np.zeros((1, 8, 1), np.float32)}, microbatch_sharding(mesh))
-    step = jit_train_step(Quadratic(), optimizer, mesh, shardings, measure)
+    step = jit_train_step(Quadratic(), optimizer, mesh, shardings, measure, report)
     return step.lower(state, batch).compile(), state, batch
 
 
@@ -104,6 +106,16 @@ def test_they_need_no_copy_of_the_gradient() -> None:
     assert memory[1] - memory[0] < of_a_shard // 10, memory
 
 
+def test_a_program_without_the_report_does_not_compute_it() -> None:
+    whole, _, _ = _compiled(None, 256)
+    silent, state, batch = _compiled(None, 256, report=False)
+    assert silent.cost_analysis()["flops"] < 0.9 * whole.cost_analysis()["flops"]
+    ever = optax.tree.get(state.opt_state, "overall").ever_kept.item()
+    state, metrics = silent(state, batch)
+    assert optax.tree.get(state.opt_state, "overall").ever_kept.item() == ever == 0
+    assert not [name for name in metrics if name.startswith("mask/")]
+
+
 def test_fit_records_them_apart(tmp_path: Path) -> None:
     def loss(params: Any, batch: Any) -> jax.Array:
         return jnp.mean(jnp.square(batch["x"] @ params["w"]))
@@ -126,6 +138,32 @@ def test_fit_records_them_apart(tmp_path: Path) -> None:
     by_step = {record["step"]: record for record in fitted.records}
     assert norm == pytest.approx(by_step[2]["grad_norm"])
     assert list(records[0]["tensors"]) == ["grad_norm", "update_norm", "weight_norm"]
+
+
+def test_the_masks_report_is_that_of_the_recorded_updates() -> None:
+    optimizer = gmt(optax.sgd(0.1), 0.5, report=True)
+    params = {"w": jnp.arange(1.0, 9.0)}
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return jnp.sum(params["w"] * batch["x"][0])
+
+    def batches(step: int) -> Any:
+        return {"x": np.where(np.arange(8) // 2 == step % 4, 2.0, np.arange(8) / 8)[None]}
+
+    options: dict[str, Any] = {"log_every": 3, "save_every": 2}
+    fitted = fit(params, loss, optimizer, batches, 6, **options, measure=Measure(tensors=False))
+    by_step = {record["step"]: record for record in fitted.records}
+    assert not any("tensors" in record for record in fitted.records)
+    assert {step: "mask/overlap" in record for step, record in by_step.items()} == {
+        2: False, 3: True, 4: False, 6: True
+    }  # fmt: skip
+    kept = [{*np.argsort(batches(step)["x"][0])[4:]} for step in (2, 5)]
+    overlap, either = (len(f(*kept)) for f in (set.intersection, set.union))
+    assert by_step[6]["mask/overlap"] == pytest.approx(overlap / either)
+    assert by_step[6]["mask/ever_kept"] == either / 8
+    every = fit(params, loss, optimizer, batches, 6, **options)
+    assert every.records[-1]["mask/ever_kept"] == 1
+    np.testing.assert_array_equal(fitted.params["w"], every.params["w"])
 
 
 @pytest.mark.slow

@@ -77,8 +77,8 @@ class Reporting(Kind):
     """A kind that can report what it masks."""
 
     report: bool = False
-    """Record what the mask does: the share of the gradient's norm that it keeps, and its overlap
-    with the previous mask."""
+    """Record what the mask does, at each multiple of log_every: the share of the gradient's norm
+    that it keeps, and its overlap with the mask recorded before."""
 
 
 class Selective(Reporting):

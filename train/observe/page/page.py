@@ -23,8 +23,8 @@ from .changes import grids
 _MASK_FIGURES = {
     "mask/masked": "masked share",
     "mask/norm_kept": "kept share of the gradient's norm",
-    "mask/overlap": "overlap with the mask before",
-    "mask/ever_kept": "share of entries that were ever selected",
+    "mask/overlap": "overlap with the mask recorded before",
+    "mask/ever_kept": "share of entries that any recorded mask kept",
     "grad_norm": "norm of the gradient",
     "update_norm": "norm of the update",
 }
