@@ -30,6 +30,17 @@ def after_prompts(resps: list[list[str]], docs: list[dict[str, Any]]) -> list[li
     ]
 
 
+def blocks_after_prompts(resps: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
+    """The block of each completion, which defines anew the function of the prompt before it.
+
+    The prompt has the imports and the other functions that the block may need.
+    """
+    return [
+        [f"{doc['prompt'].rstrip()}\n    pass\n\n{_code(text)}" for text in texts]
+        for texts, doc in zip(resps, docs, strict=True)
+    ]
+
+
 def _code(text: str) -> str:
     block = _BLOCK.search(text)
     return block[1] if block else text

@@ -122,6 +122,27 @@ def test_humaneval_completes_a_function(write: Any) -> None:
         assert task.process_results(doc, [code]) == {"pass@1": passes}
 
 
+def test_humaneval_as_a_chat_is_asked_for_the_whole_function(write: Any) -> None:
+    human = [{**HUMAN[0], "prompt": 'import math\n\ndef two():\n    """2"""\n'}]
+    task = _load(TASKS / "humaneval-chat.yaml", [f"test={write('human', human)}"], run_code=True)
+    [doc] = task.test_docs()
+    question = task.fewshot_context(doc, num_fewshot=0)
+    assert question.startswith(
+        "Complete this Python function.\n\n```python\nimport math\n\ndef two"
+    )
+    assert question.endswith('"""2"""\n```')
+    [chain] = task._filters
+    for text, passes in (
+        ("```python\ndef two():\n    return math.floor(2.5)\n```", 1),
+        ("def two():\n    return 2", 1),
+        ("```python\ndef two():\n    return 3\n```", 0),
+        ("I cannot.", 0),
+        ("", 0),
+    ):
+        [code] = _filtered(chain, text, doc)
+        assert task.process_results(doc, [code]) == {"pass@1": passes}
+
+
 def test_the_share_of_programs_that_pass() -> None:
     assert pass_at_1(["assert x == 1", "assert x == 1"], ["x = 1", "x = 2"]) == 0.5
 
