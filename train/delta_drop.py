@@ -59,10 +59,12 @@ def delta_drop(run: Run, console: Console) -> list[dict[str, Any]]:
     rows = []
     for share in SHARES:
         row: dict[str, Any] = {"dropped": share}
+        figures: dict[str, Any] = {}
         for name, pick in picks.items():
-            params = jax.device_put(take_back(before, after, share, pick), program.weight_shardings)
-            with jax.set_mesh(mesh):
-                figures = evaluate(params, 0)
+            if not figures or 0 < share < 1:  # Of none and of all, every pick is the same.
+                params = take_back(before, after, share, pick)
+                with jax.set_mesh(mesh):
+                    figures = evaluate(jax.device_put(params, program.weight_shardings), 0)
             row |= {f"{name}_{key}": x for key, x in figures.items() if key.endswith("loss")}
         rows.append(row)
         console.print(f"dropped {share:.0%} of the changes", highlight=False)
