@@ -43,6 +43,7 @@ from gmt_train.objective.preference_losses import dpo
 from gmt_train.objective.sft import Sft
 from gmt_train.sharding import make_mesh, microbatch_sharding, param_shardings
 from gmt_train.step import Objective, TrainState, jit_train_step, state_shardings
+from jax.sharding import Mesh
 from tokens import rows_of
 
 from gmt_jax import gmt_mask
@@ -82,17 +83,8 @@ def stepping(
     *first: optax.GradientTransformation,
 ) -> Step:
     """A step with an objective on a batch [N, B/N, ...]."""
-    config = load_model_config(folder)
     optimizer = optax.chain(*first, optax.adamw(RATE))
-    mesh = make_mesh(devices=jax.devices()[:1])
-    shapes = abstract_params(config)
-    split = param_shardings(mesh, shapes, logical_axes(config))
-    shardings = state_shardings(mesh, optimizer, shapes, split)
-
-    params = load_params(folder, config, split)
-    state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
-    held = [jax.device_put(state, shardings)]
-    device_batch = jax.device_put(batch, microbatch_sharding(mesh))
+    mesh, held, device_batch, shardings = on_device(folder, optimizer, batch)
     step = jit_train_step(objective, optimizer, mesh, shardings)
 
     def run() -> float:
@@ -102,6 +94,22 @@ def stepping(
         return float(metrics["loss"])
 
     return run
+
+
+def on_device(
+    folder: Path, optimizer: optax.GradientTransformation, batch: dict[str, np.ndarray]
+) -> tuple[Mesh, list[TrainState], Any, TrainState]:
+    """One device's mesh, the first state (which a step replaces), the batch, the shardings."""
+    config = load_model_config(folder)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    shapes = abstract_params(config)
+    split = param_shardings(mesh, shapes, logical_axes(config))
+    shardings = state_shardings(mesh, optimizer, shapes, split)
+
+    params = load_params(folder, config, split)
+    state = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params))
+    held = [jax.device_put(state, shardings)]
+    return mesh, held, jax.device_put(batch, microbatch_sharding(mesh)), shardings
 
 
 def masked(folder: Path, compute: ComputeOptions, rows: np.ndarray, tolerance: float = 0.0) -> Step:
