@@ -62,7 +62,7 @@ def draw(
 
     def loss(drawn: Any) -> jax.Array:
         tree = compact.attach_draw(weights, forms, drawn, mask.score or "gradient")
-        return objective(_resolve_embeddings(tree), rows).loss / total
+        return objective(_resolve_tied(tree), rows).loss / total
 
     drawn = jax.grad(loss)(compact.empty_draw(forms, weights))
     return _begin(weights, compact.drawn_choices(forms, drawn))
@@ -77,7 +77,7 @@ def sum_part(
 
     def loss(sums: Any, rows: Batch) -> jax.Array:
         tree = compact.attach_part(weights, forms, sums, part, PARTS)
-        return objective(_resolve_embeddings(tree), rows).loss / total
+        return objective(_resolve_tied(tree), rows).loss / total
 
     def add(carry: Any, rows: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, jax.grad(loss)(zeros, rows)), None
@@ -177,6 +177,6 @@ def _begin(weights: Params, chosen: Any) -> CompactParams:
     return CompactParams(weights, chosen, compact.read(chosen, weights))
 
 
-def _resolve_embeddings(tree: Any) -> Any:
-    # Both uses of tied embeddings: the rows' norms are those of the sum of both gradients.
-    return tree | {"embed": compact.resolve(tree["embed"], jnp.float32)}
+def _resolve_tied(tree: Any) -> Any:
+    # Embeddings that are the head too: the rows' norms are those of the sum of both gradients.
+    return tree if "head" in tree else tree | {"embed": compact.resolve(tree["embed"], jnp.float32)}

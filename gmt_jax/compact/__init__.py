@@ -34,7 +34,7 @@ from gmt_jax.compact.draw import (
     rows_of_part,
     score_entries,
 )
-from gmt_jax.compact.inside import Attached, attach, plain_weights, resolve, take
+from gmt_jax.compact.inside import Attached, attach, is_node, plain_weights, resolve, take
 from gmt_jax.compact.params import (
     CompactParams,
     Form,
@@ -74,6 +74,7 @@ __all__ = [
     "form_of_mask",
     "is_choice",
     "is_form",
+    "is_node",
     "join_parts",
     "mask",
     "num_chosen",

@@ -5,6 +5,7 @@ over microbatches or updates, a part of the rows of every matrix is summed in ea
 rounds, which takes a part of the memory and as many times the work.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,22 +25,31 @@ from gmt_jax.types import PyTree
     data_fields=["weight", "drawn"],
     meta_fields=["form", "score"],
 )
+@dataclass(frozen=True)
 class Drawn:
     """A weight of which entries are chosen in the backward pass.
 
     Attributes:
       weight: the array.
-      drawn: float32 zeros, whose gradient are the positions, or the scores of rows.
+      drawn: zeros, whose gradient are the positions (bfloat16), or the scores of rows (float32).
       form: how entries are chosen.
       score: "gradient" or "gradient_to_weight".
     """
 
-    def __init__(self, weight: Any, drawn: Any, form: Form, score: str) -> None:
-        self.weight, self.drawn, self.form, self.score = weight, drawn, form, score
+    weight: Any
+    drawn: Any
+    form: Form
+    score: str
 
     def resolve(self, dtype: np.dtype) -> jax.Array:
         """The weight, whose gradient is searched."""
         return _draw(self.weight, self.drawn, self.form, self.score, dtype)
+
+    def take(self, indices: jax.Array) -> jax.Array:
+        """Rows of the weight, which are scored by their gradient alone if rows are chosen."""
+        if self.form.kind is Rows:
+            return _take(self.weight, self.drawn, indices, self.score)
+        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
 
 
 def attach_draw(weights: PyTree, forms: PyTree, drawn: PyTree, score: str = "gradient") -> PyTree:
@@ -66,7 +76,9 @@ def empty_draw(forms: PyTree, weights: PyTree) -> PyTree:
 
     def zeros(form: Form, weight: Any) -> jax.Array | None:
         shape = drawn_shape(form, weight)
-        return None if shape is None else jnp.zeros(shape, jnp.float32)
+        # A gradient is a float; bfloat16 has every position, 0 to 255, exactly.
+        dtype = jnp.float32 if form.kind is Rows else jnp.bfloat16
+        return None if shape is None else jnp.zeros(shape, dtype)
 
     return jax.tree.map(zeros, forms, weights, is_leaf=is_form)
 
@@ -101,10 +113,45 @@ def _draw_backward(
     if form.kind is Rows:
         return None, choices.row_scores(scores)
     positions = choices.choose_slots(scores, form.mask_ratio)
-    return None, positions.astype(jnp.float32)  # A gradient is a float; 0 to 255 are exact.
+    return None, positions.astype(jnp.bfloat16)
 
 
 _draw.defvjp(_draw_forward, _draw_backward)
+
+# Parts of a table's columns of which the gradient exists at a time.
+COLUMNS = 8
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _take(weight: jax.Array, drawn: jax.Array, indices: jax.Array, score: str) -> jax.Array:
+    return jnp.take(weight, indices, axis=0)
+
+
+def _take_forward(
+    weight: jax.Array, drawn: jax.Array, indices: jax.Array, score: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return jnp.take(weight, indices, axis=0), (weight, indices)
+
+
+def _take_backward(score: str, residuals: tuple[jax.Array, jax.Array], d_taken: jax.Array) -> Any:
+    """The scores of the rows, without a gradient of the table's size."""
+    weight, indices = residuals
+    num_rows, width = weight.shape
+    parts = COLUMNS if width % COLUMNS == 0 else 1
+    by_part = jnp.moveaxis(d_taken.reshape(*d_taken.shape[:-1], parts, -1), -2, 0)
+
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        number, d_part = part
+        zeros = jnp.zeros((num_rows, width // parts), jnp.float32)
+        gradient = zeros.at[indices].add(d_part.astype(jnp.float32))
+        columns = lax.dynamic_slice_in_dim(weight, number * (width // parts), width // parts, 1)
+        return total + choices.row_scores(score_entries(score, gradient, columns)), None
+
+    zeros = jnp.zeros(num_rows, jnp.float32)
+    return None, lax.scan(add, zeros, (jnp.arange(parts), by_part))[0], None
+
+
+_take.defvjp(_take_forward, _take_backward)
 
 
 def score_entries(score: str, gradient: jax.Array, weight: jax.Array) -> jax.Array:
@@ -133,6 +180,7 @@ def drawn_choices(forms: PyTree, drawn: PyTree) -> PyTree:
     data_fields=["weight", "sums", "part"],
     meta_fields=["num_parts"],
 )
+@dataclass(frozen=True)
 class Part:
     """A weight of whose gradient a part of the rows is kept: those numbered part + n · num_parts.
 
@@ -143,12 +191,18 @@ class Part:
       num_parts: the number of parts.
     """
 
-    def __init__(self, weight: Any, sums: Any, part: Any, num_parts: int) -> None:
-        self.weight, self.sums, self.part, self.num_parts = weight, sums, part, num_parts
+    weight: Any
+    sums: Any
+    part: Any
+    num_parts: int
 
     def resolve(self, dtype: np.dtype) -> jax.Array:
         """The weight, of whose gradient a part is kept."""
         return _keep(self.weight, self.sums, self.part, self.num_parts, dtype)
+
+    def take(self, indices: jax.Array) -> jax.Array:
+        """Rows of the weight, of whose gradient a part is kept."""
+        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

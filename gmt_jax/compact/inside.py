@@ -6,8 +6,9 @@ backward it reads the chosen entries of the layer's gradient and drops the rest,
 of the model's size never exists.
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,11 @@ from gmt_jax.compact.params import CompactParams
 from gmt_jax.types import PyTree
 
 
-class Attached(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["weight", "choice", "values"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class Attached:
     """A weight whose chosen entries are trained. All children have the same leading axes.
 
     Attributes:
@@ -37,6 +42,12 @@ class Attached(NamedTuple):
         """The weight, whose gradient is read into the values."""
         return _view(self.weight, self.choice, self.values, dtype)
 
+    def take(self, indices: jax.Array) -> jax.Array:
+        """Rows of the weight, whose gradient is summed for the chosen rows alone."""
+        if isinstance(self.choice, Rows):
+            return _take(self.weight, self.choice.indices, self.values, indices)
+        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
+
 
 class Node(Protocol):
     """What stands in the place of an array, and how it becomes one."""
@@ -45,6 +56,9 @@ class Node(Protocol):
 
     def resolve(self, dtype: np.dtype) -> jax.Array:
         """The array, whose gradient goes elsewhere."""
+
+    def take(self, indices: jax.Array) -> jax.Array:
+        """Rows of the array; their gradient goes elsewhere too."""
 
 
 def is_node(node: object) -> bool:
@@ -110,14 +124,12 @@ def take(table: Any, indices: jax.Array) -> jax.Array:
     """Rows of a table of embeddings, `[..., D]` for indices `[...]`.
 
     Args:
-      table: an array or `Attached`. Where its rows are chosen, gradients are summed in float32 for
-        these rows alone.
+      table: an array or a node such as `Attached`. Where its rows are chosen, gradients are summed
+        in float32 for these rows alone.
       indices: integers `[...]`.
     """
-    if isinstance(table, Attached) and isinstance(table.choice, Rows):
-        return _take(table.weight, table.choice.indices, table.values, indices)
-    array: jax.Array = resolve(table, jnp.float32) if is_node(table) else table
-    return jnp.take(array, indices, axis=0)
+    rows: jax.Array = table.take(indices) if is_node(table) else jnp.take(table, indices, axis=0)
+    return rows
 
 
 @jax.custom_vjp

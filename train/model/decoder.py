@@ -1,5 +1,6 @@
 """The decoder as a Flax NNX module: embeddings, L stacked and scanned layers, head."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -121,8 +122,8 @@ class Decoder(nnx.Module):
         # Whole rows of the table are looked up, so that the result is split by rows of the batch
         # from the start; in float32, because the gradient of a frequent token is summed in it.
         table = self.embed[...] if trained is None else trained["embed"]
-        if isinstance(table, compact.Attached):
-            table = table._replace(weight=constrain(table.weight, "vocab", None))
+        if compact.is_node(table):
+            table = replace(table, weight=constrain(table.weight, "vocab", None))
         else:
             table = constrain(table, "vocab", None)
         x = constrain(compact.take(table, tokens).astype(options.dtype), "batch", "length", None)

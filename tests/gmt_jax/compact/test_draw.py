@@ -50,3 +50,28 @@ def test_sums_of_a_part_of_the_rows_choose_what_the_whole_sum_does(net: Any) -> 
     whole = jax.tree.map(jnp.add, net.gradient, jax.jit(jax.grad(net.loss))(net.weights, other))
     joined = compact.join_parts(net.forms, net.weights, parts)
     _assert_equal(joined, compact.choose(net.forms, whole))
+
+
+@pytest.mark.parametrize("width", [16, 12])
+@pytest.mark.parametrize("score", ["gradient", "gradient_to_weight"])
+def test_rows_that_are_looked_up_are_scored_by_the_tables_gradient(score: str, width: int) -> None:
+    keys = jax.random.split(jax.random.key(1), 2)
+    table = jax.random.normal(keys[0], (20, width), jnp.bfloat16)
+    tokens = jnp.array([[3, 7, 3, 0], [19, 3, 7, 12]])
+    factor = jax.random.normal(keys[1], (2, 4, width), jnp.float32)
+    (form,) = compact.plan_forms([table], 0.7, rows=".*")
+
+    def loss(weight: Any) -> jax.Array:
+        return jnp.sum(compact.take(weight, tokens).astype(jnp.float32) * factor)
+
+    def drawn_loss(drawn: Any) -> jax.Array:
+        return loss(compact.attach_draw([table], [form], drawn, score)[0])
+
+    zeros = compact.empty_draw([form], [table])
+    (scores,) = jax.jit(jax.grad(drawn_loss))(zeros)
+    gradient = np.zeros(table.shape, np.float32)
+    np.add.at(gradient, tokens, np.asarray(factor.astype(jnp.bfloat16).astype(jnp.float32)))
+    entries = np.asarray(compact.score_entries(score, gradient, table))
+    np.testing.assert_allclose(scores, np.square(entries).sum(-1), rtol=1e-5)
+    if width == 16:  # No gradient of the table's size exists.
+        assert "f32[20,16]" not in str(jax.make_jaxpr(jax.grad(drawn_loss))(zeros))
