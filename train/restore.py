@@ -94,12 +94,19 @@ def export_run_adapter(folder: Path, out: Path | None) -> Path:
 def extract_run(folder: Path, base: Path, out: Path) -> Contents:
     """Writes the delta of a run's export, from a base, without writing the export.
 
-    Its weights are in the dtype of the base's files, and one tensor is in memory at a time.
-
     Raises:
       UserError: as `export_run`; if `out` exists, or the base has other tensors.
     """
     check_new(out)
+    return extract_model(base, tuned_by_run(folder, base), out)
+
+
+def tuned_by_run(folder: Path, base: Path) -> Tuned:
+    """A run's export without files: weights in the dtype of the base's files, one at a time.
+
+    Raises:
+      UserError: as `export_run`.
+    """
     run = Run.open(folder)
     with open_weights(base) as reader:
         labels = {reader.spec(name).dtype for name in reader.names}
@@ -113,7 +120,7 @@ def extract_run(folder: Path, base: Path, out: Path) -> Contents:
         tokenizer=load_tokenizer(own_base, config.model.chat_template),
         card=model_card(run.name, config, run.records, read_evaluations(run.folder), step),
     )
-    return extract_model(base, Tuned(folder, specs, tensor, files), out)
+    return Tuned(folder, specs, tensor, files)
 
 
 def _newest(run: Run) -> tuple[Config, Path, ModelConfig, int | None, Any]:

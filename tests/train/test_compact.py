@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from rich.console import Console
 
+from train.__main__ import main
 from train.config import load_config
 from train.errors import UserError
 from train.generate import Sampling
@@ -65,6 +66,26 @@ def test_it_learns_and_exports_the_base_with_a_fifth_changed(
     assert complete_prompts(str(run.folder), ["3+9="], sampling) == complete_prompts(
         str(run.export), ["3+9="], sampling
     )
+
+
+@pytest.mark.slow
+def test_its_change_of_matrices_is_written_for_peft(
+    write_config: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    ratios = 'mask_ratios: {"embed|norm": 1.0}'
+    run = _train(
+        write_config(export_dtype="float32", steps=2), f"optimizer.mask={MASK[:-1]}, {ratios}}}"
+    )
+    adapter = tmp_path / "adapter"
+    command = ["delta", "shira", "--base", str(tiny_model), "--tuned", str(run.folder)]
+    assert main([*command, "--out", str(adapter)]) == 0
+    base, tuned, parts = _tensors(tiny_model), _tensors(run.export), _tensors(adapter)
+    name = "model.layers.1.mlp.up_proj"
+    matrix = base[f"{name}.weight"].copy()
+    stem = f"base_model.model.{name}.shira"
+    matrix[tuple(parts[f"{stem}_indices"])] += parts[f"{stem}_weight"]
+    np.testing.assert_array_equal(matrix, tuned[f"{name}.weight"])
+    assert (matrix != base[f"{name}.weight"]).any()
 
 
 def test_a_resumed_run_has_the_same_losses_and_its_checkpoints_no_base(

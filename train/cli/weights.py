@@ -1,9 +1,15 @@
 """Commands on a base and a tuned model: delta, merge."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .parser import Commands, add_command, add_group, local_path
+
+if TYPE_CHECKING:
+    from ..hf.compare import Tuned
 
 
 def add_weight_commands(commands: Commands) -> None:
@@ -12,6 +18,7 @@ def add_weight_commands(commands: Commands) -> None:
     _add_delta_extract(delta)
     _add_delta_apply(delta)
     _add_delta_info(delta)
+    _add_delta_shira(delta)
     merge = add_group(commands, "merge", "A new model from a base and a tuned one.")
     _add_merge_dare(merge)
     _add_merge_interpolate(merge)
@@ -81,6 +88,46 @@ def _delta_info(args: argparse.Namespace) -> None:
     from ..hf import delta
 
     print(delta.describe(args.file))
+
+
+def _add_delta_shira(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "shira",
+        _delta_shira,
+        "Write what changed in the layers' matrices as an adapter that PEFT loads (SHiRA).",
+        "gmt-train delta shira --base models/base --tuned runs/mine --out models/adapter",
+    )
+    tuned = "a model with the base's shapes and dtypes, or a run's folder"
+    _add_models(parser, out="the folder to write", tuned=tuned)
+
+
+def _delta_shira(args: argparse.Namespace) -> None:
+    from ..hf.hub import resolve_model
+    from ..hf.shira import export_shira
+
+    base = resolve_model(args.base)
+    with _open_tuned(args.tuned, base) as tuned:
+        written = export_shira(base, args.base, tuned, args.out)
+    print(
+        f"wrote {args.out}: {written.num_changed:,} entries, filled up to {written.num_stored:,} "
+        f"(r {written.r})"
+    )
+
+
+@contextmanager
+def _open_tuned(name: str, base: Path) -> Iterator["Tuned"]:
+    from ..hf.compare import open_tuned
+    from ..hf.hub import resolve_model
+    from ..run import Run
+
+    if Run(Path(name)).config_file.is_file():
+        from ..restore import tuned_by_run
+
+        yield tuned_by_run(Path(name), base)
+    else:
+        with open_tuned(resolve_model(name)) as tuned:
+            yield tuned
 
 
 def _add_merge_dare(commands: Commands) -> None:

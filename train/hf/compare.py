@@ -1,7 +1,8 @@
 """Compares two model folders tensor by tensor, and writes a third in the layout of one of them."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from .safetensors import (
     SafetensorsReader,
     TensorSpec,
     name_list,
+    open_weights,
     write_safetensors,
 )
 from .tokenizer_files import companions, is_companion
@@ -33,6 +35,13 @@ class Tuned(NamedTuple):
     specs: Mapping[str, TensorSpec]
     tensor: Callable[[str], np.ndarray]
     files: Mapping[str, bytes]
+
+
+@contextmanager
+def open_tuned(folder: Path) -> Iterator[Tuned]:
+    """A tuned model in a folder, whose files are open as long as the context."""
+    with open_weights(folder) as reader:
+        yield Tuned(folder, tensor_specs(reader), reader.tensor, small_files(folder))
 
 
 def tensor_specs(reader: SafetensorsReader) -> dict[str, TensorSpec]:

@@ -27,6 +27,7 @@ from .compare import (
     Tuned,
     check_alike,
     is_small_file,
+    open_tuned,
     small_files,
     tensor_specs,
     write_like,
@@ -107,8 +108,7 @@ def extract(base: Path, tuned: Path, out: Path) -> Contents:
       UserError: if the tensors differ in name, type or shape, or if `out` exists.
     """
     check_new(out)
-    with open_weights(tuned) as new:
-        model = Tuned(tuned, tensor_specs(new), new.tensor, small_files(tuned))
+    with open_tuned(tuned) as model:
         return extract_model(base, model, out)
 
 
