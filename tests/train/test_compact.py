@@ -84,7 +84,8 @@ def test_its_change_of_matrices_is_written_for_peft(
     matrix = base[f"{name}.weight"].copy()
     stem = f"base_model.model.{name}.shira"
     matrix[tuple(parts[f"{stem}_indices"])] += parts[f"{stem}_weight"]
-    np.testing.assert_array_equal(matrix, tuned[f"{name}.weight"])
+    # A change that is larger than the weight has coarser last bits.
+    np.testing.assert_allclose(matrix, tuned[f"{name}.weight"], atol=1e-8)
     assert (matrix != base[f"{name}.weight"]).any()
 
 
