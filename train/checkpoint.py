@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from .buckets.mirror import shown
 from .checkpoint_folder import CheckpointFolder
 from .distributed.processes import barrier, is_main_process
 from .errors import UserError, warn
@@ -169,7 +170,8 @@ class Checkpoints:
         self._num_failures += 1
         newest = self.latest_step
         before = "nothing was saved before" if newest is None else f"step {newest} is whole"
-        message = f"{self._folder.path}: a checkpoint cannot be saved ({_reason(error)}); {before}"
+        where = shown(self._folder.path)
+        message = f"{where}: a checkpoint cannot be saved ({_reason(error)}); {before}"
         if self._num_failures >= _MAX_FAILURES or jax.process_count() > 1:
             raise UserError(f"{message}; make room or mend the disk, then go on with --resume")
         warn(f"{message}; training goes on, and the next save tries again")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import manifest
+from .buckets.mirror import bring_for_all, mirror_of, shown
 from .distributed.processes import all_true, barrier, is_main_process, process_share
-from .errors import warn
+from .errors import UserError, warn
 from .files import flush_entries, flush_folder
 from .manifest import DamagedError, Verify
 
@@ -52,14 +53,24 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self._entries(_LEFT_BEHIND):
             shutil.rmtree(left, ignore_errors=True)
+        if mirror := mirror_of(self.path):
+            mirror.clear(self.path)
 
     def commit(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Vouches for a checkpoint that is written, and gives it its name."""
-        saving = self.saving(step)
+        """Vouches for a checkpoint that is written, and gives it its name.
+
+        Of a run at an address, the records are uploaded before it: it counts with its manifest.
+        """
+        saving, mirror = self.saving(step), mirror_of(self.path)
         manifest.write_manifest(saving, {**facts, "step": step})
         flush_folder(saving)
+        if mirror:
+            mirror.push()
+            mirror.put(saving, f"{self.path.name}/{step}")
         saving.rename(self.step(step))
         flush_entries(self.path)
+        if mirror:
+            mirror.thin(self.step(step))
 
     def discard(self, step: int) -> None:
         """Removes what there is of a checkpoint that could not be written."""
@@ -78,13 +89,16 @@ class CheckpointFolder:
 
     def _remove(self, path: Path) -> None:
         removing = path.with_name(path.name + _REMOVING)
-        with contextlib.suppress(OSError):  # It is tried again at the next save.
+        with contextlib.suppress(OSError, UserError):  # It is tried again at the next save.
+            if mirror := mirror_of(path):
+                mirror.remove(path)
             path.rename(removing)
             shutil.rmtree(removing)
 
     def fault(self, step: int) -> str | None:
         """What is wrong with a checkpoint, or None; each process reads its share of the files."""
         fault = None
+        bring_for_all(self.step(step))
         try:
             found = manifest.check_folder(self.step(step), self._verify, process_share())
             if found.facts.get("step") != step:
@@ -103,8 +117,10 @@ class CheckpointFolder:
                     aside = path.with_name(path.name + _DAMAGED)
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
+                    if mirror := mirror_of(path):
+                        mirror.rename(path, aside)
                     action = f"is set aside as {aside.name}"
-                warn(f"{path} is damaged ({fault}) and {action}; step {used} is used")
+                warn(f"{shown(path)} is damaged ({fault}) and {action}; step {used} is used")
             if rename:
                 barrier(f"setting {path} aside")
 

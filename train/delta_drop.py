@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from .buckets.mirror import bring
 from .data.loader import open_data
 from .errors import UserError
 from .evaluation import make_evaluate
@@ -40,6 +41,7 @@ def delta_drop(run: Run, console: Console) -> list[dict[str, Any]]:
     config = run.config()
     if config.objective.is_preference or jax.process_count() > 1:
         raise UserError(f"{run.folder}: losses without changes are those of sft, in one process")
+    bring(run.export)
     if not run.export.is_dir():
         raise UserError(f"{run.folder} has no export yet; finish it, or run gmt-train export")
     base = resolve_model(config.model.path, config.model.revision)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gmt_jax import compact
 from gmt_jax.compact import CompactParams
 
+from .buckets.fetch import fetch
 from .compact import start_params, sum_shardings
 from .config.mask_bases import Lasting
 from .config.mask_kinds import FixedMask
@@ -33,7 +34,7 @@ def begin(program: Program, weights: Params, loader: Loader) -> CompactParams:
     updates, to which the loader goes back.
     """
     if isinstance(program.compact_mask, FixedMask):
-        return _begin_from_file(program, Path(program.compact_mask.file), weights)
+        return _begin_from_file(program, fetch(program.compact_mask.file), weights)
     mask = _mask_of(program)
     position, batches = loader.get_state(), []
     if mask.score is not None:

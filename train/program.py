@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from gmt_jax import compact
 from gmt_jax.fixed import with_mask
 
+from .buckets.fetch import cache_path, fetch
 from .compact import abstract_compact, abstract_weights, compact_shardings
 from .config import Config
 from .config.lora import LoraSection
@@ -47,7 +47,7 @@ def keep_compiled(config: Config) -> None:
     """
     name = "jax_compilation_cache_dir"
     if getattr(jax.config, name) is None:
-        jax.config.update(name, str(Path(config.cache).expanduser() / "xla"))
+        jax.config.update(name, str(cache_path(config.cache) / "xla"))
 
 
 def make_forms(mask: Lasting | FixedMask, model: ModelConfig, weights: Params) -> Any:
@@ -57,7 +57,7 @@ def make_forms(mask: Lasting | FixedMask, model: ModelConfig, weights: Params) -
       UserError: if a file holds no mask of the model, or one that does not fit its slots.
     """
     if isinstance(mask, FixedMask):
-        return mask_forms(Path(mask.file), model, mask.slots)
+        return mask_forms(fetch(mask.file), model, mask.slots)
     return compact.plan_forms(weights, mask.ratios, rows=EMBEDDINGS)
 
 
@@ -169,7 +169,7 @@ class Program:
           UserError: if the file holds no mask of the model.
         """
         if isinstance(self.config.optimizer.mask, FixedMask):
-            check_mask(Path(self.config.optimizer.mask.file), self.model)
+            check_mask(fetch(self.config.optimizer.mask.file), self.model)
 
     def init_opt_state(self, params: Any) -> optax.OptState:
         """The optimizer's first state; a mask that is given is read into each device's shard."""
@@ -178,7 +178,7 @@ class Program:
         mask = self.config.optimizer.mask
         if not isinstance(mask, FixedMask) or mask.compact:
             return state
-        return with_mask(state, load_mask(Path(mask.file), self.model, shardings.params))
+        return with_mask(state, load_mask(fetch(mask.file), self.model, shardings.params))
 
     def add_adapters(self, weights: Params) -> LoraParams:
         """The parameters before the first update: the base's weights, and what is beside them.

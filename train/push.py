@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+from .buckets.mirror import bring
 from .errors import UserError
 from .hf.card import model_card
 from .hf.evaluations import read_evaluations
@@ -32,6 +33,7 @@ def push_run(folder: Path, name: str, *, public: bool = False, message: str | No
         public place.
     """
     run = Run.open(folder)
+    bring(run.export)
     try:
         check_folder(run.export)
         step = read_manifest(run.export).facts.get("step")

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import lease
 from .best import Best
+from .buckets.mirror import bring_for_all
 from .config import RESUMABLE_KEYS, Config, differing_keys, dump_config, load_config
 from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
 from .errors import UserError
@@ -251,15 +252,16 @@ class Run:
 
 def is_foreign(folder: Path) -> bool:
     """Whether there is something that is no run's, nor what a killed run left before its config."""
-    if not folder.exists():
-        return False
     left = re.compile(rf"{re.escape(lease.NAME)}|\.config\.yaml\.[0-9a-f]{{8}}\.new")
-    return not folder.is_dir() or not all(left.fullmatch(f.name) for f in folder.iterdir())
+    if not folder.is_dir():
+        return folder.exists()
+    return not all(left.fullmatch(f.name) for f in folder.iterdir())
 
 
 def _whole(folder: Path, verify: Verify) -> Manifest | None:
     """The manifest of a folder that is as it says; each process reads its share of the files."""
     found = None
+    bring_for_all(folder)
     with contextlib.suppress(DamagedError):
         found = check_folder(folder, verify, process_share())
     return found if all_true(found is not None) else None
@@ -271,9 +273,8 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:
-    if not is_main_process():
-        return
-    append(file, _line(record))
+    if is_main_process():
+        append(file, _line(record))
 
 
 def read_records(file: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from .best import Best
+from .buckets.fetch import cache_path, fetch, shared_cache
+from .buckets.mirror import push
+from .buckets.workplace import writing
 from .callbacks import make_callbacks
 from .checkpoint import Checkpoints
 from .compact_checkpoint import Base, CompactCheckpoints
@@ -78,12 +81,13 @@ def sft(
     """
     config = _complete_config(config, rows, eval_rows)
     console = console or Console()
-    run = Run(Path(config.run))
-    run.check(config, resume)
-    with run.held():
-        run.stopped = not run.is_finished(config) and not _train(config, run, console)
-        if not run.stopped:
-            print_report(run, console)
+    with writing(config.run) as folder, shared_cache(config.cache):
+        run = Run(folder)
+        run.check(config, resume)
+        with run.held():
+            run.stopped = not run.is_finished(config) and not _train(config, run, console)
+            if not run.stopped:
+                print_report(run, console)
     return run
 
 
@@ -108,7 +112,7 @@ def _train(config: Config, run: Run, console: Console) -> bool:
     contents["the tokens that end a completion"] = str(ends.ids)
     contents["the reference model"] = reference.digest
     if config.lora is not None and config.lora.adapter is not None:
-        contents["the adapter"] = digest_files([Path(config.lora.adapter).expanduser() / WEIGHTS])
+        contents["the adapter"] = digest_files([fetch(config.lora.adapter).expanduser() / WEIGHTS])
     run.check_contents(contents)  # Before the data, which take longer.
     data = _open(config, tokenizer, model, mesh, run, reference, console)
     contents |= data.digests
@@ -174,7 +178,7 @@ def _complete_config(
             raise UserError("rows need a config that is a dictionary, without data.train")
         return config
     tree = {**config, "data": dict(config.get("data") or {})}
-    folder = Path(tree.get("cache", Config.model_fields["cache"].default)).expanduser() / "rows"
+    folder = cache_path(tree.get("cache", Config.model_fields["cache"].default)) / "rows"
     for key, part in in_memory.items():
         if key in tree["data"]:
             raise UserError(f"data.{key} is set and rows are given; give one of them")
@@ -199,6 +203,7 @@ def _fit(
     program.check_mask()
     check_metric(program, data, config.checkpoint.keep_best)
     run.start(config, contents, data.named_digests)
+    push(run.folder)  # A bucket that cannot be written is reported before training.
     checkpoint = config.checkpoint.model_dump(exclude={"every", "minutes", "keep_best"})
     return fit(
         program.abstract_params,

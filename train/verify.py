@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .buckets.mirror import bring
 from .checkpoint_folder import CheckpointFolder
 from .errors import UserError
 from .fit import fit
@@ -37,6 +38,7 @@ def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
     faults = {step: checkpoints.fault(step) for step in checkpoints.steps}
     for step, fault in faults.items():
         yield fault is None, f"checkpoint {step}: {fault or 'whole'}"
+    bring(run.export)
     if run.export.exists():
         try:
             facts = check_folder(run.export).facts

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from .parser import Commands, add_command, local_path
+from .parser import Commands, add_command, place
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -82,7 +82,7 @@ def _add_generate(commands: Commands) -> None:
         help="records with a prompt (text or turns) or messages: .jsonl, .json, .csv, .parquet",
     )
     parser.add_argument(
-        "--out", type=local_path, help="write the records with their completion to this JSONL file"
+        "--out", type=place, help="write the records with their completion to this JSONL file"
     )
     parser.add_argument("--raw", action="store_true", help="complete the text without a template")
     parser.add_argument(
@@ -110,6 +110,8 @@ def _add_generate(commands: Commands) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import destination
+    from ..buckets.workplace import reading
     from ..data.prompts import Prompt, read_prompts
     from ..errors import UserError, printable, warn
     from ..files import atomic_file
@@ -122,23 +124,24 @@ def _generate(args: argparse.Namespace) -> None:
         raise UserError("generate: give prompts, or a file of them by --prompts FILE")
     if args.file:
         records = read_prompts(args.file)
-    completions = complete_prompts(
-        args.model,
-        [prompt for _, prompt in records],
-        Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.top_k),
-        raw=args.raw,
-        warn=warn,
-        stop_strings=args.stop,
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        mesh=parse_mesh(args.mesh),
-    )
+    with reading(args.model) as model:
+        completions = complete_prompts(
+            model,
+            [prompt for _, prompt in records],
+            Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.top_k),
+            raw=args.raw,
+            warn=warn,
+            stop_strings=args.stop,
+            batch_size=args.batch_size,
+            dtype=args.dtype,
+            mesh=parse_mesh(args.mesh),
+        )
     lines = [
         json.dumps({**record, "completion": completion}, ensure_ascii=False)
         for (record, _), completion in zip(records, completions, strict=True)
     ]
     if args.out:
-        with atomic_file(args.out) as new:
+        with destination(args.out) as out, atomic_file(out) as new:
             new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         print(f"wrote {args.out}")
     else:
@@ -181,11 +184,13 @@ def _add_evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--max-length", type=int, help="tokens read (default: all positions)")
     parser.add_argument("--seed", type=int, default=1234, help="seed (default: 1234)")
-    parser.add_argument("--out", type=local_path, help="folder for results.json and every sample")
+    parser.add_argument("--out", type=place, help="folder for results.json and every sample")
     add_device_options(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import optional_destination
+    from ..buckets.workplace import reading
     from ..errors import UserError, printable
     from ..evaluate.evaluation import Settings, evaluate, table
     from ..evaluate.tasks import parse_data
@@ -205,17 +210,18 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.run_code,
         args.seed,
     )
-    results = evaluate(
-        args.model,
-        [name for name in args.tasks.split(",") if name],
-        parse_data(args.data),
-        settings,
-        args.out,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        mesh=parse_mesh(args.mesh),
-    )
+    with reading(args.model) as model, optional_destination(args.out) as out:
+        results = evaluate(
+            model,
+            [name for name in args.tasks.split(",") if name],
+            parse_data(args.data),
+            settings,
+            out,
+            dtype=args.dtype,
+            batch_size=args.batch_size,
+            max_length=args.max_length,
+            mesh=parse_mesh(args.mesh),
+        )
     print(printable(table(results)))
     rate = results["tokens"] / max(results["seconds"], 1e-9)
     print(f"{results['tokens']:,} tokens in {results['seconds']:,} s, {rate:,.0f} tokens/s")

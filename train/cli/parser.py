@@ -59,6 +59,15 @@ def local_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def place(text: str) -> Path | str:
+    """The type of options that are paths or addresses."""
+    try:
+        address.check_place(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text if address.is_address(text) else Path(text)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments; a command's settings may stand anywhere among its options.
 

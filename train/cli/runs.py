@@ -1,10 +1,11 @@
 """Commands on what a run has on disk: report, verify, selftest."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .parser import Commands, add_command, local_path
+from .parser import Commands, add_command, local_path, place
 
 
 def add_run_commands(commands: Commands) -> None:
@@ -23,9 +24,9 @@ def _add_report(commands: Commands) -> None:
         "completions. It needs no server and no network.",
         "gmt-train report runs/quickstart",
     )
-    parser.add_argument("run", type=local_path, nargs="+", help="a run's folder")
+    parser.add_argument("run", type=place, nargs="+", help="a run's folder or address")
     parser.add_argument(
-        "--out", type=local_path, help="the file (default: report.html in the first run)"
+        "--out", type=place, help="the file (default: report.html in the first run)"
     )
     parser.add_argument(
         "--examples",
@@ -44,6 +45,9 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import destination
+    from ..buckets.mirror import shown
+    from ..buckets.workplace import reading_run
     from ..errors import UserError
 
     try:
@@ -53,10 +57,13 @@ def _report(args: argparse.Namespace) -> None:
             raise
         raise UserError('reports need bokeh; run: pip install "gmt-jax[report]"') from None
 
-    out = args.out or args.run[0] / "report.html"
-    dropped = [_delta_drop(folder) for folder in args.run] if args.delta_drop else []
-    write_report(args.run, out, args.examples, dropped)
-    print(f"wrote {out}")
+    with ExitStack() as stack:
+        runs = [stack.enter_context(reading_run(run)) for run in args.run]
+        out = stack.enter_context(destination(args.out or runs[0] / "report.html"))
+        dropped = [_delta_drop(folder) for folder in runs] if args.delta_drop else []
+        write_report(runs, out, args.examples, dropped)
+        written = args.out or shown(out)
+    print(f"wrote {written}")
 
 
 def _delta_drop(folder: Path) -> list[dict[str, Any]]:
@@ -77,17 +84,19 @@ def _add_verify(commands: Commands) -> None:
         "whole.",
         "gmt-train verify runs/quickstart",
     )
-    parser.add_argument("run", type=local_path, help="the run's folder")
+    parser.add_argument("run", type=place, help="the run's folder or address")
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from ..buckets.workplace import reading_run
     from ..errors import printable
     from ..verify import verify_run
 
     whole = True
-    for ok, line in verify_run(args.run):
-        print(printable(line if ok else f"DAMAGED {line}"))
-        whole &= ok
+    with reading_run(args.run) as run:
+        for ok, line in verify_run(run):
+            print(printable(line if ok else f"DAMAGED {line}"))
+            whole &= ok
     return 0 if whole else 2
 
 

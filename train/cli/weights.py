@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .parser import Commands, add_command, add_group, local_path
+from .parser import Commands, add_command, add_group, place
 
 if TYPE_CHECKING:
     from ..hf.compare import Tuned
@@ -37,17 +37,20 @@ def _add_delta_extract(commands: Commands) -> None:
 
 
 def _delta_extract(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import destination
+    from ..buckets.workplace import reading
     from ..hf import delta
     from ..hf.hub import resolve_model
     from ..run import Run
 
     base = resolve_model(args.base)
-    if Run(Path(args.tuned)).config_file.is_file():
-        from ..restore import extract_run
+    with reading(args.tuned) as tuned, destination(args.out) as out:
+        if Run(Path(tuned)).config_file.is_file():
+            from ..restore import extract_run
 
-        contents = extract_run(Path(args.tuned), base, args.out)
-    else:
-        contents = delta.extract(base, resolve_model(args.tuned), args.out)
+            contents = extract_run(Path(tuned), base, out)
+        else:
+            contents = delta.extract(base, resolve_model(tuned), out)
     changed, density = contents.num_changed, contents.density
     print(f"wrote {args.out}: {changed:,} entries, {density:.4%} of the model's")
 
@@ -61,15 +64,19 @@ def _add_delta_apply(commands: Commands) -> None:
         "gmt-train delta apply --base models/base --delta tuned.delta --out models/tuned",
     )
     parser.add_argument("--base", required=True, help="the model the delta was extracted against")
-    parser.add_argument("--delta", type=local_path, required=True, help="the delta's file")
-    parser.add_argument("--out", type=local_path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--delta", type=place, required=True, help="the delta's file or its address"
+    )
+    parser.add_argument("--out", type=place, required=True, help="the folder or address to write")
 
 
 def _delta_apply(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import destination, fetch
     from ..hf import delta
     from ..hf.hub import resolve_model
 
-    delta.apply(resolve_model(args.base), args.delta, args.out)
+    with destination(args.out) as out:
+        delta.apply(resolve_model(args.base), fetch(str(args.delta)), out)
     print(f"wrote {args.out}")
 
 
@@ -81,13 +88,14 @@ def _add_delta_info(commands: Commands) -> None:
         "Print what a delta contains.",
         "gmt-train delta info tuned.delta",
     )
-    parser.add_argument("file", type=local_path, help="the delta's file")
+    parser.add_argument("file", type=place, help="the delta's file or its address")
 
 
 def _delta_info(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import fetch
     from ..hf import delta
 
-    print(delta.describe(args.file))
+    print(delta.describe(fetch(str(args.file))))
 
 
 def _add_delta_shira(commands: Commands) -> None:
@@ -147,11 +155,13 @@ def _add_merge_dare(commands: Commands) -> None:
 
 
 def _merge_dare(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import destination
     from ..hf import merge
     from ..hf.hub import resolve_model
 
     base, tuned = resolve_model(args.base), resolve_model(args.tuned)
-    merge.dare(base, tuned, args.out, args.drop_rate, args.seed)
+    with destination(args.out) as out:
+        merge.dare(base, tuned, out, args.drop_rate, args.seed)
     print(f"wrote {args.out}")
 
 
@@ -171,10 +181,13 @@ def _add_merge_interpolate(commands: Commands) -> None:
 
 
 def _merge_interpolate(args: argparse.Namespace) -> None:
+    from ..buckets.fetch import destination
     from ..hf import merge
     from ..hf.hub import resolve_model
 
-    merge.interpolate(resolve_model(args.base), resolve_model(args.tuned), args.out, args.weight)
+    base, tuned = resolve_model(args.base), resolve_model(args.tuned)
+    with destination(args.out) as out:
+        merge.interpolate(base, tuned, out, args.weight)
     print(f"wrote {args.out}")
 
 
@@ -183,6 +196,6 @@ def _add_models(
     out: str,
     tuned: str = "a model with the base's shapes and dtypes",
 ) -> None:
-    parser.add_argument("--base", required=True, help="a model folder or a hub name")
+    parser.add_argument("--base", required=True, help="a model folder, its address or a hub name")
     parser.add_argument("--tuned", required=True, help=tuned)
-    parser.add_argument("--out", type=local_path, required=True, help=out)
+    parser.add_argument("--out", type=place, required=True, help=out)

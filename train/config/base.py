@@ -4,18 +4,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..buckets.address import local_path
-
-
-def _no_address(text: str) -> str:
-    local_path(text)
-    return text
-
+from ..buckets.address import check_place
 
 MOST = 2**31 - 1  # Updates and rows are counted in int32.
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
-LocalPath = Annotated[str, AfterValidator(_no_address)]  # Or the name of something on a hub.
+Place = Annotated[str, AfterValidator(check_place)]  # A path, an address or a hub name.
 CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .base import MOST, Count, Fraction, LocalPath, Section
+from .base import MOST, Count, Fraction, Place, Section
 
 # The fields that each format requires. A record has the first format whose fields it has.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -38,9 +38,9 @@ class Source(Section):
     """Files, a folder, a hub data set, python-stdlib or python-stdlib-preferences; a key that is
     null is taken from `data`."""
 
-    path: LocalPath
-    """A JSONL, JSON, Parquet or CSV file or pattern, also compressed; an Arrow folder; or a hub
-    data set."""
+    path: Place
+    """A JSONL, JSON, Parquet or CSV file or pattern, also compressed; an Arrow folder; the address
+    (gs://, s3://) of such; or a hub data set."""
     weight: float = Field(1.0, gt=0)
     """How often an epoch contains each record: 2 is twice, 0.5 is a half of them in turn."""
     split: str | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .base import Count, LocalPath, Section
+from .base import Count, Place, Section
 
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL: tuple[TargetModule, ...] = get_args(TargetModule)
@@ -34,6 +34,6 @@ class LoraSection(Section):
         tuple[TargetModule, ...], BeforeValidator(_as_tuple), AfterValidator(_some)
     ] = ALL
     """The matrices of each layer that have a product, by PEFT's names; all-linear: all of them."""
-    adapter: LocalPath | None = None
+    adapter: Place | None = None
     """The folder of an adapter in PEFT's format, with the same rank, alpha and target_modules, that
     training begins with; null: a product that is zero."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .base import Fraction, LocalPath
+from .base import Fraction, Place
 from .mask_bases import Kind, Scheduled, Selective, expressions
 from .masks import (
     EveryFew,
@@ -80,7 +80,7 @@ class FixedMask(Selective):
 
     kind: Literal["fixed_mask"]
     lasts: ClassVar[bool] = True
-    file: LocalPath
+    file: Place
     """A safetensors file: bools or bits of each tensor, by its name in the model's files (tensors
     that are not there are not trained), or a delta of `gmt-train delta extract`."""
     compact: bool = False

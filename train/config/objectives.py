@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .base import LocalPath, Section
+from .base import Place, Section
 
 
 class _Kind(Section):
@@ -45,7 +45,7 @@ class _Referenced(_Preference):
 
     beta: float = Field(0.1, gt=0)
     """How closely the model is held to the reference (IPO's τ)."""
-    reference: LocalPath | None = None
+    reference: Place | None = None
     """The reference's folder or hub name, a model with the same tokenizer; null: `model.path`, the
     model before training."""
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ..errors import UserError
 from ..files import shipped
-from .base import Count, LocalPath, Section
+from .base import Count, Place, Section
 from .data import DataSection
 from .faults import explain
 from .lora import LoraSection
@@ -58,8 +58,8 @@ def _as_tuple(given: Any) -> Any:
 class Config(Section):
     """A run's own keys, beside its sections."""
 
-    run: LocalPath
-    """The folder of everything that the run writes."""
+    run: Place
+    """The folder or address (gs://, s3://) of everything that the run writes."""
     model: ModelSection
     data: DataSection
     objective: ObjectiveSection = Sft()
@@ -94,9 +94,9 @@ class Config(Section):
     """The project or experiment in which wandb, trackio and mlflow show the run."""
     export_dtype: Literal["float32", "bfloat16"] | None = None
     """The dtype in which the tuned model is written to RUN/export at the end; null: it is not."""
-    cache: LocalPath = "~/.cache/gmt-jax"
-    """The folder of tokenised data and compiled programs, which runs share. It may be deleted
-    between runs."""
+    cache: Place = "~/.cache/gmt-jax"
+    """The folder or address of tokenised data and compiled programs, which runs share. It may be
+    deleted between runs."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,18 +5,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .base import MOST, Count, CountOrZero, LocalPath, Section
+from .base import MOST, Count, CountOrZero, Place, Section
 from .data import Sources
 
 
 class ModelSection(Section):
     """The pre-trained model, and how it computes."""
 
-    path: LocalPath
-    """A folder in Hugging Face format, or a hub name: HuggingFaceTB/SmolLM2-135M-Instruct."""
+    path: Place
+    """A folder in Hugging Face format, its address (gs://, s3://), or a hub name:
+    HuggingFaceTB/SmolLM2-135M-Instruct."""
     revision: str | None = None
     """The commit or tag of a hub name."""
-    chat_template: LocalPath | None = None
+    chat_template: Place | None = None
     """A file with a Jinja chat template, for a tokenizer that has none or the wrong one."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The dtype of activations and matrix products; master weights are always float32."""

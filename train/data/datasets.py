@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ..buckets.fetch import cache_path
 from ..config import Config
 from ..config.data import DataSection, Source
 from ..errors import DataError, UserError
@@ -55,7 +56,7 @@ class DataContext:
             tokenizer,
             vocab_size,
             config.seed,
-            Path(config.cache).expanduser(),
+            cache_path(config.cache),
             console,
             now,
             config.objective.is_preference,

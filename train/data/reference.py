@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..buckets.fetch import cache_path
 from ..config import Config
 from ..errors import UserError
 from ..files import DestinationExistsError, atomic_folder
@@ -118,4 +119,4 @@ def open_values(config: Config, split: Split, model_digest: str) -> ReferenceVal
         config.model.compute_dtype,
         config.model.attention,
     )
-    return ReferenceValues(Path(config.cache).expanduser() / name, split.sizes)
+    return ReferenceValues(cache_path(config.cache) / name, split.sizes)

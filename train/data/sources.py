@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..buckets.address import is_address
+from ..buckets.fetch import fetch_files
 from ..errors import UserError
 from .compressed import SUFFIXES as COMPRESSED
 from .compressed import open_compressed
@@ -77,7 +78,7 @@ def is_hub_name(source: str) -> bool:
 def find_files(source: str) -> list[Path]:
     """The files of a path or pattern, sorted by name."""
     if is_address(source):
-        raise UserError(f"{source} is an address, which is not served here; name {_KINDS}")
+        return fetch_files(source)
     path = Path(source).expanduser()
     if path.exists():
         return _refuse_pipes([path])

@@ -10,6 +10,7 @@ import yaml
 from lm_eval.api.registry import register_metric
 from lm_eval.tasks import TaskManager
 
+from ..buckets.fetch import fetch
 from ..errors import UserError
 from ..files import shipped
 from .sandbox import runs_to_its_end
@@ -192,7 +193,7 @@ def _check_code(task: dict[str, Any], run_code: bool) -> None:
 
 
 def _checked(path: str, where: str) -> str:
-    file = Path(path).expanduser()
+    file = fetch(path).expanduser()
     if not file.is_file():
         raise UserError(f"{where}: {path} does not exist; name it by --data SPLIT=FILE")
     return str(file)

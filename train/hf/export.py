@@ -7,6 +7,7 @@ from typing import Any
 
 from gmt_jax.compact import CompactParams
 
+from ..buckets.mirror import bring
 from ..distributed.processes import is_main_process
 from ..files import atomic_folder, write_json
 from ..manifest import keep_others, write_manifest
@@ -57,6 +58,7 @@ def export(
     if not is_main_process():
         save_params(params, config, None, dtype, base=base)
         return
+    bring(out, whole=True)  # What others put there stays.
     with atomic_folder(out, replace=replace) as folder:
         save_params(params, config, folder, dtype, base=base)
         _write_small_files(config, base, folder, ends, tokenizer, card)

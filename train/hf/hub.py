@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..buckets.address import is_address
+from ..buckets.fetch import fetch
 from ..errors import UserError
 from ..files import shipped
 from .tokenizer_files import TERMS
@@ -26,7 +26,7 @@ PATTERNS = (
 def resolve_model(
     name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS
 ) -> Path:
-    """The folder of a model, which is downloaded if the name is not a local folder.
+    """The folder of a model, which is downloaded if it is an address or a hub name.
 
     Args:
       revision: the commit, tag or branch of a hub name.
@@ -35,9 +35,7 @@ def resolve_model(
     Raises:
       UserError: if it is neither a folder nor on the hub, or cannot be downloaded.
     """
-    if is_address(name_or_path):
-        raise UserError(f"{name_or_path} is an address, which is not served here; name a folder")
-    folder = shipped(Path(name_or_path).expanduser())
+    folder = shipped(fetch(name_or_path, patterns).expanduser())
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: has no config.json; name a model's folder")

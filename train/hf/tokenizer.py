@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ..buckets.fetch import fetch
 from ..errors import UserError
 from ..files import shipped
 
@@ -32,7 +33,7 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         ) from None
     if chat_template is not None:
         try:
-            file = shipped(Path(chat_template))
+            file = shipped(fetch(chat_template))
             tokenizer.chat_template = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)

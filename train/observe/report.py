@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..best import Best, find_eval_figures
+from ..buckets.mirror import shown
 from ..run import Run, read_records
 
 
@@ -47,9 +48,9 @@ def report(run: Run) -> RenderableType:
         if data_wait is not None:
             table.add_row("waiting for data", f"{data_wait:.1%} of the time (median)")
     if run.export.exists():
-        table.add_row("tuned model", f"{run.export}  (loads in transformers)")
-    table.add_row("run", f"{run.folder}  (config.yaml, metrics.jsonl, checkpoints/)")
-    table.add_row("charts", f"gmt-train report {run.folder}")
+        table.add_row("tuned model", f"{shown(run.export)}  (loads in transformers)")
+    table.add_row("run", f"{shown(run.folder)}  (config.yaml, metrics.jsonl, checkpoints/)")
+    table.add_row("charts", f"gmt-train report {shown(run.folder)}")
     return Group(Text(), table, *_completions(run))
 
 

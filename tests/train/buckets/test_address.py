@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from train.__main__ import main, make_parser
-from train.buckets.address import is_address, local_path
+from train.buckets.address import check_place, is_address, join, last_name, local_path
 from train.errors import UserError
 from train.fit import fit
 
@@ -31,18 +31,36 @@ def test_paths_are_no_addresses(text: str) -> None:
     assert local_path(text) == Path(text)
 
 
+@pytest.mark.parametrize("text", ["gs://bucket/a/b", "s3://a.b-c", "gs://bucket/", "a/b", "~/x"])
+def test_places_are_paths_and_addresses(text: str) -> None:
+    assert check_place(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["file:///r", "hf://datasets/x", "gs://", "gs:///x", "s3://?", "gs://bucket/\n"]
+)
+def test_other_addresses_are_no_places(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is of an unknown kind|names no bucket"):
+        check_place(text)
+
+
+def test_names_are_below_addresses() -> None:
+    assert join("gs://b/r/", "x") == "gs://b/r/x"
+    assert last_name("gs://b/r/") == "r"
+
+
 @pytest.mark.parametrize(
     "setting",
     [
-        "run=gs://b/r",
-        "cache=s3://b/c",
-        "model.path=gs://b/m",
-        "model.chat_template=gs://b/t.jinja",
-        "data.train=gs://b/d.jsonl",
-        "data.eval=[{path: 'gs://b/d.jsonl'}]",
-        "evaluation.data={a: gs://b/d.jsonl}",
-        "optimizer.mask={kind: fixed_mask, file: gs://b/mask}",
-        "objective={kind: dpo, reference: gs://b/m}",
+        "run=ab://b/r",
+        "cache=ab://b/c",
+        "model.path=ab://b/m",
+        "model.chat_template=ab://b/t.jinja",
+        "data.train=ab://b/d.jsonl",
+        "data.eval=[{path: 'ab://b/d.jsonl'}]",
+        "evaluation.data={a: ab://b/d.jsonl}",
+        "optimizer.mask={kind: fixed_mask, file: ab://b/mask}",
+        "objective={kind: dpo, reference: ab://b/m}",
     ],
 )
 def test_a_key_refuses_an_address_in_one_line(
@@ -54,7 +72,7 @@ def test_a_key_refuses_an_address_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["sft", *SETTINGS, setting]) == 2
     error = capsys.readouterr().err
-    assert "is an address" in error
+    assert "ab://b" in error
     assert error.count("\n") == 1
     assert not os.listdir(tmp_path)
 
@@ -75,14 +93,14 @@ def test_no_option_makes_a_path_of_an_address() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["export", "gs://b/r"],
-        ["export", "r", "--out", "gs://b/e"],
-        ["report", "gs://b/r"],
-        ["verify", "gs://b/r"],
+        ["export", "ab://b/r"],
+        ["export", "r", "--out", "ab://b/e"],
+        ["report", "ab://b/r"],
+        ["verify", "ab://b/r"],
         ["init", "gs://b/c.yaml", "--model", "m", "--data", "d"],
         ["sft", "--config", "gs://b/c.yaml"],
-        ["delta", "apply", "--base", "m", "--delta", "gs://b/d", "--out", "o"],
-        ["delta", "apply", "--base", "m", "--delta", "d", "--out", "gs://b/o"],
+        ["delta", "apply", "--base", "m", "--delta", "ab://b/d", "--out", "o"],
+        ["delta", "apply", "--base", "m", "--delta", "d", "--out", "ab://b/o"],
     ],
 )
 def test_an_option_refuses_an_address(
@@ -94,7 +112,7 @@ def test_an_option_refuses_an_address(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "is an address" in capsys.readouterr().err
+    assert "gs:// or s3://" in (error := capsys.readouterr().err) or "is an address" in error
     assert not os.listdir(tmp_path)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 from rich.console import Console
 
 from ...best import find_eval_figures
+from ...buckets.mirror import bring
 from ...config import Config
 from ...data.check import mark_loss
 from ...data.datasets import DataContext, build_datasets
@@ -103,6 +104,7 @@ def _texts(rows: Sequence[Record]) -> list[tuple[str, str]]:
 
 def weight_changes(run: Run, config: Config) -> tuple[list[Change], str]:
     """How the export differs from the base; or nothing, and why."""
+    bring(run.export)
     if not run.export.is_dir():
         return [], "the run has no export yet"
     try:

@@ -1,0 +1,64 @@
+"""A bucket on this machine: bucket_server.py gs|s3 FAULTS serves one named `bucket`, in memory.
+
+Its port is printed. FAULTS is a file that need not exist, with JSON on how gs:// fails: {"delay":
+SECONDS, "status": NUMBER, "after": COUNT}, the first COUNT requests being answered as usual.
+"""
+
+import http.server
+import json
+import logging
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(kind: str, faults: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    {"gs": serve_gs, "s3": serve_s3}[kind](port, faults)
+    logging.disable(logging.CRITICAL)
+    print(port, flush=True)
+    sys.stdin.read()
+
+
+def serve_gs(port: int, faults: Path) -> None:
+    from gcp_storage_emulator import server
+
+    router, count = server.Router, 0
+
+    class Failing(router):
+        def handle(self, method: str) -> Any:
+            nonlocal count
+            try:
+                fault = json.loads(faults.read_text())
+            except (OSError, ValueError):
+                count = 0
+                return super().handle(method)
+            count += 1
+            if count <= fault.get("after", 0):
+                return super().handle(method)
+            time.sleep(fault.get("delay", 0))
+            if "status" in fault:
+                return self._request_handler.send_error(fault["status"])
+            return super().handle(method)
+
+    server.Router = Failing
+    http.server.HTTPServer = http.server.ThreadingHTTPServer  # One slow request is not to stop all.
+    server.create_server("localhost", port, in_memory=True, default_bucket="bucket").start()
+
+
+def serve_s3(port: int, faults: Path) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    ThreadedMotoServer(ip_address="localhost", port=port, verbose=False).start()
+    url = f"http://localhost:{port}"
+    names = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=url, **names).create_bucket(Bucket="bucket")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,116 @@
+"""A run at an address is written and read in a folder here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.__main__ import main
+from train.buckets import lease, store
+from train.buckets.mirror import mirror_of
+from train.buckets.store import Store
+from train.buckets.workplace import reading, reading_run, writing
+from train.errors import UserError
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    with writing(str(tmp_path)) as folder, reading(tmp_path) as read, reading_run(tmp_path) as run:
+        assert (folder, read, run) == (tmp_path, str(tmp_path), tmp_path)
+
+
+def test_what_is_written_is_in_the_bucket_and_is_read_from_there(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW", 0.2)
+    with writing(bucket.address) as folder:
+        assert folder.name == "top"
+        (folder / "config.yaml").write_text("a: 1\n")
+        with pytest.raises(UserError, match=f"^{bucket.address} is being written by another run"):
+            _refused(bucket.address)
+    assert mirror_of(folder) is None
+    assert set(Store(bucket.address).objects()) == {"config.yaml"}, "without a lease"
+    with reading_run(bucket.address) as read:
+        assert read != folder
+        assert (read / "config.yaml").read_text() == "a: 1\n"
+        (read / "report.html").write_text("b")
+    assert not read.exists()
+    assert Store(bucket.address).read("report.html") == b"b"
+    with writing(bucket.address) as folder:
+        assert (folder / "report.html").read_text() == "b"
+
+
+def _refused(address: str) -> None:
+    lease.Lease(Store(address)).take()
+
+
+def test_an_error_names_the_address_and_records_are_kept(gs: Any) -> None:
+    def fail() -> None:
+        with writing(gs.address) as folder:
+            (folder / "metrics.jsonl").write_text("1\n")
+            raise UserError(f"{folder}/data: is bad")
+
+    with pytest.raises(UserError, match=f"^{gs.address}/data: is bad"):
+        fail()
+    assert Store(gs.address).read("metrics.jsonl") == b"1\n"
+
+
+def test_what_is_no_run_is_left_as_it_is(gs: Any) -> None:
+    with reading("owner/name") as name, reading(gs.address) as address:
+        assert (name, address) == ("owner/name", gs.address)
+    with pytest.raises(UserError, match=f"{gs.address} is not a run"):
+        reading_run(gs.address).__enter__()
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_line_and_leaves_no_lease(
+    gs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0)
+    gs.fail(status=403)
+    with pytest.raises(UserError, match="see the address and this machine's credentials"):
+        writing(gs.address).__enter__()
+    gs.mend()
+    with writing(gs.address):
+        pass
+
+
+@pytest.mark.slow
+def test_everything_at_addresses_gives_the_bits_of_everything_here(
+    gs: Any, write_config: Any, tiny_model: Path, tiny_data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    top = Store(gs.address)
+    top.upload({f"model/{p.name}": p for p in tiny_model.iterdir()} | {"data/a.jsonl": tiny_data})
+    local = write_config(export_dtype="float32")
+    assert main(["sft", "--config", str(local)]) == 0
+    there = [
+        f"run={gs.address}/run",
+        f"cache={gs.address}/cache",
+        f"model.path={gs.address}/model",
+        f"data.train={gs.address}/data/*.jsonl",
+    ]
+    assert main(["sft", "--config", str(local), *there]) == 0
+    weights = (tmp_path / "run/export/model.safetensors").read_bytes()
+    assert top.read("run/export/model.safetensors") == weights
+    assert sum(name.startswith("cache/") for name in top.objects()) > 3
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert f"{gs.address}/run/export" in printed
+    assert str(tmp_path / "xdg") not in printed
+    assert main(["sft", "--config", str(local), *there]) == 2
+    assert f"{gs.address}/run already holds a run" in capsys.readouterr().err
+    assert main(["sft", "--config", str(local), *there, "--resume"]) == 0
+    assert main(["verify", f"{gs.address}/run"]) == 0
+    assert "can be resumed from step 6" in capsys.readouterr().out
+    _use(gs.address, tmp_path)
+    assert top.read("applied/model.safetensors") == weights
+    assert top.read("bf16/config.json")
+    assert main(["generate", f"{gs.address}/run", "3+9=", "--max-new-tokens", "2"]) == 0
+    assert main(["generate", f"{gs.address}/applied", "3+9=", "--max-new-tokens", "2"]) == 0
+
+
+def _use(address: str, tmp_path: Path) -> None:
+    """Exports, and goes by a delta from the base to the run's weights."""
+    assert main(["export", f"{address}/run", "--out", f"{address}/bf16"]) == 0
+    base, delta = ["--base", f"{address}/model"], f"{address}/a.delta"
+    assert main(["delta", "extract", *base, "--tuned", f"{address}/run", "--out", delta]) == 0
+    assert main(["delta", "info", delta]) == 0
+    applied = f"{address}/applied"
+    assert main(["delta", "apply", *base, "--delta", delta, "--out", applied]) == 0
