@@ -17,8 +17,25 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [B, T, in] · weightᵀ [in, out] → [B, T, out]."""
     if x.shape[1] > 1:
         return jnp.einsum("bti,oi->bto", x, weight)
-    # One token a row: a CPU would copy the right factor, the larger one, into another layout.
-    return jnp.einsum("oi,bti->obt", weight, x).transpose(1, 2, 0)
+    return few_rows(x[:, 0], weight, weight.dtype)[:, None]
+
+
+def few_rows(x: jax.Array, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """x [B, in] · weightᵀ [in, out] → [B, out] of few rows, as when one token a row is computed.
+
+    A CPU copies the right factor into another layout, so there the weight is the left one, which
+    the barrier keeps: XLA would fold the transposition into the product, and swap the factors.
+    """
+
+    def weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
+        y = jnp.einsum("oi,bi->ob", weight, x, preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(y).T
+
+    def weight_last(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.einsum("bi,oi->bo", x, weight, preferred_element_type=dtype)
+
+    y: jax.Array = jax.lax.platform_dependent(x, weight, cpu=weight_first, default=weight_last)
+    return y
 
 
 def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -98,8 +115,8 @@ class RMSNorm(nnx.Module):
 def compute_logits(hidden: jax.Array, head: jax.Array, dtype: DTypeLike) -> jax.Array:
     """float32 logits [..., V] from hidden [..., D] and head [V, D]; factors are cast to `dtype`."""
     factors = hidden.astype(dtype), head.astype(dtype)
-    if hidden.ndim == 2:  # One token a row: as in `product`.
-        logits = jnp.einsum("bd,vd->vb", *factors, preferred_element_type=jnp.float32).T
+    if hidden.ndim == 2:
+        logits = few_rows(*factors, jnp.float32)
     else:
         logits = jnp.einsum("...d,vd->...v", *factors, preferred_element_type=jnp.float32)
     return constrain(logits, "batch", *["length"] * (logits.ndim - 2), "vocab")
