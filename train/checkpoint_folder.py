@@ -7,21 +7,27 @@ damaged later.
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from . import manifest
 from .buckets.mirror import bring_for_all, mirror_of, shown
 from .distributed.processes import all_true, barrier, is_main_process, process_share
 from .errors import UserError, warn
 from .files import flush_entries, flush_folder
-from .manifest import DamagedError, Verify
+from .manifest import Advance, DamagedError, Verify
 
 # Names that a save has before it is complete, and a checkpoint that is being removed; orbax adds
 # to them while it writes. A run that was killed leaves them, and the next removes them.
 _SAVING, _REMOVING, _DAMAGED = ".saving", ".removing", ".damaged"
 _LEFT_BEHIND = re.compile(rf"\d+({_SAVING}|{_REMOVING}|\.orbax-checkpoint-tmp).*")
+
+# Bytes of a checkpoint, from which on a terminal shows how far its verification is.
+_SHOWN = 1 << 30
 
 
 class CheckpointFolder:
@@ -100,7 +106,9 @@ class CheckpointFolder:
         fault = None
         bring_for_all(self.step(step))
         try:
-            found = manifest.check_folder(self.step(step), self._verify, process_share())
+            with _progress(self.step(step), self._verify) as advance:
+                share = process_share()
+                found = manifest.check_folder(self.step(step), self._verify, share, advance)
             if found.facts.get("step") != step:
                 fault = f"is a copy of step {found.facts.get('step')}"
         except DamagedError as error:
@@ -128,3 +136,17 @@ class CheckpointFolder:
         if not self.path.is_dir():
             return []
         return [path for path in self.path.iterdir() if pattern.fullmatch(path.name)]
+
+
+@contextlib.contextmanager
+def _progress(folder: Path, verify: Verify) -> Iterator[Advance]:
+    """Shows on a terminal how far the verification of this process's share of a folder is."""
+    number, parts = process_share()
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != manifest.NAME]
+    total = sum(path.stat().st_size for path in files) // parts
+    console = Console(stderr=True)
+    visible = verify == "full" and number == 0 and console.is_terminal and total >= _SHOWN
+    columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not visible) as progress:
+        task = progress.add_task(f"verifying step {folder.name}", total=total)
+        yield lambda count: progress.advance(task, count)

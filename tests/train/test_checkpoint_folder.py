@@ -1,10 +1,14 @@
 """The folder of checkpoints, without arrays; tests/train/test_checkpoint.py has whole states."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from train import checkpoint_folder
 from train.checkpoint_folder import CheckpointFolder
+from train.manifest import Verify
 
 
 def _save(folder: CheckpointFolder, *steps: int) -> None:
@@ -54,3 +58,32 @@ def test_a_checkpoint_under_another_name_is_damage(tmp_path: Path) -> None:
     assert folder.steps == [2, 6]
     folder.set_aside({6: "x"}, 2, rename=True)
     assert folder.steps == [2]
+
+
+@pytest.mark.parametrize(
+    ("verify", "terminal", "least", "shown"),
+    [
+        ("full", True, 0, True),
+        ("size", True, 0, False),
+        ("full", False, 0, False),
+        ("full", True, 1 << 30, False),
+    ],
+)
+def test_a_terminal_shows_how_far_a_long_verification_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verify: Verify,
+    terminal: bool,
+    least: int,
+    shown: bool,
+) -> None:
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=120)
+    monkeypatch.setattr(checkpoint_folder, "Console", lambda stderr: console)
+    monkeypatch.setattr(checkpoint_folder, "_SHOWN", least)
+    folder = CheckpointFolder(tmp_path / "c", verify)
+    _save(folder, 20)
+    assert folder.fault(20) is None
+    text = screen.getvalue()
+    assert ("verifying step 20" in text and "100%" in text) == shown
+    assert shown or not text.strip()
