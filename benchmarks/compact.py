@@ -1,12 +1,12 @@
-"""Memory and time of a training step of a real model: plain, under a mask that lasts, and compact.
+"""Memory and time of a training step of a real model: plain, under a lasting mask, compact, LoRA.
 
     python benchmarks/compact.py --model models/SmolLM2-135M-Instruct
 
 Each row is a whole AdamW step of the program on the same tokens, in a process of its own, and all
 step in turn. Its memory is what the process holds at most during the steps, beyond what it held
 before it read the weights (`VmHWM` of Linux, reset after the first step), or at most since the
-beginning on the GPU or TPU, if there is one; the state is what stays between steps, and the rest
-activations, gradients and the program's temporary arrays.
+beginning on the GPU or TPU, if there is one. The state is what stays between steps; state and
+gradient are all that is neither activations nor the program's temporary arrays.
 """
 
 import argparse
@@ -31,11 +31,12 @@ from gmt_train.sharding import make_mesh, microbatch_sharding
 from gmt_train.step import TrainState
 from tokens import rows_of
 
-MASKS = {
-    "plain": "{kind: none}",
-    "one_off": "{kind: one_off, mask_ratio: 0.95}",
-    "one_off, balanced": "{kind: one_off, mask_ratio: 0.95, selection: balanced}",
-    "one_off, compact": "{kind: one_off, mask_ratio: 0.95, compact: true}",
+METHODS = {
+    "plain": "optimizer.mask={kind: none}",
+    "one_off": "optimizer.mask={kind: one_off, mask_ratio: 0.95}",
+    "one_off, balanced": "optimizer.mask={kind: one_off, mask_ratio: 0.95, selection: balanced}",
+    "one_off, compact": "optimizer.mask={kind: one_off, mask_ratio: 0.95, compact: true}",
+    "LoRA of rank 64": "lora={rank: 64, alpha: 64}",
 }
 
 
@@ -48,10 +49,10 @@ def memory(field: str) -> float:
 
 
 def serve(
-    pipe: Connection, folder: Path, mask: str, dtype: str, remat: str, rows: np.ndarray
+    pipe: Connection, folder: Path, method: str, dtype: str, remat: str, rows: np.ndarray
 ) -> None:
     """In a process of its own: does and times a step whenever it is asked to."""
-    settings = ["run=none", "data.train=none", f"model.path={folder}", f"optimizer.mask={mask}"]
+    settings = ["run=none", "data.train=none", f"model.path={folder}", method]
     settings += [f"model.compute_dtype={dtype}", f"model.remat={remat}"]
     settings += [f"batch.size={len(rows)}", f"data.max_length={rows.shape[1] - 1}"]
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -70,10 +71,14 @@ def serve(
         if compact is not None:
             params = draw_from(program, params, [batch])
             jax.block_until_ready(params)
+        if program.config.lora is not None:
+            params = program.add_adapters(params)
         drawn = time.perf_counter() - start
         opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
         state = TrainState(jax.device_put(np.int32(0), shardings.step), params, opt_state)
-        del params, opt_state
+        trained = params.values if program.has_base else params
+        gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+        del params, trained, opt_state
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         step = program.train_step()
 
@@ -87,7 +92,7 @@ def serve(
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")
         gc.disable()
-        pipe.send((losses, size, drawn))
+        pipe.send((losses, size, gradient, drawn))
         while pipe.recv():
             start = time.perf_counter()
             run()
@@ -103,6 +108,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--compute-dtype", default="float32")
     parser.add_argument("--remat", default="dots")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="default: all; ratios are of the first"
+    )
     chosen = parser.parse_args()
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
@@ -112,29 +120,30 @@ def main() -> None:
     processes = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     firsts: dict[str, Any] = {}
-    for name, mask in MASKS.items():
+    for name in chosen.methods or METHODS:
         pipes[name], theirs = processes.Pipe()
-        given = theirs, chosen.model, mask, chosen.compute_dtype, chosen.remat, rows
+        given = theirs, chosen.model, METHODS[name], chosen.compute_dtype, chosen.remat, rows
         processes.Process(target=serve, args=given, daemon=True).start()
         firsts[name] = pipes[name].recv()
-        losses, _, drawn = firsts[name]
+        losses, _, _, drawn = firsts[name]
         print(
             f"{name}: losses {losses[0]:.5f}, {losses[1]:.5f}, drawn in {drawn:.1f} s", flush=True
         )
-    seconds: dict[str, list[float]] = {name: [] for name in MASKS}
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for at in range(chosen.rounds):
-        for name in list(MASKS)[:: 1 if at % 2 else -1]:
+        for name in list(pipes)[:: 1 if at % 2 else -1]:
             pipes[name].send(True)
             seconds[name].append(pipes[name].recv())
-    print("\n| | state, MB | peak, MB | between steps, MB | s a step | of plain |")
-    print("|---|---|---|---|---|---|")
+    first = next(iter(pipes))
+    columns = "state, MB | … and gradient, MB | peak, MB | between steps, MB | s a step"
+    print(f"\n| | {columns} | of {first} |")
+    print("|---|---|---|---|---|---|---|")
     for name, pipe in pipes.items():
         pipe.send(False)
         peak, resident = pipe.recv()
-        ratio = statistics.median(
-            a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)
-        )
-        figures = [firsts[name][1] / 1e6, peak / 1e6, resident / 1e6]
+        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[first], strict=True))
+        _, size, gradient, _ = firsts[name]
+        figures = [figure / 1e6 for figure in (size, size + gradient, peak, resident)]
         times = f"{statistics.median(seconds[name]):.2f} | {ratio:.3f}"
         print(f"| {name} | {' | '.join(f'{figure:,.0f}' for figure in figures)} | {times} |")
 

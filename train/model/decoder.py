@@ -121,7 +121,7 @@ class Decoder(nnx.Module):
         """
         # Whole rows of the table are looked up, so that the result is split by rows of the batch
         # from the start; in float32, because the gradient of a frequent token is summed in it.
-        table = self.embed[...] if trained is None else trained["embed"]
+        table: Any = self.embed[...] if trained is None else trained["embed"]
         if compact.is_node(table):
             table = replace(table, weight=constrain(table.weight, "vocab", None))
         else:
