@@ -139,10 +139,26 @@ def _by_group(slots: jax.Array, size: int) -> jax.Array:
     return slots.reshape(*slots.shape[:-1], num_groups(size), -1)
 
 
+def _num_devices() -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() if mesh.empty else mesh.size
+
+
+def _has_few_groups(shape: tuple[int, ...]) -> bool:
+    """Whether a device may have fewer groups of a row than a TPU's tile has rows."""
+    devices = _num_devices()  # Over all of which either axis may be split.
+    rows = math.prod(shape[:-1])
+    return num_groups(shape[-1]) < ROWS * devices and rows % (ROWS * devices) == 0
+
+
+def _rows_inside(groups: jax.Array) -> jax.Array:
+    """`[..., G, x]` → `[rows / 8, G, 8, x]`: tiles of a TPU, which few groups would leave empty."""
+    return groups.reshape(-1, ROWS, *groups.shape[-2:]).swapaxes(1, 2)
+
+
 def _num_tiles(shape: tuple[int, ...]) -> int:
     """The tiles into which the rows of a matrix are cut, whole on every device of the mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = jax.device_count() if mesh.empty else mesh.size  # Rows may be split over all of them.
+    devices = _num_devices()  # Rows may be split over all of them.
     tiles = 1
     while (
         tiles < MAX_TILES
@@ -168,12 +184,16 @@ def _read_by_lanes(array: jax.Array, positions: jax.Array) -> jax.Array:
     # As a whole, though tiles take half the time: of tiles the compiler makes an array of slots
     # whose rows are padded to 128 lanes, five times as large.
     groups, by_group = _grouped(array), _by_group(positions, array.shape[-1])
+    few = _has_few_groups(array.shape)
+    if few:
+        groups, by_group = _rows_inside(groups), _rows_inside(by_group)
     lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
     columns = []
     for slot in range(by_group.shape[-1]):
         chosen = lane == by_group[..., slot : slot + 1].astype(jnp.int32)
         columns.append(jnp.sum(jnp.where(chosen, groups, 0).astype(jnp.float32), axis=-1))
-    return jnp.stack(columns, axis=-1).reshape(positions.shape)
+    values = jnp.stack(columns, axis=-1)
+    return (values.swapaxes(1, 2) if few else values).reshape(positions.shape)
 
 
 def _write_by_lanes(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
@@ -195,11 +215,14 @@ def _write_tile(array: jax.Array, positions: jax.Array, values: jax.Array) -> ja
     groups = _grouped(lax.bitcast_convert_type(array, word))
     by_group = _by_group(positions, size)
     new = _by_group(lax.bitcast_convert_type(values, word), size)
+    few = array.ndim == 2 and _has_few_groups(array.shape)
+    if few:
+        groups, by_group, new = map(_rows_inside, (groups, by_group, new))
     lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
     for slot in range(by_group.shape[-1]):
         chosen = lane == by_group[..., slot : slot + 1].astype(jnp.int32)
         groups = jnp.where(chosen, new[..., slot : slot + 1], groups)
-    bits = groups.reshape(*array.shape[:-1], -1)[..., :size]
+    bits = (groups.swapaxes(1, 2) if few else groups).reshape(*array.shape[:-1], -1)[..., :size]
     return lax.bitcast_convert_type(bits, array.dtype)
 
 
