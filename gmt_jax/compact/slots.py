@@ -212,18 +212,43 @@ def _write_by_lanes(array: jax.Array, positions: jax.Array, values: jax.Array) -
 def _write_tile(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     size, word = array.shape[-1], f"uint{8 * array.dtype.itemsize}"
     # Chosen between the bits, so that a weight that is not chosen keeps them, whatever it is.
-    groups = _grouped(lax.bitcast_convert_type(array, word))
-    by_group = _by_group(positions, size)
-    new = _by_group(lax.bitcast_convert_type(values, word), size)
+    bits, new = (lax.bitcast_convert_type(x, word) for x in (array, values))
+    if array.dtype.itemsize == 2:
+        bits = _write_pairs(bits.astype(jnp.uint32), positions, new).astype(word)
+        return lax.bitcast_convert_type(bits, array.dtype)
+    parts = _grouped(bits), _by_group(positions, size).astype(jnp.int32), _by_group(new, size)
     few = array.ndim == 2 and _has_few_groups(array.shape)
-    if few:
-        groups, by_group, new = map(_rows_inside, (groups, by_group, new))
+    groups, by_group, new = map(_rows_inside, parts) if few else parts
     lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
     for slot in range(by_group.shape[-1]):
-        chosen = lane == by_group[..., slot : slot + 1].astype(jnp.int32)
+        chosen = lane == by_group[..., slot : slot + 1]
         groups = jnp.where(chosen, new[..., slot : slot + 1], groups)
-    bits = (groups.swapaxes(1, 2) if few else groups).reshape(*array.shape[:-1], -1)[..., :size]
+    bits = _ungrouped(groups, few, array.shape)
     return lax.bitcast_convert_type(bits, array.dtype)
+
+
+def _write_pairs(bits: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
+    """`_write_tile` of 16 bits, each in a uint32.
+
+    A position and its value are one word, so that half as much is repeated for each lane. Their
+    exclusive or with the lane is the value where the position is the lane, else larger.
+    """
+    size = bits.shape[-1]
+    pairs = positions.astype(jnp.uint32) << 16 | new.astype(jnp.uint32)
+    parts = _grouped(bits), _by_group(pairs, size)
+    few = bits.ndim == 2 and _has_few_groups(bits.shape)
+    groups, by_group = map(_rows_inside, parts) if few else parts
+    lane = lax.broadcasted_iota(jnp.uint32, groups.shape, groups.ndim - 1) << 16
+    for slot in range(by_group.shape[-1]):
+        found = by_group[..., slot : slot + 1] ^ lane
+        groups = jnp.where(found < 1 << 16, found, groups)
+    return _ungrouped(groups, few, bits.shape)
+
+
+def _ungrouped(groups: jax.Array, few: bool, shape: tuple[int, ...]) -> jax.Array:
+    """The array of which `_grouped`, and for few groups `_rows_inside`, made groups."""
+    groups = groups.swapaxes(1, 2) if few else groups
+    return groups.reshape(*shape[:-1], -1)[..., : shape[-1]]
 
 
 def _indices(array: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
