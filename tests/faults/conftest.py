@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from train.buckets.store import Store
+
 ROOT = Path(__file__).parents[2]
 DRAWS = int(os.environ.get("FAULTS_DRAWS", "2"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
@@ -129,10 +131,59 @@ def failing(top: Path) -> Path | None:
     return library
 
 
+class Bucket:
+    """A bucket on this machine, for runs in processes of their own."""
+
+    def __init__(self, port: int, faults: Path) -> None:
+        self.environment = {"STORAGE_EMULATOR_HOST": f"http://localhost:{port}"}
+        self._faults = faults
+
+    def settings(self, file: Path) -> list[str]:
+        """The settings that place a config's run in the bucket."""
+        return [f"run=gs://bucket/{file.parent.name}/run"]
+
+    def download(self, file: Path) -> None:
+        """Brings that run to where it would be without those settings."""
+        store = Store(f"gs://bucket/{file.parent.name}/run")
+        objects = store.objects()
+        store.download({name: file.parent / "run" / name for name in objects}, objects)
+
+    def fail(self, **how: float) -> None:
+        """Lets requests fail; see the server."""
+        self._faults.write_text(json.dumps(how))
+
+    def mend(self) -> None:
+        """Ends that."""
+        self._faults.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def bucket(top: Path) -> Iterator[Bucket]:
+    for package in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(package)
+    server, faults = ROOT / "tests/standins/bucket_server.py", top / "faults.json"
+    command = [sys.executable, str(server), "gs", str(faults)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout
+        port = int(process.stdout.readline())
+        bucket = Bucket(port, faults)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in bucket.environment.items():
+                patch.setenv(name, value)
+            yield bucket
+        process.kill()
+
+
 @pytest.fixture(scope="session")
 def zygote(top: Path, failing: Path | None) -> Iterator[Zygote]:
     preload = {"LD_PRELOAD": str(failing)} if failing else {}
-    zygote = Zygote(top, {"HF_HOME": str(top / "hf"), "JAX_PLATFORMS": "cpu", **preload})
+    homes = {"HF_HOME": str(top / "hf"), "XDG_CACHE_HOME": str(top / "xdg")}
+    zygote = Zygote(
+        top,
+        {"JAX_PLATFORMS": "cpu", **homes, **preload},
+    )
     yield zygote
     zygote.close()
 

@@ -4,7 +4,12 @@
    FAILING_COUNT   a file of 8 bytes that counts the changes
    FAILING_AT      the number of the change that fails; 0: none does
    FAILING_FOREVER 1: all after it fail too
-   FAILING_ERRNO   why */
+   FAILING_ERRNO   why
+
+   Lets the time of day jump, too:
+
+   JUMP_AFTER      seconds from the first look at the clock to the jump
+   JUMP_BY         seconds that it jumps, backwards if negative */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,7 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static atomic_ulong *counter(void) {
@@ -94,3 +101,27 @@ int mkdir(const char *path, mode_t mode) {
   }
 OPEN(open)
 OPEN(open64)
+
+/* Seconds that are added to the time of day; steady clocks are as they were. */
+static long jump(void) {
+  static long start = 0;
+  const char *after = getenv("JUMP_AFTER"), *by = getenv("JUMP_BY");
+  if (after == NULL || by == NULL) return 0;
+  struct timespec now;
+  NEXT(int, clock_gettime, clockid_t, struct timespec *)(CLOCK_MONOTONIC, &now);
+  if (start == 0) start = now.tv_sec;
+  return now.tv_sec - start >= atol(after) ? atol(by) : 0;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  int failed = NEXT(int, clock_gettime, clockid_t, struct timespec *)(clock, now);
+  if (failed == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+    now->tv_sec += jump();
+  return failed;
+}
+time_t time(time_t *out) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (out != NULL) *out = now.tv_sec;
+  return now.tv_sec;
+}

@@ -1,7 +1,8 @@
 """A bucket on this machine: bucket_server.py gs|s3 FAULTS serves one named `bucket`, in memory.
 
 Its port is printed. FAULTS is a file that need not exist, with JSON on how gs:// fails: {"delay":
-SECONDS, "status": NUMBER, "after": COUNT}, the first COUNT requests being answered as usual.
+SECONDS, "status": NUMBER, "after": COUNT, "until": COUNT}; requests before and after those are
+answered as usual.
 """
 
 import http.server
@@ -38,7 +39,7 @@ def serve_gs(port: int, faults: Path) -> None:
                 count = 0
                 return super().handle(method)
             count += 1
-            if count <= fault.get("after", 0):
+            if not fault.get("after", 0) < count <= fault.get("until", count):
                 return super().handle(method)
             time.sleep(fault.get("delay", 0))
             if "status" in fault:
