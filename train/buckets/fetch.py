@@ -1,13 +1,16 @@
 """What is at an address as files and folders here: downloaded once, and again when it changes."""
 
+import contextlib
 import fnmatch
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from .. import lease
 from ..errors import UserError, warn
 from ..files import DestinationExistsError, atomic_folder
 from ..manifest import NAME as MANIFEST
@@ -126,7 +129,7 @@ def destination(place: str | Path) -> Iterator[Path]:
             f"{place} is not empty: it holds {', '.join(filter(None, there[:3])) or 'an object'}; "
             "choose another address with --out, or remove it"
         )
-    with _scratch() as folder:
+    with scratch("outputs") as folder:
         path = folder / last_name(str(place))
         with named(path, str(place)):
             yield path
@@ -181,8 +184,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
-    top = cache_folder() / "outputs"
+def scratch(kind: str) -> Iterator[Path]:
+    """Yields a new folder of a kind, for that long; those of processes that were killed go."""
+    top = cache_folder() / kind
     top.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=top) as name:
-        yield Path(name)
+    for left in top.iterdir():
+        with contextlib.suppress(UserError):  # Its process lives.
+            if lease.take(left):
+                shutil.rmtree(left, ignore_errors=True)
+                lease.release(left)
+    new = Path(tempfile.mkdtemp(dir=cache_folder()))
+    lease.take(new)
+    folder = new.replace(top / new.name)  # Locked before others see it.
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lease.release(new)

@@ -21,6 +21,7 @@ from .store import Store
 NAME = ".lease.json"
 RENEW = 10.0  # Seconds from one renewal to the next.
 DEAD = 60.0  # Seconds without one after which a writer counts as dead.
+_HURRY = 5.0  # Seconds in which it is given back; if not, it counts as dead after a while.
 SETTLE = 3.0  # Seconds in which another that found the same dead writer has put its name, too.
 
 
@@ -77,8 +78,9 @@ class Lease:
     def release(self) -> None:
         """Gives the lease back, if it is still ours."""
         self._ended.set()
+        self._store.patience = _HURRY
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_HURRY)
         if self._is_ours():
             self._store.remove([NAME])
 
@@ -98,6 +100,7 @@ class Lease:
                 raise self._refusal(now)
 
     def _renew(self) -> None:
+        self._store.quiet = True  # Saves report a bucket that cannot be reached.
         while not self._ended.wait(RENEW):
             try:
                 if not self._is_ours():

@@ -55,6 +55,10 @@ class Mirror:
         wanted = {name for name in objects if name not in _OWN and not name.startswith(later)}
         self._download(sorted(wanted | {f"{whole}{MANIFEST}" for whole in wholes}), objects)
 
+    def hurry(self) -> None:
+        """From now on, nothing is tried again for long."""
+        self._store.patience = 5.0
+
     def push(self) -> None:
         """Uploads what is new or has changed here: small files, and folders with a manifest."""
         with self._lock:

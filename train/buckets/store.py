@@ -39,12 +39,18 @@ class Object(NamedTuple):
 class Store:
     """What is below an address; names are relative to it.
 
+    Attributes:
+      patience: the seconds in which an operation is tried again; None: `PATIENCE`.
+      quiet: whether nothing is printed on what is tried again.
+
     Raises:
       BucketError: from every function, if the bucket cannot be reached or refuses.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
+        self.patience: float | None = None
+        self.quiet = False
 
     def objects(self, below: str = "") -> dict[str, Object]:
         """All objects by name, in order; those below a folder if one is named.
@@ -154,8 +160,8 @@ class Store:
           FileNotFoundError, FileExistsError: if there is no such object, or there is one.
         """
         fs = _file_system(self.address.partition("://")[0])
-        until, pause = time.monotonic() + PATIENCE, 1.0
-        told = False
+        patience = PATIENCE if self.patience is None else self.patience
+        until, pause, told = time.monotonic() + patience, 1.0, self.quiet
         while True:
             try:
                 return function(fs)

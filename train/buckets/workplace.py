@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from .. import lease as local_lease
 from ..distributed.processes import barrier, is_main_process, same_number
 from ..errors import UserError, warn
 from .address import is_address, last_name
-from .fetch import cache_folder, named
+from .fetch import cache_folder, named, scratch
 from .lease import Lease
 from .mirror import Mirror, forget, keep
 from .store import Store
@@ -51,6 +50,7 @@ def writing(place: str) -> Iterator[Path]:
             yield mirror.folder
         except UserError:
             if is_main_process():  # The records of what went wrong.
+                mirror.hurry()
                 with contextlib.suppress(UserError):
                     mirror.push()
             raise
@@ -70,10 +70,8 @@ def reading(place: str | Path) -> Iterator[str]:
     if not is_address(place) or Store(str(place)).read(CONFIG) is None:
         yield str(place)
         return
-    top = cache_folder() / "readers"
-    top.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=top, ignore_cleanup_errors=True) as name:
-        mirror = Mirror(Path(name) / last_name(str(place)), str(place))
+    with scratch("readers") as top:
+        mirror = Mirror(top / last_name(str(place)), str(place))
         with _named(mirror):
             mirror.pull()
             yield str(mirror.folder)

@@ -12,6 +12,7 @@ from train.buckets.fetch import (
     fetch,
     fetch_files,
     optional_destination,
+    scratch,
     shared_cache,
 )
 from train.buckets.store import Store
@@ -88,6 +89,18 @@ def test_after_an_error_nothing_is_uploaded(gs: Any) -> None:
     with pytest.raises(UserError, match=f"^{gs.address}/a: no$"):
         fail()
     assert not Store(gs.address).objects()
+    assert not list((cache_folder() / "outputs").iterdir())
+    assert not [path for path in cache_folder().iterdir() if path.name != "outputs"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not(gs: Any) -> None:
+    left = cache_folder() / "outputs/left"
+    left.mkdir(parents=True)
+    (left / "large").touch()
+    with scratch("outputs") as first, scratch("outputs") as second:
+        assert not left.exists()
+        assert first.is_dir()
+        assert second.is_dir()
     assert not list((cache_folder() / "outputs").iterdir())
 
 

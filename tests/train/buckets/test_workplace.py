@@ -75,35 +75,35 @@ def test_a_bucket_that_cannot_be_reached_is_one_line_and_leaves_no_lease(
 
 @pytest.mark.slow
 def test_everything_at_addresses_gives_the_bits_of_everything_here(
-    gs: Any, write_config: Any, tiny_model: Path, tiny_data: Path, tmp_path: Path, capsys: Any
+    bucket: Any, write_config: Any, tiny_model: Path, tiny_data: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    top = Store(gs.address)
+    top = Store(bucket.address)
     top.upload({f"model/{p.name}": p for p in tiny_model.iterdir()} | {"data/a.jsonl": tiny_data})
     local = write_config(export_dtype="float32")
     assert main(["sft", "--config", str(local)]) == 0
     there = [
-        f"run={gs.address}/run",
-        f"cache={gs.address}/cache",
-        f"model.path={gs.address}/model",
-        f"data.train={gs.address}/data/*.jsonl",
+        f"run={bucket.address}/run",
+        f"cache={bucket.address}/cache",
+        f"model.path={bucket.address}/model",
+        f"data.train={bucket.address}/data/*.jsonl",
     ]
     assert main(["sft", "--config", str(local), *there]) == 0
     weights = (tmp_path / "run/export/model.safetensors").read_bytes()
     assert top.read("run/export/model.safetensors") == weights
     assert sum(name.startswith("cache/") for name in top.objects()) > 3
     printed = capsys.readouterr().out.replace("\n", "")
-    assert f"{gs.address}/run/export" in printed
+    assert f"{bucket.address}/run/export" in printed
     assert str(tmp_path / "xdg") not in printed
     assert main(["sft", "--config", str(local), *there]) == 2
-    assert f"{gs.address}/run already holds a run" in capsys.readouterr().err
+    assert f"{bucket.address}/run already holds a run" in capsys.readouterr().err
     assert main(["sft", "--config", str(local), *there, "--resume"]) == 0
-    assert main(["verify", f"{gs.address}/run"]) == 0
+    assert main(["verify", f"{bucket.address}/run"]) == 0
     assert "can be resumed from step 6" in capsys.readouterr().out
-    _use(gs.address, tmp_path)
+    _use(bucket.address, tmp_path)
     assert top.read("applied/model.safetensors") == weights
     assert top.read("bf16/config.json")
-    assert main(["generate", f"{gs.address}/run", "3+9=", "--max-new-tokens", "2"]) == 0
-    assert main(["generate", f"{gs.address}/applied", "3+9=", "--max-new-tokens", "2"]) == 0
+    assert main(["generate", f"{bucket.address}/run", "3+9=", "--max-new-tokens", "2"]) == 0
+    assert main(["generate", f"{bucket.address}/applied", "3+9=", "--max-new-tokens", "2"]) == 0
 
 
 def _use(address: str, tmp_path: Path) -> None:
