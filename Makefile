@@ -59,7 +59,7 @@ $(EXAMPLES)/ready: pyproject.toml
 	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[examples]"
 	@touch $@
 
-.PHONY: test test-all faults examples check docs wheel clean
+.PHONY: test test-all faults fuzz examples check docs wheel clean
 test: $(VENV)/dev  ## Run the tests, except those marked slow
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
@@ -72,6 +72,12 @@ FAULTS_DRAWS ?= 30
 FAULTS_SEED ?= 0
 faults: $(VENV)/dev  ## Kill, damage and starve many runs (FAULTS_DRAWS, FAULTS_SEED); hours
 	FAULTS_DRAWS=$(FAULTS_DRAWS) FAULTS_SEED=$(FAULTS_SEED) $(BIN)/python -m pytest -v tests/faults
+
+# For each parser.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/dev  ## Search for inputs that break the parsers (FUZZ_SECONDS for each)
+	$(BIN)/python -m pip install --quiet "atheris>=3"
+	PYTHONPATH=. $(BIN)/python tests/faults/fuzz.py --seconds $(FUZZ_SECONDS)
 
 examples: $(EXAMPLES)/ready  ## Run the scripts in examples/ whose packages install here, and their tests
 	for name in jax_jit flax_nnx flax_linen equinox_module tunix_sft tunix_dpo; do \

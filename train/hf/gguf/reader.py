@@ -82,10 +82,19 @@ def open_gguf(source: Path) -> GGUFReader:
 
 
 def read_metadata(source: Path, reader: GGUFReader) -> Metadata:
-    """All metadata of an open file."""
+    """All metadata of an open file.
+
+    Raises:
+      UserError: if a value cannot be read, such as text that is not UTF-8.
+    """
     values = {}
     for key, field in reader.fields.items():
-        value = field.contents()
+        try:
+            value = field.contents()
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{source}: {key} cannot be read ({error}); download or convert it again"
+            ) from error
         if field.types == [GGUFValueType.FLOAT32]:
             # The shortest decimal that is this float32, such as the 1e-05 that its author wrote.
             value = float(str(np.float32(value)))
@@ -97,7 +106,8 @@ def dequantized(source: Path, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
     """A tensor as float32.
 
     Raises:
-      UserError: if its quantisation is not supported, or an entry is not finite.
+      UserError: if its quantisation is not supported, its data do not fit it, or an entry is not
+        finite.
     """
     try:
         weights: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
@@ -105,6 +115,11 @@ def dequantized(source: Path, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
         raise UserError(
             f"{source}: {tensor.name} has the type {tensor.tensor_type.name}, which cannot be "
             "dequantised; use a file of another quantisation, such as Q8_0"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{source}: {tensor.name} has other data than its shape says ({error}); download or "
+            "convert it again"
         ) from error
     if not np.isfinite(weights).all():
         raise UserError(f"{source}: {tensor.name} is not finite; download or convert it again")

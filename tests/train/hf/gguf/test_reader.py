@@ -1,6 +1,7 @@
 """GGUF files are read whole, dequantised, and refused where they are damaged."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from train.errors import UserError
-from train.hf.gguf.reader import Metadata, open_gguf, read_metadata, shortened
+from train.hf.gguf.reader import Metadata, dequantized, open_gguf, read_metadata, shortened
 
 
 def test_quantised_weights_are_those_of_the_gguf_package(gguf: Any) -> None:
@@ -35,12 +36,30 @@ def test_a_type_that_cannot_be_dequantised_is_refused(gguf: Any) -> None:
     gguf.refused(source, "output_norm.weight", "F64")
 
 
+def test_data_that_do_not_fit_their_type_are_refused() -> None:
+    empty: Any = SimpleNamespace(
+        name="output.weight",
+        data=np.zeros((0, 18), np.uint8),
+        tensor_type=GGMLQuantizationType.Q4_0,
+    )
+    with pytest.raises(UserError, match=r"m\.gguf: output\.weight has other data than its shape"):
+        dequantized(Path("m.gguf"), empty)
+
+
 def test_a_file_cut_short_anywhere_is_refused(gguf: Any, tmp_path: Path) -> None:
     whole = gguf.write(file="whole.gguf").read_bytes()
     cut = tmp_path / "cut.gguf"
     for size in [*range(0, 64, 5), *range(64, len(whole), 997), len(whole) - 32]:
         cut.write_bytes(whole[:size])
         gguf.refused(cut, "cut.gguf", "download or convert it again")
+
+
+def test_text_that_is_not_utf8_is_refused_by_key(gguf: Any, tmp_path: Path) -> None:
+    whole = gguf.write(file="whole.gguf").read_bytes()
+    assert whole.count(b"smollm") == 1
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(whole.replace(b"smollm", b"smol\xfem"))
+    gguf.refused(broken, "broken.gguf", "tokenizer.ggml.pre cannot be read", "convert it again")
 
 
 def test_other_files_and_no_file_are_refused(gguf: Any, tmp_path: Path) -> None:
