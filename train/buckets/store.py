@@ -201,6 +201,8 @@ def _is_refusal(error: Exception) -> bool:
     """Whether another try would be refused too."""
     if isinstance(error, PermissionError | ValueError | TypeError | NotImplementedError):
         return True
+    if "Credentials" in type(error).__name__:  # The classes of google.auth and of botocore.
+        return True
     code = getattr(error, "code", None) or getattr(error, "status", None)
     return code in (400, 401, 403, 405) or str(error).startswith("Forbidden")
 

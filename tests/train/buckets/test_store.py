@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -92,6 +93,19 @@ def test_a_machine_that_cannot_be_reached_is_one_line(
             Store(bucket.address).read("a")
     finally:
         store._file_system.cache_clear()
+
+
+def test_a_machine_without_credentials_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def read(address: str) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(store, "_file_system", lambda scheme: SimpleNamespace(cat_file=read))
+    monkeypatch.setattr("time.sleep", pytest.fail)
+    with pytest.raises(BucketError, match=r"Unable to locate.*see the address and this machine's"):
+        Store("s3://bucket/x").read("a")
 
 
 def test_a_package_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
