@@ -125,6 +125,28 @@ def test_two_processes_give_the_run_of_one(settings: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    ["optimizer.mask={kind: one_off, mask_ratio: 0.8, compact: true}", "lora={rank: 4, alpha: 8}"],
+    ids=["compact", "lora"],
+)
+def test_two_processes_train_what_is_beside_a_base_as_one_does(
+    settings: Path, tmp_path: Path, method: str
+) -> None:
+    mesh = "mesh={fsdp: 4, tensor: 2}"
+    one = _alone(settings, method, mesh)
+    with _processes(settings, method, mesh, f"run={tmp_path / 'two'}") as started:
+        status, _, errors = _ended(started[0])
+        assert status == 0, errors
+        assert _ended(started[1])[:2] == (0, "")
+    two = Run(tmp_path / "two")
+    _assert_same(two, one)
+    shutil.rmtree(two.checkpoints / "4")
+    shutil.rmtree(two.export)
+    _assert_same(_alone(settings, method, mesh, f"run={two.folder}", resume=True), one)
+
+
+@pytest.mark.slow
 def test_two_processes_keep_the_best_and_end_early_as_one_does(
     settings: Path, tmp_path: Path
 ) -> None:
