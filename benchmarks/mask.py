@@ -3,7 +3,8 @@
     python benchmarks/mask.py                                       # one tensor of each size
     python benchmarks/mask.py --model models/SmolLM2-135M-Instruct  # a model's, and its step
     python benchmarks/mask.py --model models/SmolLM2-135M-Instruct --family  # the other methods
-    python benchmarks/mask.py --unstacked 30                        # compiling 272 arrays
+    python benchmarks/mask.py --unstacked 30                        # 272 arrays: compiling, update
+    python benchmarks/mask.py --unstacked 80                        # 723 arrays: compiling
     XLA_FLAGS=--xla_force_host_platform_device_count=8 NPROC=32 python benchmarks/mask.py
 
 All rows of a table are timed in turn, round after round. The median of the rounds is printed with
@@ -16,7 +17,6 @@ import argparse
 import functools
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from others import OTHERS, RATIO, Method, Tree, torch, torch_methods
 from timing import print_table, progress
-from updates import Model, adamw
+from updates import Model, adamw, seconds_to_compile
 
 from gmt_jax import gmt_mask
 from gmt_jax._threshold.find import find
@@ -89,17 +89,22 @@ def methods(tree: Tree, stacked_axes: dict[str, int | None]) -> dict[str, Method
     return found | {f"mask by {name}": method for name, method in alone.items()}
 
 
-def spread(tree: Tree) -> Tree:
-    """The tree with the last axis of each leaf that the devices divide sharded over them."""
+def shardings(shapes: dict[str, tuple[int, ...]]) -> dict[str, NamedSharding]:
+    """Of arrays whose last axis that the devices divide is sharded over them."""
     mesh = jax.make_mesh((DEVICES,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     out = {}
-    for name, g in tree.items():
-        spec: list[str | None] = [None] * g.ndim
-        axes = [axis for axis in range(g.ndim) if g.shape[axis] % DEVICES == 0]
+    for name, shape in shapes.items():
+        spec: list[str | None] = [None] * len(shape)
+        axes = [axis for axis, size in enumerate(shape) if size % DEVICES == 0]
         if axes and DEVICES > 1:
             spec[axes[-1]] = "x"
-        out[name] = jax.device_put(g, NamedSharding(mesh, P(*spec)))
+        out[name] = NamedSharding(mesh, P(*spec))
     return out
+
+
+def spread(tree: Tree) -> Tree:
+    """The tree with the last axis of each leaf that the devices divide sharded over them."""
+    return jax.device_put(tree, shardings({name: g.shape for name, g in tree.items()}))
 
 
 def print_model(folder: Path, rounds: int, family: bool) -> None:
@@ -125,21 +130,36 @@ def print_model(folder: Path, rounds: int, family: bool) -> None:
     print_table("A training step of 2 x 256 tokens", steps, "plain fine-tuning", rounds)
 
 
+# Layers: name, hidden size, that of the MLP and of keys and values, vocabulary, heads of their own.
+UNSTACKED = {30: ("135M", 576, 1536, 192, 49152, 0), 80: ("70B", 8192, 28672, 1024, 128256, 1)}
+
+
 def print_unstacked(layers: int, rounds: int) -> None:
-    """Times the compilation and the update of a model with an array for each matrix."""
-    model, hidden, ffn, kv, vocabulary = {30: ("135M", 576, 1536, 192, 49152)}.get(
-        layers, ("1B", 1024, 3072, 256, 32000)
-    )
+    """Times compiling the update of a model with an array for each matrix, and the update."""
+    model, hidden, ffn, kv, vocabulary, heads = UNSTACKED[layers]
     matrices = [(hidden, hidden)] * 2 + [(hidden, kv)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
-    shapes = [*(matrices + [(hidden,)] * 2) * layers, (vocabulary, hidden), (hidden,)]
-    tree = spread({str(i): jnp.ones(s) * (i + 1) + jnp.arange(s[-1]) for i, s in enumerate(shapes)})
-    found: dict[str, Method] = {}
-    for name, masks in (("AdamW alone", []), ("AdamW with gmt_mask", [gmt_mask(RATIO)])):
-        before = time.process_time()
-        found[name] = adamw(tree, *masks)
-        found[name]()
-        print(f"{name}: {time.process_time() - before:.1f} s of processor time to compile")
-    print_table(f"{model}: {len(tree)} arrays", found, "AdamW alone", rounds)
+    layer, others = matrices + [(hidden,)] * 2, [(vocabulary, hidden)] * (1 + heads) + [(hidden,)]
+    shapes = {str(i): shape for i, shape in enumerate([*layer * layers, *others])}
+    stacked = {str(i): (layers, *shape) for i, shape in enumerate(layer)}
+    stacked |= {f"{i} alone": shape for i, shape in enumerate(others)}
+    forms = {f"{len(shapes)} arrays": (shapes, None)}
+    forms["stacked"] = (stacked, {name: None if "alone" in name else 0 for name in stacked})
+    for form, (of_form, axes) in forms.items():
+        mask = functools.partial(gmt_mask, RATIO, stacked_axes=axes)
+        types = {
+            name: jax.ShapeDtypeStruct(of_form[name], jnp.float32, sharding=sharding)
+            for name, sharding in shardings(of_form).items()
+        }
+        seconds_to_compile(dict(list(types.items())[-1:]))  # What only the first compilation costs.
+        for name, first in (("AdamW alone", []), ("AdamW with gmt_mask", [mask()])):
+            seconds = seconds_to_compile(types, *first)
+            print(f"{form}, {name}: {seconds:.1f} s of processor time to compile", flush=True)
+        if layers == 30:
+            keys = zip(types, jax.random.split(jax.random.key(0), len(types)), strict=True)
+            tree = spread({name: jax.random.normal(key, of_form[name]) for name, key in keys})
+            found = {"AdamW alone": adamw(tree), "AdamW with gmt_mask": adamw(tree, mask())}
+            print_table(f"{model}, {form}", found, "AdamW alone", rounds)
+            del tree, found
 
 
 def main() -> None:
@@ -149,7 +169,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder: its gradients and training step")
     parser.add_argument("--family", action="store_true", help="the other methods, beside GMT")
     parser.add_argument(
-        "--unstacked", type=int, help="layers, each of nine arrays: compile and run"
+        "--unstacked", type=int, choices=UNSTACKED, help="layers, each of nine arrays"
     )
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()

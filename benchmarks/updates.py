@@ -1,6 +1,7 @@
 """The parts of training that are timed: gradients, an optimizer's update, a training step."""
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gmt_train.hf.load import load_params
 from gmt_train.hf.tokenizer import load_tokenizer
 from gmt_train.model import load_model_config, stacked_axes
 from gmt_train.objective.sft import Sft
+from jax.sharding import NamedSharding, PartitionSpec
 
 Tree = dict[str, jax.Array]
 Method = Callable[[], Any]
@@ -26,11 +28,7 @@ def adamw(tree: Tree, *first: optax.GradientTransformation) -> Method:
 def adamw_under(params: Tree, optimizer: optax.GradientTransformation, grads: Tree) -> Method:
     """An update with donated parameters and state, as in training."""
 
-    def update(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    compiled = jax.jit(update, donate_argnums=(0, 1))
+    compiled = donating_update(optimizer)
     held = [jax.tree.map(jnp.copy, params), jax.jit(optimizer.init)(params)]
 
     def run() -> Any:
@@ -38,6 +36,32 @@ def adamw_under(params: Tree, optimizer: optax.GradientTransformation, grads: Tr
         return held
 
     return run
+
+
+def donating_update(optimizer: optax.GradientTransformation) -> Any:
+    """A jitted function of parameters and state, both donated, and gradients."""
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(update, donate_argnums=(0, 1))
+
+
+def seconds_to_compile(tree: Any, *first: optax.GradientTransformation) -> float:
+    """Processor time to trace, lower and compile an AdamW update of arrays of these shapes."""
+    optimizer = optax.chain(*first, optax.adamw(1e-5))
+    like = {x.shape: x.sharding for x in jax.tree.leaves(tree)}
+    mesh = next(iter(like.values())).mesh
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=like.get(x.shape, NamedSharding(mesh, PartitionSpec()))
+        ),
+        jax.eval_shape(optimizer.init, tree),
+    )
+    start = time.process_time()
+    donating_update(optimizer).lower(tree, state, tree).compile()
+    return time.process_time() - start
 
 
 class Model:

@@ -1,6 +1,7 @@
 """Figures that describe a mask, for each tensor and over all of them."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -168,7 +169,7 @@ def _measure(
     """The new history, and the sums over each tensor of a leaf."""
     mask = jnp.expand_dims(mask, tuple(range(g.ndim - mask.ndim))) & jnp.ones_like(g, bool)
 
-    def arrays(leaf: tuple[jax.Array, ...], _: None) -> list[jax.Array]:
+    def arrays(leaf: tuple[jax.Array, ...], _: Sequence[jax.Array]) -> list[jax.Array]:
         g, mask, history = leaf
         before, nonzero = (history & 1).astype(bool), g != 0
         square = jnp.square(jnp.abs(g).astype(jnp.float32))
@@ -179,7 +180,10 @@ def _measure(
     # at 2**24.
     axes = tuple(axis for axis in range(g.ndim) if axis not in stacked_axes)
     leaf, last = (g, mask, history), axes[-1:]
-    rows = reduce(("sum",) * 8, arrays, leaf, None, last) if last else arrays(leaf, None)
+    rows = arrays(leaf, ())
+    if last:
+        stacks = reduce(("sum",) * 8, arrays, leaf, last)
+        rows = [stack[..., i] for stack in stacks for i in range(stack.shape[-1])]
     sums = [jnp.sum(part.astype(jnp.float32), axes[:-1]) for part in rows]
     shards = shard_axes(g)
     sums = [lax.psum(part, shards) for part in sums] if shards else sums

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from gmt_jax._threshold.find import find
 from gmt_jax._threshold.float_bits import (
+    absolute_bits,
     bits_dtype,
     float32_or_wider,
     magnitude_bits,
@@ -124,7 +125,8 @@ class LargestScores:
         slack = None if exact else layout.expand(fraction_of(self.tolerance, layout.sizes))
         found = find(leaves, dtypes, layout, ranks, state.threshold, slack)
         below = found.below
-        thresholds = zip(leaves, layout.split(found.bits), dtypes, layout.stacked_axes, strict=True)
+        bits = found.bits if break_ties and exact else found.last_masked
+        thresholds = zip(leaves, layout.split(bits), dtypes, layout.stacked_axes, strict=True)
         if break_ties and exact:
             rows = magnitude_rows(layout, dtypes, mesh_of(leaves))
             firsts = first_selected(leaves, ranks, rows, found.bits, found.below)
@@ -134,7 +136,7 @@ class LargestScores:
             ]
             below = ranks
         else:
-            masks = [_is_at_least(*threshold) for threshold in thresholds]
+            masks = [_is_above(*threshold) for threshold in thresholds]
         fraction = jnp.sum(as_float(below)) / np.float32(max(layout.entries, 1))
         state = GmtMaskState(count, found.threshold, fraction)
         return jax.tree.unflatten(treedef, masks), state
@@ -197,12 +199,12 @@ def _choose_jvp(
 
 
 @partial(jax.jit, static_argnames=("dtype", "stacked_axes"))
-def _is_at_least(
+def _is_above(
     leaf: jax.Array, bits: jax.Array, dtype: DTypeLike, stacked_axes: tuple[int, ...]
 ) -> jax.Array:
-    """Where |leaf|, as a float of this dtype, has bits at least those of its tensor's threshold."""
-    threshold = along(bits.astype(bits_dtype(dtype)), leaf.ndim, stacked_axes)
-    return magnitude_bits(leaf, dtype) >= threshold
+    """Where |leaf|, as a float of this dtype, has bits above these, which are the last masked."""
+    entries = absolute_bits(leaf, dtype)
+    return entries > along(bits.astype(entries.dtype), leaf.ndim, stacked_axes)
 
 
 @partial(jax.jit, static_argnames=("dtype", "stacked_axes"))
@@ -213,7 +215,7 @@ def _is_selected(
     stacked_axes: tuple[int, ...],
     first: jax.Array,
 ) -> jax.Array:
-    """As `_is_at_least`, but of equal bits only from the position `first` on."""
+    """As `_is_above`, but of equal bits only from the position `first` on."""
     threshold = along(bits.astype(bits_dtype(dtype)), leaf.ndim, stacked_axes)
     found = magnitude_bits(leaf, dtype)
     return (found > threshold) | ((found == threshold) & is_from(leaf, first, stacked_axes))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmt_jax._threshold.float_bits import bits_dtype, magnitude, magnitude_bits
+from gmt_jax._threshold.float_bits import bits_dtype, magnitude, magnitude_bits, nan_bits
 from gmt_jax._threshold.layout import TensorLayout, magnitude_rows
 from gmt_jax._threshold.packing import pack
 from gmt_jax._threshold.replication import mesh_of
@@ -20,12 +20,14 @@ class Found(NamedTuple):
 
     Attributes:
       bits: T as integers, [R]; those above the integers of NaN mask everything.
+      last_masked: the integers up to which entries are masked, [R]; of `absolute_bits`.
       threshold: T as floats, [R].
       below: the number of entries below T, [R].
       passes: int32 scalar: how often the data was read.
     """
 
     bits: jax.Array
+    last_masked: jax.Array
     threshold: jax.Array
     below: UInt64
     passes: jax.Array
@@ -59,7 +61,15 @@ def find(
     ranks, guessed, slack = moved
     bits, below, passes = select(packed, ranks, rows, guessed, slack)
     bits, below = jax.tree.map(lambda part: part[order], (bits, below))
-    return Found(bits, _magnitude_of(bits, of_rows, guess.dtype), below, passes)
+    last = _last_masked(bits, of_rows)
+    return Found(bits, last, _magnitude_of(bits, of_rows, guess.dtype), below, passes)
+
+
+def _last_masked(bits: jax.Array, dtypes: np.ndarray) -> jax.Array:
+    """The integers before T, but the last of all where everything is masked, NaNs too."""
+    nans = np.array([nan_bits(dtype) for dtype in dtypes], bits.dtype)
+    all_nans = np.array([jnp.iinfo(bits_dtype(dtype)).max for dtype in dtypes], bits.dtype)
+    return jnp.where(bits > nans, all_nans, bits - 1)
 
 
 def _bits_of(threshold: jax.Array, dtypes: np.ndarray, wide: np.dtype) -> jax.Array:

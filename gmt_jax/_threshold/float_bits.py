@@ -32,11 +32,16 @@ def nan_bits(dtype: DTypeLike) -> int:
     return int(np.array(np.inf, dtype).view(bits_dtype(dtype))) + 1
 
 
-def magnitude_bits(g: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The bits of |g|, for a real g, as a dtype no narrower; all NaNs have `nan_bits`."""
+def absolute_bits(g: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The bits of |g|, for a real g, as a dtype no narrower; those of a NaN are any above inf's."""
     bits = lax.bitcast_convert_type(g.astype(dtype), bits_dtype(dtype))
     # |g| by clearing the sign bit: float comparisons may flush subnormals to zero.
-    bits &= jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
+    return bits & jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
+
+
+def magnitude_bits(g: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The bits of |g|, for a real g, as a dtype no narrower; all NaNs have `nan_bits`."""
+    bits = absolute_bits(g, dtype)
     return jnp.minimum(bits, jnp.array(nan_bits(dtype), bits.dtype))
 
 

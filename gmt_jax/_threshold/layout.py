@@ -14,14 +14,14 @@ from jax.typing import DTypeLike
 
 from gmt_jax._threshold import reductions
 from gmt_jax._threshold.float_bits import (
+    absolute_bits,
     bits_dtype,
     float32_or_wider,
-    magnitude_bits,
     magnitude_dtype,
     nan_bits,
 )
 from gmt_jax._threshold.replication import AnyMesh, is_explicit, replicate, shard_axes
-from gmt_jax._threshold.uint64 import UInt64, add_up, sum_over_shards
+from gmt_jax._threshold.uint64 import UInt64, add_up, sum_over_shards, uint64
 
 Tree = TypeVar("Tree")
 
@@ -86,20 +86,41 @@ class TensorLayout:
         if self.shared:
             return [rows[..., 0]] * len(self.shapes)
         ends = np.cumsum(self.counts).tolist()
+        alone = [end - 1 for end, stack in zip(ends, self.stacks, strict=True) if not stack]
+        scalars = iter(_scalars(rows[..., np.array(alone)]) if alone else ())
         parts = zip(ends, self.counts, self.stacks, strict=True)
         return [
-            # XLA takes long to compile slices of one array that are read by many programs. A
-            # masked sum is a program of its own.
-            _pick(rows, np.arange(ends[-1]) == end - 1)
-            if not stack
-            else rows[..., end - count : end].reshape(*rows.shape[:-1], *stack)
+            rows[..., end - count : end].reshape(*rows.shape[:-1], *stack)
+            if stack
+            else next(scalars)
             for end, count, stack in parts
         ]
 
 
+# XLA sums up more numbers in two programs.
+_AT_ONCE = 16
+
+
+def _scalars(rows: jax.Array) -> list[jax.Array]:
+    """[..., N] → N arrays [...].
+
+    XLA compiles slices of one array that many programs read into each of them, and takes long. Sums
+    under masks are not, and are one program for all masks that are arrays.
+    """
+    number = rows.shape[-1]
+    if number <= _AT_ONCE:
+        masks = np.eye(number, dtype=bool)
+        return [_masked_sum(rows, mask) for mask in masks]
+    groups = -(-number // _AT_ONCE)
+    padding = [(0, 0)] * (rows.ndim - 1) + [(0, groups * _AT_ONCE - number)]
+    by_group = jnp.pad(rows, padding).reshape(*rows.shape[:-1], groups, _AT_ONCE)
+    of_groups = _scalars(jnp.swapaxes(by_group, -1, -2))
+    return [x for group in of_groups for x in _scalars(group)][:number]
+
+
 @jax.jit
-def _pick(rows: jax.Array, here: np.ndarray) -> jax.Array:
-    """The only one of the rows that is `here`, bool [R]."""
+def _masked_sum(rows: jax.Array, here: np.ndarray) -> jax.Array:
+    """The only one of the rows that is `here`, bool [N]."""
     return jnp.sum(jnp.where(here, rows, 0), axis=-1, dtype=rows.dtype)
 
 
@@ -150,8 +171,11 @@ class TensorRows:
     def read(
         self, leaves: Sequence[Any], candidates: jax.Array, low: jax.Array, high: jax.Array
     ) -> "RowsRead":
-        """Counts below the candidates [K, R], and figures of the brackets [R]: one reading."""
-        bounds = replicate(jnp.concatenate([candidates, low[None], high[None]]), self.mesh)
+        """Figures of the entries in the brackets [R], for candidates [K, R]: one reading."""
+        # All integers from the largest entry on are NaNs, which are one value.
+        last = jnp.where(high == self.rows(self.ends), self.rows(self.largest), high - 1)
+        bounds = jnp.concatenate([candidates - low[None], low[None], (last - low)[None]])
+        bounds = replicate(bounds, self.mesh)
         split, axes = self.layout.split(bounds), self.layout.stacked_axes
         parts = zip(leaves, split, self.bits, self.dtypes, axes, strict=True)
         found = [
@@ -160,51 +184,60 @@ class TensorRows:
         ]
         if is_explicit(self.mesh):  # Those of a sharded stack are sharded as it is.
             found = replicate(found, self.mesh)
-        return replicate(self._join(found), self.mesh)
+        most = jnp.asarray(self.rows(self.ends)) - 1 - low
+        return replicate(self._join(found, most.astype(f"u{self.dtype}")), self.mesh)
 
-    def _join(self, found: Sequence[reductions.Reading]) -> "RowsRead":
-        """[*stack] for each leaf → [R]."""
-        low = jnp.stack(list(map(_concatenate, zip(*(part.counts for part in found), strict=True))))
-        high = jnp.zeros_like(low)
-        if any(part.counts_high for part in found):
-            highs = [
-                part.counts_high or [jnp.zeros_like(count) for count in part.counts]
-                for part in found
-            ]
-            high = jnp.stack(list(map(_concatenate, zip(*highs, strict=True))))
-        counts = UInt64(high, low)
-        smallest, largest, total = (
-            _concatenate([getattr(part, name) for part in found])
-            for name in ("smallest", "largest", "total")
-        )
-        if not self.layout.shared:
-            return RowsRead(counts, smallest, largest, total)
-        return RowsRead(
-            jax.tree.map(lambda part: part[:, None], add_up(counts, (1,))),
-            jnp.min(smallest, keepdims=True),
-            jnp.max(largest, keepdims=True),
-            jnp.sum(total, keepdims=True, dtype=total.dtype),
-        )
+    def _join(self, found: Sequence[reductions.Reading], most: jax.Array) -> "RowsRead":
+        """[*stack] for each leaf → [R], with offsets of at most `most`."""
+        sums = _concatenate([part.sums for part in found])
+        minima = _concatenate([part.minima for part in found]).astype(most.dtype)
+        smallest, complement = minima
+        highs = None
+        if any(part.sums_high is not None for part in found):
+            highs = _concatenate([_high(part) for part in found])[:-1]
+        low, total = sums[:-1].astype(jnp.uint32), sums[-1]
+        counts = UInt64(jnp.zeros_like(low) if highs is None else highs, low)
+        if self.layout.shared:
+            counts = jax.tree.map(lambda part: part[:, None], add_up(counts, (1,)))
+            smallest, complement = (jnp.min(part, keepdims=True) for part in (smallest, complement))
+            total = jnp.sum(total, keepdims=True, dtype=total.dtype)
+        absent = 2 * self.rows(self.largest).astype(most.dtype) + 1  # The complement of 0.
+        sizes = self.layout.expand(uint64(self.layout.sizes)).low.astype(most.dtype)
+        largest = absent - complement
+        # Sums of 32-bit integers wrap around, also in a row of 64 bits.
+        middle = absent * sizes - total.astype(most.dtype) - smallest - largest
+        middle &= self.rows(self.largest).astype(most.dtype)
+        offsets = (smallest, middle, largest)
+        return RowsRead(counts, *(jnp.minimum(x, most).astype(self.dtype) for x in offsets))
 
 
 class RowsRead(NamedTuple):
-    """What one reading of the leaves finds, as `reductions.Reading` says.
+    """What one reading of the leaves finds.
 
     Attributes:
-      counts: [K, R].
-      smallest, largest, total: [R].
+      counts: the number of entries below each candidate, [K, R].
+      smallest, largest: the smallest and the largest entry in the bracket, as offsets from its low
+        end, [R].
+      middle: the second of exactly three entries in the bracket, likewise.
     """
 
     counts: UInt64
     smallest: jax.Array
+    middle: jax.Array
     largest: jax.Array
-    total: jax.Array
 
 
 def _concatenate(parts: Sequence[jax.Array]) -> jax.Array:
-    """Arrays of any shapes, flat, one after the other, in the widest of their dtypes."""
+    """[*stack, N] for each leaf → [N, R], in the widest of their dtypes."""
     dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
-    return jnp.concatenate([part.reshape(-1).astype(dtype) for part in parts])
+    rows = jnp.concatenate([part.reshape(-1).astype(dtype) for part in parts])
+    return rows.reshape(-1, parts[0].shape[-1]).T
+
+
+def _high(reading: reductions.Reading) -> jax.Array:
+    """The multiples of 2**32 in the sums of a leaf."""
+    high = reading.sums_high
+    return jnp.zeros_like(reading.sums, jnp.uint32) if high is None else high
 
 
 @partial(jax.jit, static_argnames=("bits", "stacked_axes"))
@@ -219,23 +252,20 @@ def _over_shards(reading: reductions.Reading, leaf: jax.Array) -> reductions.Rea
     axes = shard_axes(jax.tree.leaves(leaf)[0])
     if not axes:
         return reading
-    high = reading.counts_high or list(map(jnp.zeros_like, reading.counts))
-    whole = [
-        sum_over_shards(UInt64(*count), axes) for count in zip(high, reading.counts, strict=True)
-    ]
+    counts = UInt64(_high(reading)[..., :-1], reading.sums[..., :-1].astype(jnp.uint32))
+    whole = sum_over_shards(counts, axes)
+    total = lax.psum(reading.sums[..., -1:], axes)
     return reductions.Reading(
-        [jnp.asarray(count.low) for count in whole],
-        [jnp.asarray(count.high) for count in whole],
-        lax.pmin(reading.smallest, axes),
-        lax.pmax(reading.largest, axes),
-        lax.psum(reading.total, axes),
+        jnp.concatenate([whole.low.astype(total.dtype), total], -1),
+        jnp.concatenate([whole.high, jnp.zeros_like(total, jnp.uint32)], -1),
+        lax.pmin(reading.minima, axes),
     )
 
 
 @cache
-def _magnitude_bits_as(dtype: np.dtype) -> reductions.Bits:
+def _absolute_bits_as(dtype: np.dtype) -> reductions.Bits:
     """One function for each dtype, so that programs which read equal shapes are traced once."""
-    return partial(magnitude_bits, dtype=dtype)
+    return partial(absolute_bits, dtype=dtype)
 
 
 def magnitude_rows(
@@ -245,7 +275,7 @@ def magnitude_rows(
     of_sizes = list(dtypes[: len(layout.sizes)])
     return TensorRows(
         layout,
-        tuple(map(_magnitude_bits_as, dtypes)),
+        tuple(map(_absolute_bits_as, dtypes)),
         tuple(map(bits_dtype, dtypes)),
         tuple(nan_bits(dtype) + 1 for dtype in of_sizes),
         tuple(1 << jnp.finfo(dtype).nmant for dtype in of_sizes),

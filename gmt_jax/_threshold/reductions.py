@@ -6,6 +6,7 @@ has. It merges the sums of many arrays into one exchange between the devices.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,68 +21,62 @@ from gmt_jax._threshold.uint64 import UInt64, add_up
 # Gives the entries of a leaf, an array or a tree of arrays of one shape, as integers.
 Bits = Callable[[Any], jax.Array]
 Operand = TypeVar("Operand")
-Bounds = TypeVar("Bounds")
 
 
 class Reading(NamedTuple):
     """What one reading of a leaf finds in each of its tensors.
 
     Attributes:
-      counts: the number of entries below each candidate, uint32 [*stack] for each of K.
-      counts_high: their multiples of 2**32, likewise; None where a tensor has fewer entries.
-      smallest, largest, total: the smallest, the largest and the sum of the entries in the bracket,
-        as offsets from its low end, [*stack]. The sum is modulo the width of the integers. In an
-        empty bracket, the smallest is the largest integer and the largest is 0.
+      sums: the number of entries below each of K candidates, and the sum of the complements of the
+        offsets of the entries in the bracket from its low end, modulo the width of the integers;
+        the complement is that of 0 for other entries. [*stack, K + 1].
+      sums_high: the multiples of 2**32 in the counts; None where a tensor has fewer entries.
+      minima: the smallest offset and the smallest complement, [*stack, 2]. In an empty bracket, the
+        smallest offset is outside of it.
     """
 
-    counts: list[jax.Array]
-    counts_high: list[jax.Array] | None
-    smallest: jax.Array
-    largest: jax.Array
-    total: jax.Array
+    sums: jax.Array
+    sums_high: jax.Array | None
+    minima: jax.Array
 
 
-def read(leaf: jax.Array, bits: Bits, bounds: jax.Array, stacked_axes: tuple[int, ...]) -> Reading:
+def read(leaf: Any, bits: Bits, bounds: jax.Array, stacked_axes: tuple[int, ...]) -> Reading:
     """Reads a leaf once.
 
     Args:
-      leaf: an array.
+      leaf: what `bits` takes: an array or a tree of arrays of one shape.
       bits: gives the entries of the leaf as integers of at least 0.
-      bounds: [K + 2, *stack], of the dtype of `bits`: the candidates, and the bracket as its first
-        entry and the one after its last.
+      bounds: [K + 2, *stack], of the dtype of `bits`: K candidates, as offsets from the low end of
+        the bracket; the low end; and the last integer of the bracket, likewise.
       stacked_axes: the axes of the stack.
     """
 
-    def arrays(leaf: jax.Array, bounds: jax.Array) -> list[jax.Array]:
-        entries = bits(leaf)
-        *candidates, low, high = (along(bound, entries.ndim, stacked_axes) for bound in bounds)
-        inside, offset = (low <= entries) & (entries < high), entries - low
-        absent = jnp.array(jnp.iinfo(entries.dtype).max, entries.dtype)
-        # Three offsets may wrap around: integers as wide as those of other leaves wrap likewise.
-        wide = np.int64 if entries.dtype == np.int64 else np.int32
-        total = jnp.where(inside, offset, 0).astype(wide)
-        return [
-            *((entries < candidate).astype(jnp.uint32) for candidate in candidates),
-            jnp.where(inside, offset, absent),
-            jnp.where(inside, absent - offset, absent),  # The largest, as the smallest complement.
-            total,
-        ]
+    def arrays(entries: jax.Array, bounds: Sequence[jax.Array]) -> list[jax.Array]:
+        *candidates, low, last = bounds
+        offset = entries - low
+        counts = [(offset < candidate).astype(jnp.uint32) for candidate in candidates]
+        # Without a sign, the offsets of entries below the bracket are above all others. Counts have
+        # one: TPUs compare integers with signs much faster.
+        offset, last = (lax.bitcast_convert_type(x, f"u{x.dtype}") for x in (offset, last))
+        complement = jnp.where(offset <= last, ~offset, ~jnp.zeros((), offset.dtype))
+        # Three complements may wrap around: those as wide as other leaves' wrap likewise.
+        wide = np.promote_types(offset.dtype, np.uint32)
+        return [*counts, complement.astype(wide), offset, complement]
 
-    kinds = ("sum",) * (len(bounds) - 2) + ("min", "min", "sum")
-    shape = jax.eval_shape(bits, leaf).shape
-    axes, later = _counted_at_once(shape, stacked_axes)
-    *counts, smallest, complement, total = reduce(kinds, arrays, leaf, bounds, axes)
+    entries = bits(leaf)
+    axes, later = _counted_at_once(entries.shape, stacked_axes)
+    kinds = ("sum",) * (len(bounds) - 1) + ("min",) * 2
+    sums, minima = reduce(kinds, arrays, entries, axes, tuple(bounds), stacked_axes)
     left = tuple(later_axis - sum(axis < later_axis for axis in axes) for later_axis in later)
-    absent = jnp.array(jnp.iinfo(complement.dtype).max, complement.dtype)
     if not left:
-        return Reading(counts, None, smallest, absent - complement, total)
-    wide = [add_up(UInt64(jnp.zeros_like(count), count), left) for count in counts]
+        return Reading(sums, None, minima)
+    parts = sums[..., :-1].astype(jnp.uint32)
+    counts = add_up(UInt64(jnp.zeros_like(parts), parts), left)
+    total = jnp.sum(sums[..., -1:], left, dtype=sums.dtype)
     return Reading(
-        [jnp.asarray(count.low) for count in wide],
-        [jnp.asarray(count.high) for count in wide],
-        jnp.min(smallest, left),
-        absent - jnp.min(complement, left),
-        jnp.sum(total, left, dtype=total.dtype),
+        jnp.concatenate([counts.low.astype(sums.dtype), total], -1),
+        jnp.concatenate([counts.high, jnp.zeros_like(total, jnp.uint32)], -1),
+        jnp.min(minima, left),
     )
 
 
@@ -104,10 +99,11 @@ def _counted_at_once(
 
 def reduce(
     kinds: Sequence[str],
-    arrays: Callable[[Operand, Bounds], list[jax.Array]],
+    arrays: Callable[[Operand, Sequence[jax.Array]], list[jax.Array]],
     leaf: Operand,
-    bounds: Bounds,
     axes: tuple[int, ...],
+    bounds: Sequence[jax.Array] = (),
+    stacked_axes: tuple[int, ...] = (),
 ) -> list[jax.Array]:
     """Sums or minima of arrays of one shape, in the form that is fast on the backend.
 
@@ -116,51 +112,79 @@ def reduce(
     as many blocks as it may have shards. The other backends fuse many reductions into one.
 
     Args:
-      kinds: "sum" or "min" for each array; minima are of integers.
-      arrays: makes the arrays from a leaf and its bounds.
-      leaf: an array or a tree of arrays.
-      bounds: likewise.
+      kinds: "sum" or "min" for each array; minima are of unsigned integers.
+      arrays: makes the arrays from the leaf and its bounds, entry by entry.
+      leaf: an array or a tree of arrays of one shape.
       axes: the axes to reduce.
+      bounds: arrays [*stack].
+      stacked_axes: the axes of the stack.
+
+    Returns:
+      The results of each run of one kind, of integers or of floats, along a last axis: operations
+      on them are compiled, and run, once for all.
     """
     combine = [{"sum": lax.add, "min": lax.min}[kind] for kind in kinds]
 
     def start(kind: str, dtype: np.dtype) -> np.generic:
         return dtype.type(0 if kind == "sum" else jnp.iinfo(dtype).max)
 
-    def apart(operands: Sequence[jax.Array], axes: Sequence[int]) -> tuple[jax.Array, ...]:
-        reductions = zip(operands, kinds, combine, strict=True)
-        return tuple(lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions)
+    def stacks(results: Sequence[jax.Array]) -> list[tuple[str, jax.Array]]:
+        def kind_of(pair: tuple[str, jax.Array]) -> tuple[str, bool]:
+            return pair[0], jnp.issubdtype(pair[1].dtype, jnp.integer)
 
-    def together(leaf: Operand, bounds: Bounds) -> tuple[jax.Array, ...]:
-        operands = arrays(leaf, bounds)
+        runs = groupby(zip(kinds, results, strict=True), kind_of)
+        return [(kind, _stack([result for _, result in run])) for (kind, _), run in runs]
+
+    def together(leaf: Operand, bounds: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        split, within, between, kept = _blocks(jax.tree.leaves(leaf)[0], axes)
+        leaf = jax.tree.map(split, leaf)
+        operands = arrays(leaf, _along(bounds, leaf, [kept[axis] for axis in stacked_axes]))
         starts = tuple(start(k, x.dtype) for k, x in zip(kinds, operands, strict=True))
-        split, within, between = _blocks(operands[0], axes)
 
         def join(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return tuple(f(x, y) for f, x, y in zip(combine, a, b, strict=True))
 
-        blocks = lax.reduce(tuple(map(split, operands)), starts, join, within)
-        return apart(blocks, between) if between else tuple(blocks)
+        blocks = stacks(lax.reduce(tuple(operands), starts, join, within))
+        ends = {"sum": lax.reduce_sum, "min": lax.reduce_min}
+        return tuple(ends[kind](stack, between) if between else stack for kind, stack in blocks)
 
-    def default(leaf: Operand, bounds: Bounds) -> tuple[jax.Array, ...]:
-        return apart(arrays(leaf, bounds), axes)
+    def default(leaf: Operand, bounds: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        operands = arrays(leaf, _along(bounds, leaf, stacked_axes))
+        reductions = zip(operands, kinds, combine, strict=True)
+        found = [lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions]
+        return tuple(stack for _, stack in stacks(found))
 
-    return list(lax.platform_dependent(leaf, bounds, cpu=together, default=default))
+    return list(lax.platform_dependent(leaf, tuple(bounds), cpu=together, default=default))
+
+
+def _along(bounds: Sequence[jax.Array], leaf: Any, axes: Sequence[int]) -> list[jax.Array]:
+    """Each of the bounds [*stack], in the shape of the leaf, which has these axes of the stack."""
+    like = jax.typeof(jax.tree.leaves(leaf)[0])
+    out = like.sharding if is_explicit(like.sharding.mesh) else None
+    return [lax.broadcast_in_dim(x, like.shape, axes, out_sharding=out) for x in bounds]
+
+
+def _stack(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The arrays along a new last axis, in the widest of their dtypes."""
+    widest = max((x.dtype for x in arrays), key=lambda dtype: dtype.itemsize)
+    return jnp.stack([x.astype(widest) for x in arrays], -1)
 
 
 def _blocks(
     x: jax.Array, axes: Sequence[int]
-) -> tuple[Callable[[jax.Array], jax.Array], list[int], list[int]]:
+) -> tuple[Callable[[jax.Array], jax.Array], list[int], list[int], dict[int, int]]:
     """How arrays like x are cut into blocks of which none crosses the edge of a shard.
 
     Returns:
       A function that splits each of the axes into blocks and the entries of a block; the axes of
-      its result within blocks; and those between blocks, in the result of a reduction within them.
+      its result within blocks; those between blocks, in the result of a reduction within them; and
+      where the other axes are in its result.
     """
     sharding = jax.typeof(x).sharding
     shape: list[int] = []
     spec: list[object] = []
     within, between = [], []
+    kept: dict[int, int] = {}
     for axis, size in enumerate(x.shape):
         if is_explicit(sharding.mesh):
             names = sharding.spec[axis]
@@ -171,6 +195,7 @@ def _blocks(
             # A mesh of all devices, whose axes divide both numbers, is the most that may be there.
             blocks = math.gcd(size, jax.device_count())
         if axis not in axes:
+            kept[axis] = len(shape)
             shape.append(size)
         elif blocks <= 1:
             within.append(len(shape))
@@ -181,6 +206,6 @@ def _blocks(
             shape += [blocks, size // blocks]
             spec.append(None)
     if not between:
-        return lambda x: x, list(axes), []
+        return lambda x: x, list(axes), [], kept
     out = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if is_explicit(sharding.mesh) else None
-    return lambda x: lax.reshape(x, shape, out_sharding=out), within, between
+    return lambda x: lax.reshape(x, shape, out_sharding=out), within, between, kept

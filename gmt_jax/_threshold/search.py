@@ -152,7 +152,7 @@ def select(
         candidates = _distinct(candidates, bracket)
         reading = rows.read(tied, candidates, bracket.low, bracket.high)
         narrower = _narrow(bracket, candidates, reading, ranks)
-        narrower = _read_off(bracket, narrower, reading, ranks, rows)
+        narrower = _read_off(bracket, narrower, reading, ranks)
         known = is_known(bracket)
         bracket = jax.tree.map(lambda old, new: jnp.where(known, old, new), bracket, narrower)
         return replicate(_Search(passes + 1, bracket), rows.mesh)
@@ -269,19 +269,13 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, reading: RowsRead, ranks: 
     return narrower._replace(stalled=stalled)
 
 
-def _read_off(
-    bracket: _Bracket, narrower: _Bracket, reading: RowsRead, ranks: UInt64, rows: TensorRows
-) -> _Bracket:
+def _read_off(bracket: _Bracket, narrower: _Bracket, reading: RowsRead, ranks: UInt64) -> _Bracket:
     """Brackets of T alone where the reading of `bracket` tells T; elsewhere `narrower`.
 
     It does where T is the first entry of the bracket or all are equal, and of at most three
     entries, which the smallest, the largest and the sum tell apart.
     """
-    smallest, largest = reading.smallest, reading.largest
-    wide = reading.total.dtype
-    middle = reading.total - smallest.astype(wide) - largest.astype(wide)
-    # A sum of 32-bit integers wraps around, also in a row of 64 bits.
-    middle = middle.astype(smallest.dtype) & rows.rows(rows.largest)
+    _, smallest, middle, largest = reading
     rank = subtract(ranks, bracket.below_low)
     first = at_most(rank, uint64([0])) | (smallest == largest)
     few, three = at_most(bracket.entries, uint64([3])), at_most(uint64([3]), bracket.entries)

@@ -39,7 +39,8 @@ def first_selected(
     """
     pairs = list(zip(leaves, rows.layout.split(bits), strict=True))
     layout = _blocks(rows.layout)
-    readers = zip(rows.bits, rows.layout.stacked_axes, layout.stacked_axes, strict=True)
+    ends = rows.ends * len(leaves) if rows.layout.shared else rows.ends
+    readers = zip(rows.bits, ends, rows.layout.stacked_axes, layout.stacked_axes, strict=True)
     positions = TensorRows(
         layout,
         tuple(_positions_of_ties(*reader) for reader in readers),
@@ -74,13 +75,14 @@ def _positions(leaf: jax.Array, block_axes: tuple[int, ...]) -> jax.Array:
 
 @cache
 def _positions_of_ties(
-    bits: reductions.Bits, stacked_axes: tuple[int, ...], block_axes: tuple[int, ...]
+    bits: reductions.Bits, end: int, stacked_axes: tuple[int, ...], block_axes: tuple[int, ...]
 ) -> reductions.Bits:
     """One function for each case, so that programs which read equal shapes are traced once."""
 
     def positions(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         leaf, threshold = pair
         entries = bits(leaf)
+        entries = jnp.minimum(entries, jnp.array(end - 1, entries.dtype))  # All NaNs are tied.
         threshold = threshold.astype(entries.dtype)
         tied = entries == reductions.along(threshold, leaf.ndim, stacked_axes)
         return jnp.where(tied, _positions(leaf, block_axes), jnp.int32(NO_TIE))

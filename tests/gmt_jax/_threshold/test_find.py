@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gmt_jax._threshold.find import find
+from gmt_jax._threshold.float_bits import absolute_bits
 from gmt_jax._threshold.layout import TensorLayout, comparison_dtypes
 from gmt_jax._threshold.packing import FEWEST
 from gmt_jax._threshold.uint64 import as_float, uint64
@@ -46,3 +47,16 @@ def test_a_subnormal_threshold_is_widened_as_it_is() -> None:
         dtypes = comparison_dtypes([leaf.dtype for leaf in leaves], layout)
         found = find(leaves, dtypes, layout, uint64([1, 1]), jnp.zeros(2, jnp.float64), None)
         assert found.threshold.tolist() == [1e-310, float(np.float32(1e-40))]
+
+
+def test_nans_of_all_kinds_are_one_value() -> None:
+    kinds = np.array([0x7F800001, 0x7FFFFFFF, 0xFFC00000, 0xFF800123], np.uint32)
+    leaf = np.concatenate([kinds.view(np.float32), np.arange(4, dtype=np.float32)])
+    layout = TensorLayout((leaf.shape,), ((),))
+    for rank, below in ((3, 3), (4, 4), (6, 4), (7, 4), (8, 8)):
+        ranks, guess = uint64([rank]), jnp.zeros(1)
+        found = find([jnp.asarray(leaf)], [np.dtype(np.float32)], layout, ranks, guess, None)
+        assert as_float(found.below).tolist() == [below]
+        assert np.isnan(found.threshold).tolist() == [3 < rank < 8]
+        kept = absolute_bits(jnp.asarray(leaf), np.float32) > found.last_masked
+        assert int(kept.sum()) == 8 - below

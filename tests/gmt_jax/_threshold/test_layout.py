@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gmt_jax._threshold.float_bits import nan_bits
 from gmt_jax._threshold.layout import TensorLayout, TensorRows, comparison_dtypes, magnitude_rows
@@ -36,6 +37,17 @@ def test_rows_are_expanded_from_sizes_and_split_by_leaf() -> None:
     assert [part.tolist() for part in parts] == [[[0, 1, 2], [5, 6, 7]], [3, 8], [4, 9]]
     shared = TOGETHER.split(jnp.arange(2).reshape(2, 1))
     assert [part.tolist() for part in shared] == [[0, 1]] * 3
+
+
+@pytest.mark.parametrize("leaves", [15, 16, 17, 300])
+def test_each_of_many_leaves_gets_its_own_scalars(leaves: int) -> None:
+    """Also between leaves that are stacks."""
+    shapes = [(2, 3) if i == 7 else (3,) for i in range(leaves)]
+    layout = TensorLayout(tuple(shapes), tuple((0,) if i == 7 else () for i in range(leaves)))
+    rows = np.arange(2 * (leaves + 1)).reshape(2, leaves + 1)
+    expected = [*rows.T[:7], rows[:, 7:9], *rows.T[9:]]
+    for part, right in zip(layout.split(jnp.asarray(rows)), expected, strict=True):
+        np.testing.assert_array_equal(part, right)
 
 
 def test_leaves_that_share_a_threshold_are_compared_in_one_dtype() -> None:

@@ -14,7 +14,8 @@ from gmt_jax._threshold import reductions
 
 BITS = partial(jnp.asarray, dtype=jnp.int32)
 LEAF = np.random.default_rng(0).integers(0, 1000, (16, 30, 24), np.int32)
-BOUNDS = np.array([[10] * 30, [500] * 30, [1000] * 30, [200] * 30, [800] * 30], np.int32)
+LOW, HIGH, CANDIDATES = 200, 800, (210, 500, 790)
+BOUNDS = np.repeat(np.array([*CANDIDATES, 2 * LOW, HIGH - 1], np.int32) - LOW, 30).reshape(5, 30)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,8 @@ def test_a_count_is_split_where_it_could_pass_32_bits(
         jax.ShapeDtypeStruct(shape, "int32"),
         jax.ShapeDtypeStruct((5, *stack), "int32"),
     )
-    assert [part.shape for part in jax.tree.leaves(reading)] == [stack] * (9 if later else 6)
-
-
-def expected(low: int, high: int) -> tuple[Any, Any, Any]:
-    """The smallest, the largest and the sum inside, as offsets, for each index of axis 1."""
-    tensors = [part[(part >= low) & (part < high)] - low for part in LEAF.swapaxes(0, 1)]
-    return tuple([f(part) for part in tensors] for f in (np.min, np.max, np.sum))
+    sizes = [4, 4, 2] if later else [4, 2]
+    assert [part.shape for part in jax.tree.leaves(reading)] == [(*stack, n) for n in sizes]
 
 
 @pytest.mark.parametrize("later", [(), (0,), (2,), (0, 2)])
@@ -70,14 +66,35 @@ def test_a_sharded_tensor_is_read_right(axis_type: AxisType, spec: P) -> None:
 
 
 def check(reading: reductions.Reading) -> None:
-    for count, candidate in zip(reading.counts, (10, 500, 1000), strict=True):
-        np.testing.assert_array_equal(count, (candidate > LEAF).sum((0, 2)))
-    found = reading.smallest, reading.largest, reading.total
-    for part, right in zip(found, expected(200, 800), strict=True):
-        np.testing.assert_array_equal(part, right)
+    """Compares figures for each index of axis 1 with NumPy's."""
+    tensors = LEAF.swapaxes(0, 1).reshape(30, -1)
+    for k, candidate in enumerate(CANDIDATES):
+        np.testing.assert_array_equal(reading.sums[:, k], (tensors < candidate).sum(1))
+    inside, offsets = (tensors >= LOW) & (tensors < HIGH), (tensors - LOW).view(np.uint32)
+    complements = np.where(inside, ~offsets, ~np.uint32(0))
+    np.testing.assert_array_equal(reading.sums[:, -1], complements.sum(1, dtype=np.uint32))
+    np.testing.assert_array_equal(reading.minima[:, 0], offsets.min(1))
+    np.testing.assert_array_equal(reading.minima[:, 1], complements.min(1))
 
 
-def test_of_an_empty_bracket_the_smallest_is_above_the_largest() -> None:
-    bounds = jnp.array([5, 2000, 3000], jnp.int32)
-    reading = reductions.read(jnp.asarray(LEAF), BITS, bounds, ())
-    assert (int(reading.smallest), int(reading.largest)) == (2**31 - 1, 0)
+def test_of_an_empty_bracket_the_smallest_is_no_entry_and_the_largest_is_0() -> None:
+    low, high = 2000, 3000
+    bounds = jnp.array([5, low, high - 1 - low], jnp.int32)
+    smallest, largest = reductions.read(jnp.asarray(LEAF), BITS, bounds, ()).minima
+    assert int(smallest) >= high - low
+    assert int(~largest) == 0
+
+
+def test_results_are_stacked_by_their_kind() -> None:
+    def arrays(x: jax.Array, bounds: Any) -> list[jax.Array]:
+        below = (x < bounds[0]).astype(jnp.uint32)
+        return [below, x, x.astype(jnp.float32) / 2, x]
+
+    seven = jnp.full(30, 7, jnp.uint32)
+    stacks = reductions.reduce(
+        ("sum", "sum", "sum", "min"), arrays, jnp.asarray(LEAF, jnp.uint32), (0, 2), (seven,), (1,)
+    )
+    below = (LEAF < 7).sum((0, 2))
+    right = [np.stack([below, LEAF.sum((0, 2))], -1), LEAF.sum((0, 2))[:, None] / 2]
+    for found, expected in zip(stacks, [*right, LEAF.min((0, 2))[:, None]], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -46,6 +46,14 @@ def test_exactly_as_many_are_masked(
         np.testing.assert_allclose(state.masked_fraction, masked / (480 + 48), rtol=1e-6)
 
 
+def test_nans_of_all_kinds_are_tied() -> None:
+    kinds = np.array([0x7F800001, 0x7FFFFFFF, 0xFFC00000, 0xFF800123], np.uint32)
+    leaf = jnp.asarray(np.append(kinds.view(np.float32), np.ones(2, np.float32)))
+    largest = LargestScores(0.5, "tensor", 0.0, None)
+    (mask,), _ = largest.select([leaf], largest.init([leaf]), break_ties=True)
+    assert mask.tolist() == [False, True, True, True, False, False]
+
+
 @pytest.mark.parametrize("limit", [ties.NO_TIE, 100], ids=["whole", "in blocks"])
 def test_ties_of_all_leaves_are_masked_in_the_order_of_the_tree(
     monkeypatch: pytest.MonkeyPatch, limit: int
