@@ -8,6 +8,7 @@ of memory end its turn, and the input is kept in build/fuzz/.
 
 import argparse
 import contextlib
+import io
 import json
 import struct
 import subprocess
@@ -19,7 +20,9 @@ from typing import NamedTuple
 
 import atheris
 
-with atheris.instrument_imports(include=["train", "gmt_jax", "gguf"]):
+# It prints a line for each module.
+quiet = contextlib.redirect_stderr(io.StringIO())
+with quiet, atheris.instrument_imports(include=["train", "gmt_jax", "gguf"]):
     import numpy as np
     from gguf import GGUFWriter
     from safetensors.numpy import save
