@@ -14,7 +14,8 @@ COMMANDS = {
     "evaluate", "lm-eval", "push", "report",
     "init", "sft", "dpo", "plan", "data check", "config", "export", "generate", "import-gguf",
     "verify", "selftest",
-    "delta extract", "delta apply", "delta info", "merge dare", "merge interpolate",
+    "delta extract", "delta apply", "delta info", "delta shira",
+    "merge dare", "merge interpolate",
 }  # fmt: skip
 
 
@@ -96,7 +97,8 @@ for command in (
     "push run me/name", "report run",
     "import-gguf --gguf file --out model",
     "delta extract --base a --tuned b --out c", "delta apply --base a --delta b --out c",
-    "delta info a", "merge dare --base a --tuned b --out c --drop-rate 0.5",
+    "delta info a", "delta shira --base a --tuned b --out c",
+    "merge dare --base a --tuned b --out c --drop-rate 0.5",
     "merge interpolate --base a --tuned b --out c --weight 0.5",
 ):
     print(command, main(command.split()))

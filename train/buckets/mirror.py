@@ -48,9 +48,11 @@ class Mirror:
     def pull(self) -> None:
         """Fills the folder, which is empty or holds what this process put there."""
         objects = self._store.objects()
-        for name in objects:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         wholes = tuple(f"{name.rpartition('/')[0]}/" for name in objects if _is_manifest(name))
+        for name in objects:
+            # Of a save that was cut off in the bucket, no folder that would count as a checkpoint.
+            if name.startswith(wholes) or not name.startswith("checkpoints/"):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         later = (*wholes, *(f"{name}/" for name in _LARGE))
         wanted = {name for name in objects if name not in _OWN and not name.startswith(later)}
         self._download(sorted(wanted | {f"{whole}{MANIFEST}" for whole in wholes}), objects)

@@ -50,6 +50,21 @@ def _names(mirror: Mirror) -> set[str]:
     return set(Store(mirror.address).objects())
 
 
+def test_a_save_that_was_cut_off_in_the_bucket_is_no_checkpoint(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    mirror.put(_folder(mirror.folder / "checkpoints/2", data="x"))
+    store = Store(mirror.address)
+    store.write("checkpoints/4/rest/data", b"y")
+    store.write("profile/trace", b"z")
+    other = _again(mirror, tmp_path)
+    assert CheckpointFolder(other.folder / "checkpoints").steps == [2]
+    store.remove(["checkpoints/2/manifest.json"])
+    alone = Mirror(tmp_path / "third/top", mirror.address)
+    alone.pull()
+    assert CheckpointFolder(alone.folder / "checkpoints").steps == []
+
+
 def test_only_paths_in_it_are_a_mirrors(mirror: Mirror, tmp_path: Path) -> None:
     assert mirror_of(mirror.folder / "a/b") is mirror
     assert mirror_of(tmp_path) is None
