@@ -142,11 +142,11 @@ class CheckpointFolder:
 def _progress(folder: Path, verify: Verify) -> Iterator[Advance]:
     """Shows on a terminal how far the verification of this process's share of a folder is."""
     number, parts = process_share()
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != manifest.NAME]
-    total = sum(path.stat().st_size for path in files) // parts
-    console = Console(stderr=True)
-    visible = verify == "full" and number == 0 and console.is_terminal and total >= _SHOWN
+    console, total = Console(stderr=True), 0
+    if verify == "full" and number == 0 and console.is_terminal:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        total = sum(path.stat().st_size for path in files if path.name != manifest.NAME) // parts
     columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not visible) as progress:
+    with Progress(*columns, console=console, transient=True, disable=total < _SHOWN) as progress:
         task = progress.add_task(f"verifying step {folder.name}", total=total)
         yield lambda count: progress.advance(task, count)

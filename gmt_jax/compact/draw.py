@@ -16,7 +16,7 @@ from jax import lax
 
 from gmt_jax.compact import choices
 from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole
-from gmt_jax.compact.params import Form, is_form
+from gmt_jax.compact.params import Form, Node, is_form
 from gmt_jax.types import PyTree
 
 
@@ -26,7 +26,7 @@ from gmt_jax.types import PyTree
     meta_fields=["form", "score"],
 )
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Node):
     """A weight of which entries are chosen in the backward pass.
 
     Attributes:
@@ -49,7 +49,7 @@ class Drawn:
         """Rows of the weight, which are scored by their gradient alone if rows are chosen."""
         if self.form.kind is Rows:
             return _take(self.weight, self.drawn, indices, self.score)
-        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
+        return super().take(indices)
 
 
 def attach_draw(weights: PyTree, forms: PyTree, drawn: PyTree, score: str = "gradient") -> PyTree:
@@ -181,7 +181,7 @@ def drawn_choices(forms: PyTree, drawn: PyTree) -> PyTree:
     meta_fields=["num_parts"],
 )
 @dataclass(frozen=True)
-class Part:
+class Part(Node):
     """A weight of whose gradient a part of the rows is kept: those numbered part + n · num_parts.
 
     Attributes:
@@ -199,10 +199,6 @@ class Part:
     def resolve(self, dtype: np.dtype) -> jax.Array:
         """The weight, of whose gradient a part is kept."""
         return _keep(self.weight, self.sums, self.part, self.num_parts, dtype)
-
-    def take(self, indices: jax.Array) -> jax.Array:
-        """Rows of the weight, of whose gradient a part is kept."""
-        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

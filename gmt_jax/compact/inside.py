@@ -8,7 +8,7 @@ of the model's size never exists.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from gmt_jax.compact import choices
 from gmt_jax.compact.choices import Choice, Rows, is_choice
-from gmt_jax.compact.params import CompactParams
+from gmt_jax.compact.params import CompactParams, Node
 from gmt_jax.types import PyTree
 
 
@@ -25,7 +25,7 @@ from gmt_jax.types import PyTree
     jax.tree_util.register_dataclass, data_fields=["weight", "choice", "values"], meta_fields=[]
 )
 @dataclass(frozen=True)
-class Attached:
+class Attached(Node):
     """A weight whose chosen entries are trained. All children have the same leading axes.
 
     Attributes:
@@ -46,19 +46,7 @@ class Attached:
         """Rows of the weight, whose gradient is summed for the chosen rows alone."""
         if isinstance(self.choice, Rows):
             return _take(self.weight, self.choice.indices, self.values, indices)
-        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
-
-
-class Node(Protocol):
-    """What stands in the place of an array, and how it becomes one."""
-
-    weight: jax.Array
-
-    def resolve(self, dtype: np.dtype) -> jax.Array:
-        """The array, whose gradient goes elsewhere."""
-
-    def take(self, indices: jax.Array) -> jax.Array:
-        """Rows of the array; their gradient goes elsewhere too."""
+        return super().take(indices)
 
 
 def is_node(node: object) -> bool:

@@ -20,6 +20,24 @@ from gmt_jax.tree_paths import path_name
 from gmt_jax.types import Mask, PyTree
 
 
+class Node:
+    """What stands in the place of an array, and becomes one inside a layer.
+
+    Attributes:
+      weight: the array.
+    """
+
+    weight: Any
+
+    def resolve(self, dtype: np.dtype) -> jax.Array:
+        """The array, whose gradient goes elsewhere."""
+        raise NotImplementedError
+
+    def take(self, indices: jax.Array) -> jax.Array:
+        """Rows of the array, whose gradient goes elsewhere too."""
+        return jnp.take(self.resolve(np.dtype(jnp.float32)), indices, axis=0)
+
+
 class CompactParams(NamedTuple):
     """The parameters of a model of which a few are trained.
 

@@ -63,9 +63,9 @@ def test_a_checkpoint_under_another_name_is_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verify", "terminal", "least", "shown"),
     [
-        ("full", True, 0, True),
-        ("size", True, 0, False),
-        ("full", False, 0, False),
+        ("full", True, 1, True),
+        ("size", True, 1, False),
+        ("full", False, 1, False),
         ("full", True, 1 << 30, False),
     ],
 )
