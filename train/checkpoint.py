@@ -14,6 +14,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from .buckets.mirror import shown
+from .buckets.store import BucketError
 from .checkpoint_folder import CheckpointFolder
 from .distributed.processes import barrier, is_main_process
 from .errors import UserError, warn
@@ -66,11 +67,8 @@ class Checkpoints:
     ) -> None:
         if keep is None and not folder.is_dir():
             raise UserError(f"{folder} is not there: the run saved nothing yet")
-        self._folder, self._keep, self._keep_every = (
-            CheckpointFolder(folder, verify),
-            keep,
-            keep_every,
-        )
+        self._folder = CheckpointFolder(folder, verify)
+        self._keep, self._keep_every = keep, keep_every
         self._facts, self._only = dict(facts or {}), only
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -165,7 +163,8 @@ class Checkpoints:
         if self._error is None or self._thread is not None:
             return False
         error, self._error = self._error, None
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        ends = isinstance(error, UserError) and not isinstance(error, BucketError)
+        if ends or not isinstance(error, Exception):
             raise error
         self._num_failures += 1
         newest = self.latest_step

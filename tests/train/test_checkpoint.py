@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from train.buckets.store import BucketError
 from train.checkpoint import Checkpoints
 from train.errors import UserError
 from train.manifest import Verify
@@ -261,6 +262,22 @@ def test_a_save_that_fails_is_reported_and_tried_again(
         with pytest.raises(UserError, match=r"step 81 is whole; make room or mend the disk"):
             checkpoints.wait()
     assert [path.name for path in saved.iterdir()] == ["81"]
+
+
+def test_a_bucket_that_fails_ends_no_run(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise BucketError("gs://bucket/x: cannot be written (no answer); see the network")
+
+    with Checkpoints(saved, keep=1) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr("train.manifest.write_manifest", cut_off)
+            checkpoints.save(_state(80), Counter(80))
+            assert checkpoints.wait(), "it is to be tried again"
+        assert "(gs://bucket/x: cannot be written (no answer); see" in capsys.readouterr().err
+        checkpoints.save(_state(80), Counter(80))
+    assert [path.name for path in saved.iterdir()] == ["80"]
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_objects_are_written_listed_read_copied_and_removed(bucket: Any, tmp_pat
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # gcsfs does so in pieces of 50 MB.
 def test_files_are_uploaded_and_downloaded(bucket: Any, tmp_path: Path) -> None:
     content = {"x": b"", "y/large": bytes(range(256)) * (6 * 2**12), "z [1]": b"z"}
+    content |= {f"end {n}": b"\0a" + end for n, end in enumerate([b"\r", b"\n", b"\r\n", b"\n--"])}
     files = {name: tmp_path / str(number) for number, name in enumerate(content)}
     for name, file in files.items():
         file.write_bytes(content[name])
