@@ -12,14 +12,16 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import UserError
 from . import control
+from .bounds import MOST, bound_templates
 from .records import Fields
-from .time_limit import time_limit
+from .time_limit import MEMORY, time_limit
 from .turns import Turns
 
 Span = tuple[int, int]  # Characters of a text: the first, and the one after the last.
 
-_SECONDS = 10  # In which a conversation is rendered, and at most so many characters.
-_CHARACTERS = 2**26
+bound_templates()
+
+_SECONDS = 10  # In which a conversation is rendered.
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
 # A template's own clock is replaced by a macro, since transformers lets no function through. The
@@ -100,13 +102,15 @@ class Template:
                 texts, spans = render_jinja_template(
                     [turns], tools, chat_template=self._source, **options, **self._special_tokens
                 )
-            if len(texts[0]) > _CHARACTERS:
+            if len(texts[0]) > MOST:
                 raise ValueError(f"its text has {len(texts[0]):,} characters")
         except TimeoutError:
             self._is_endless = True
             return self._render(turns, tools)
         except Exception as error:  # A template may raise any class of exception.
             reason = " ".join(str(error).split())[:200]
+            if isinstance(error, MemoryError):
+                reason = f"it takes more than {MEMORY >> 30} GiB of memory"
             raise UserError(
                 f"{self.name} refuses the conversation ({reason}); "
                 "correct it, or name another template in model.chat_template"
