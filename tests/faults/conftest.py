@@ -1,7 +1,8 @@
 """Runs in processes of their own, which are killed, starved of disk and given damaged files.
 
 `make faults` draws more faults than the suite does: FAULTS_DRAWS of each kind, beginning with the
-seed FAULTS_SEED. Every failure names its seed.
+seed FAULTS_SEED. Every failure names its seed. If FAULTS_FILE is set, that file gets a line for
+each kill.
 """
 
 import json
@@ -25,6 +26,11 @@ ROOT = Path(__file__).parents[2]
 DRAWS = int(os.environ.get("FAULTS_DRAWS", "2"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 SECONDS = 300  # In which a run ends on a busy machine.
+# Compiled programs are kept, however small: most of a run's seconds are theirs.
+QUICK = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 
 KINDS: dict[str, dict[str, Any]] = {
     "padded": {},
@@ -77,7 +83,7 @@ class Zygote:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env=os.environ | environment | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+            env=os.environ | environment | QUICK | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
         )
 
     def ask(self, request: dict[str, Any]) -> int:
@@ -93,8 +99,13 @@ class Zygote:
         *arguments: str,
         file_size: int | None = None,
         environment: dict[str, str] | None = None,
+        kill: dict[str, Any] | None = None,
     ) -> Process:
-        """Starts `gmt-train` with these arguments, which cannot write larger files."""
+        """Starts `gmt-train` with these arguments, which cannot write larger files.
+
+        Args:
+          kill: the moment at which it kills itself; see the zygote.
+        """
         self._count += 1
         output = self._folder / f"{self._count}.txt"
         request = {
@@ -102,6 +113,7 @@ class Zygote:
             "output": str(output),
             "file_size": file_size,
             "environment": environment or {},
+            "kill": kill,
         }
         return Process(self, self.ask(request), output)
 
@@ -266,6 +278,18 @@ class Whole:
 @pytest.fixture(scope="session")
 def whole(zygote: Zygote, write: Callable[..., Path]) -> Whole:
     return Whole(zygote, write)
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Writes down a fault, for those who count them."""
+
+    def write(**fault: Any) -> None:
+        if file := os.environ.get("FAULTS_FILE"):
+            with Path(file).open("a") as out:
+                out.write(json.dumps({"test": request.node.name, **fault}) + "\n")
+
+    return write
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,7 +22,13 @@ Start = Callable[..., list[Any]]
 def start(zygote: Any) -> Start:
     """Starts the processes of a run."""
 
-    def starts(file: Path, count: int, *arguments: str, **options: Any) -> list[Any]:
+    def starts(
+        file: Path,
+        count: int,
+        *arguments: str,
+        kills: Mapping[int, dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> list[Any]:
         command = ["sft", "--config", str(file), "--resume", *arguments]
         if count > 1:
             with socket.socket() as free:
@@ -30,7 +36,11 @@ def start(zygote: Any) -> Start:
                 address = f"127.0.0.1:{free.getsockname()[1]}"
             command += ["--coordinator-address", address, "--num-processes", str(count)]
         ids = [["--process-id", str(number)] if count > 1 else [] for number in range(count)]
-        return [zygote.start(*command, *own, **options) for own in ids]
+        moments = [(kills or {}).get(number) for number in range(count)]
+        return [
+            zygote.start(*command, *own, kill=kill, **options)
+            for own, kill in zip(ids, moments, strict=True)
+        ]
 
     return starts
 
@@ -58,20 +68,65 @@ def _end(processes: list[Any]) -> None:
         assert process.wait() == 0, process.text
 
 
+class Moment(NamedTuple):
+    """A function that a run calls so many times, or more; process 0 alone, maybe."""
+
+    function: str
+    calls: int
+    first_alone: bool = False
+
+
+MOMENTS = {  # In the order in which a run that is killed at each still comes to the next.
+    "reading data": Moment("train.sft:_open", 1),
+    "loading": Moment("train.sft:load_params", 1),
+    "compiling": Moment("compiling", 40),
+    "stepping": Moment("train.checkpoint:Checkpoints.poll", 3),
+    "evaluating": Moment("train.loop:_Calls.evaluate", 2),
+    "saving": Moment("train.checkpoint:Checkpoints.save", 2),
+    "committing": Moment("train.checkpoint_folder:CheckpointFolder.commit", 2, True),
+    "pruning": Moment("train.checkpoint_folder:CheckpointFolder._remove", 1, True),
+    "restoring": Moment("train.checkpoint:Checkpoints.restore", 1),
+    "exporting": Moment("train.sft:export", 1),
+    "reporting": Moment("train.sft:print_report", 1),
+}
+
+
+def _plan(seed: int, draw: random.Random) -> list[str | None]:
+    """The moments of a draw's kills in their order; None is any moment."""
+    names = {list(MOMENTS)[seed % len(MOMENTS)], *draw.sample(list(MOMENTS), draw.randint(0, 3))}
+    if "restoring" in names:
+        names.add("pruning")  # When there is something to restore.
+    plan: list[str | None] = sorted(names, key=list(MOMENTS).index)
+    for _ in range(draw.randint(0, 1)):
+        plan.insert(draw.randint(0, len(plan)), None)
+    return plan
+
+
+def _moment(name: str, first: bool, draw: random.Random) -> dict[str, Any]:
+    """How a process kills itself at a named moment: at a change of files in it, or after a time."""
+    moment = MOMENTS[name]
+    return {
+        "function": moment.function,
+        "call": draw.randint(1, moment.calls if first else 1),
+        "changes": draw.choice([None, draw.randint(0, 12)]),
+        "seconds": draw.choice([0, draw.uniform(0, 0.5)]),
+    }
+
+
 @pytest.mark.parametrize(
     ("in_bucket", "count"),
-    [(True, 1), (False, 2), (True, 2)],
-    ids=["bucket", "two processes", "bucket, two processes"],
+    [(False, 1), (True, 1), (False, 2), (True, 2)],
+    ids=["folder", "bucket", "two processes", "bucket, two processes"],
 )
 def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
     seed: int,
-    draw: random.Random,
     in_bucket: bool,
     count: int,
     start: Start,
     uninterrupted: Any,
     write: Callable[..., Path],
     result: Callable[[Path], Any],
+    note: Callable[..., None],
     request: pytest.FixtureRequest,
 ) -> None:
     kind = KINDS[seed % len(KINDS)]
@@ -83,24 +138,41 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
         bucket = request.getfixturevalue("bucket")
         arguments, options = bucket.settings(file), {"environment": bucket.environment}
         seconds *= 1.5  # Uploads take their time.
-    for _ in range(draw.randint(1, 3)):
+    draw = random.Random(f"{seed} {in_bucket} {count}")
+    plan = _plan(seed + 3 * in_bucket + 5 * count, draw)
+    if "compiling" in plan:  # Nothing was compiled before.
+        arguments.append(f"cache={file.parent / 'cache'}")
+    for number_of_kill, name in enumerate(plan):
         number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-        processes = start(file, count, *arguments, **options)
-        time.sleep(draw.uniform(0, seconds))
-        for process in draw.sample(processes, draw.randint(1, count)):
-            process.send(number)
-        # jax ends a process whose coordinator is gone, if that is not noticed before.
-        ends = (0, 2, -number, RESUME_STATUS, *([-signal.SIGABRT] if count > 1 else []))
-        for process in processes:
-            status = process.wait()
-            assert status in ends, (status, process.text)
-            assert "Traceback" not in process.text, process.text
+        first, since = draw.randrange(count), time.monotonic()
+        if name is None:
+            processes = start(file, count, *arguments, **options)
+            time.sleep(draw.uniform(0, seconds))
+            processes[first].send(number)
+        else:
+            number, first = signal.SIGKILL, 0 if MOMENTS[name].first_alone else first
+            kill = _moment(name, number_of_kill == 0, draw)
+            processes = start(file, count, *arguments, kills={first: kill}, **options)
+        statuses = {first: processes[first].wait()}
+        all_die = draw.random() < 0.5
+        for other in set(range(count)) - {first}:
+            if all_die:
+                processes[other].send(number)
+            statuses[other] = processes[other].wait()
+        passed = round(time.monotonic() - since, 1)
+        note(seed=seed, kind=kind, moment=name, statuses=statuses, seconds=passed)
+        # The loss of one ends the others: here, or by jax, if that is not noticed before.
+        ends = (0, -number, RESUME_STATUS, *((2, -signal.SIGABRT) if count > 1 else ()))
+        for process, status in ((processes[n], status) for n, status in statuses.items()):
+            assert status in ends, (name, status, process.text)
+            assert "Traceback" not in process.text, (name, process.text)
     _end(start(file, count, *arguments, **options))
     if in_bucket:
         bucket.download(file)
-    assert result(file) == result(expected)
+    assert result(file) == result(expected), plan
     left = {path.name for path in (file.parent / "run").iterdir()} - {".lock"}
     assert left == {path.name for path in (expected.parent / "run").iterdir()} - {".lock"}
+    note(seed=seed, kind=kind, resumed=True)
 
 
 FAULTS = {

@@ -1,32 +1,39 @@
 """Has imported the program, and forks a process for each command that is asked for.
 
 A line on stdin is a request in JSON: {"arguments": …, "output": FILE, "file_size": …,
-"environment": …} is answered with the process's id, {"wait": ID, "seconds": …} with its exit status
-(negative for a signal, -100 after too many seconds).
+"environment": …, "kill": …} is answered with the process's id, {"wait": ID, "seconds": …} with its
+exit status (negative for a signal, -100 after too many seconds).
 """
 
 import contextlib
+import functools
+import importlib
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import datasets  # noqa: F401
 import flax  # noqa: F401
 import grain  # noqa: F401
-import transformers  # noqa: F401
+from transformers import PreTrainedTokenizerFast  # noqa: F401
 
 import train.checkpoint
 import train.data.tables
 import train.restore
 import train.sft  # noqa: F401
 from train.__main__ import main
+
+# Python's names of changes of files.
+CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "open", "os.link"}
 
 
 def run(request: dict[str, Any], sink: IO[bytes]) -> int:
@@ -39,6 +46,8 @@ def run(request: dict[str, Any], sink: IO[bytes]) -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
     try:
+        if request.get("kill"):
+            kill_at(**request["kill"])
         if request["arguments"][0] == "make-model":
             make_model(Path(request["arguments"][1]))
             return 0
@@ -48,6 +57,66 @@ def run(request: dict[str, Any], sink: IO[bytes]) -> int:
     except BaseException:
         traceback.print_exc()
         return 70
+
+
+def kill_at(function: str, call: int, changes: int | None, seconds: float) -> None:
+    """Kills this process at a call of a function.
+
+    Args:
+      function: MODULE:NAME, or "compiling": where a program is about to be compiled.
+      call: the number of the call.
+      changes: so many changes of files after it began; None: whatever is changed.
+      seconds: else, so many seconds after it began.
+    """
+    calls, armed, changed = 0, False, 0
+
+    def look(event: str, _: object) -> None:
+        nonlocal changed
+        if armed and event in CHANGES:
+            changed += 1
+            if changed > (changes or 0):
+                die()
+
+    def begins() -> None:
+        nonlocal calls, armed
+        calls += 1
+        if calls != call:
+            return
+        armed = True
+        if changes is None:
+            timer = threading.Timer(seconds, die)
+            timer.daemon = True
+            timer.start()
+
+    if changes is not None:
+        sys.addaudithook(look)
+    if function == "compiling":
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, *_, **__: begins() if event.endswith("to_mlir_module_duration") else None
+        )
+        return
+    module, _, names = function.partition(":")
+    *owners, name = names.split(".")
+    owner: Any = functools.reduce(getattr, owners, importlib.import_module(module))
+    setattr(owner, name, beginning(getattr(owner, name), begins))
+
+
+def beginning(function: Callable[..., Any], begins: Callable[[], None]) -> Callable[..., Any]:
+    """A function that calls another first."""
+
+    @functools.wraps(function)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        begins()
+        return function(*args, **kwargs)
+
+    return both
+
+
+def die() -> None:
+    """Ends this process as a machine that is lost does."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_model(folder: Path) -> None:
