@@ -93,22 +93,19 @@ MOMENTS = {  # In the order in which a run that is killed at each still comes to
 
 def _plan(seed: int, draw: random.Random) -> list[str | None]:
     """The moments of a draw's kills in their order; None is any moment."""
-    names = {list(MOMENTS)[seed % len(MOMENTS)], *draw.sample(list(MOMENTS), draw.randint(0, 3))}
+    names = {list(MOMENTS)[seed % len(MOMENTS)], *draw.sample(list(MOMENTS), draw.randint(1, 3))}
     if "restoring" in names:
         names.add("pruning")  # When there is something to restore.
-    plan: list[str | None] = sorted(names, key=list(MOMENTS).index)
-    for _ in range(draw.randint(0, 1)):
-        plan.insert(draw.randint(0, len(plan)), None)
-    return plan
+    return [*([None] if draw.random() < 0.3 else []), *sorted(names, key=list(MOMENTS).index)]
 
 
-def _moment(name: str, first: bool, draw: random.Random) -> dict[str, Any]:
+def _moment(name: str, first: bool, writes: bool, draw: random.Random) -> dict[str, Any]:
     """How a process kills itself at a named moment: at a change of files in it, or after a time."""
     moment = MOMENTS[name]
     return {
         "function": moment.function,
         "call": draw.randint(1, moment.calls if first else 1),
-        "changes": draw.choice([None, draw.randint(0, 12)]),
+        "changes": draw.randint(0, 12) if writes and draw.random() < 0.5 else None,
         "seconds": draw.choice([0, draw.uniform(0, 0.5)]),
     }
 
@@ -147,11 +144,11 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
         first, since = draw.randrange(count), time.monotonic()
         if name is None:
             processes = start(file, count, *arguments, **options)
-            time.sleep(draw.uniform(0, seconds))
+            time.sleep(draw.uniform(0, 0.6 * seconds))  # The others are still to come.
             processes[first].send(number)
         else:
             number, first = signal.SIGKILL, 0 if MOMENTS[name].first_alone else first
-            kill = _moment(name, number_of_kill == 0, draw)
+            kill = _moment(name, number_of_kill == 0, first == 0, draw)
             processes = start(file, count, *arguments, kills={first: kill}, **options)
         statuses = {first: processes[first].wait()}
         all_die = draw.random() < 0.5
