@@ -11,17 +11,16 @@ from typing import Any, Literal, NamedTuple
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import UserError
+from ..hf.bounds import MOST, bound_templates
+from ..hf.time_limit import SECONDS, time_limit
 from . import control
-from .bounds import MOST, bound_templates
 from .records import Fields
-from .time_limit import MEMORY, time_limit
 from .turns import Turns
 
 Span = tuple[int, int]  # Characters of a text: the first, and the one after the last.
 
 bound_templates()
 
-_SECONDS = 10  # In which a conversation is rendered.
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
 # A template's own clock is replaced by a macro, since transformers lets no function through. The
@@ -94,11 +93,11 @@ class Template:
     ) -> tuple[str, list[Span]]:
         if self._is_endless:
             raise UserError(
-                f"{self.name} does not end within {_SECONDS} seconds; "
+                f"{self.name} does not end within {SECONDS} seconds; "
                 "name another template in model.chat_template"
             )
         try:
-            with time_limit(_SECONDS):
+            with time_limit(SECONDS):
                 texts, spans = render_jinja_template(
                     [turns], tools, chat_template=self._source, **options, **self._special_tokens
                 )
@@ -109,8 +108,6 @@ class Template:
             return self._render(turns, tools)
         except Exception as error:  # A template may raise any class of exception.
             reason = " ".join(str(error).split())[:200]
-            if isinstance(error, MemoryError):
-                reason = f"it takes more than {MEMORY >> 30} GiB of memory"
             raise UserError(
                 f"{self.name} refuses the conversation ({reason}); "
                 "correct it, or name another template in model.chat_template"

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..generate import BATCH_SIZE, Sampling, complete
 from ..hf.evaluations import add_evaluation
+from ..hf.time_limit import SECONDS, time_limit
 from ..model import ComputeOptions, choose_attention
 from ..restore import Model
 from ..sharding import make_mesh
@@ -143,13 +144,14 @@ class GmtTrainLM(TemplateLM):
           UserError: if the template refuses it, or there is none.
         """
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        except (TemplateError, ValueError) as error:
+            with time_limit(SECONDS):
+                text: str = self.tokenizer.apply_chat_template(
+                    chat_history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+        except (TemplateError, ValueError, TimeoutError, MemoryError) as error:
             raise UserError(
                 f"{self._model.source}: the chat template refuses a prompt of the task "
                 f"({' '.join(str(error).split())[:300]}); leave the system turn or the chat "

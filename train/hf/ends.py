@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .time_limit import SECONDS, time_limit
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -53,7 +54,8 @@ def find_ends(folder: Path, tokenizer: Any) -> Ends:
     """The ends of a model's folder, with its tokenizer as from `load_tokenizer`.
 
     Raises:
-      UserError: if generation_config.json or config.json is not a JSON object.
+      UserError: if generation_config.json or config.json is not a JSON object, or the chat
+        template does not end.
     """
     template = template_ends(tokenizer)
     eos = tokenizer.eos_token_id
@@ -115,7 +117,13 @@ def _inner_end(tokenizer: Any, token: str) -> list[str]:
 
 def _render(tokenizer: Any, turns: list[dict[str, Any]], tools: Any) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
+        with time_limit(SECONDS):
+            text: str = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
+    except TimeoutError:
+        raise UserError(
+            f"the chat template does not end within {SECONDS} seconds; "
+            "name another template in model.chat_template"
+        ) from None
     except Exception:  # A template may raise any class of exception.
         return ""
     return text

@@ -274,6 +274,14 @@ def test_every_end_that_data_teaches_is_one(case: str) -> None:
     assert written <= set(ends)
 
 
+def test_a_template_that_does_not_end_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.hf.ends.SECONDS", 0.2)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UserError, match=r"the chat template does not end within 0.2 seconds"):
+        template_ends(_tokenizer(loops))
+    assert template_ends(_tokenizer("{{ 'a' * 10**12 }}")) == ()
+
+
 def test_a_broken_generation_config_is_named(base: Base) -> None:
     folder = base(_tokenizer())
     (folder / "generation_config.json").write_text("[1]")

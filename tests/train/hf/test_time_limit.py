@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from train.data.time_limit import time_limit
+from train.hf.time_limit import time_limit
 
 
 def spin(seconds: float) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in.argtypes = [ctypes.c_ulong, ctypes.py_object]
 
+SECONDS = 10  # In which a conversation is rendered.
 MEMORY = 4 << 30  # Bytes by which the most memory that the process ever took may grow meanwhile.
 
 _lock = threading.Lock()
@@ -28,12 +29,17 @@ def time_limit(seconds: float) -> Iterator[None]:
     global _watch
     thread = threading.get_ident()
     with _lock:
-        _ends[thread] = time.monotonic() + seconds, _most_memory() + MEMORY
+        _ends[thread] = _clock(thread) + seconds, _most_memory() + MEMORY
         if _watch is None:
             _watch = threading.Thread(target=_end_late_calls, daemon=True)
             _watch.start()
     try:
         yield
+    except TimeoutError as error:
+        raise error if error.args else TimeoutError(f"it takes {seconds:g} seconds") from None
+    except MemoryError as error:
+        more = f"it takes {MEMORY / 2**30:g} GiB of memory"
+        raise error if error.args else MemoryError(more) from None
     finally:
         with _lock:
             _ends.pop(thread, None)
@@ -44,9 +50,16 @@ def _end_late_calls() -> None:
         time.sleep(0.1)
         with _lock:
             for thread, (end, most) in list(_ends.items()):
-                if (late := time.monotonic() > end) or _most_memory() > most:
+                if (late := _clock(thread) > end) or _most_memory() > most:
                     del _ends[thread]  # Once: after it, other work may be going on there.
                     _raise_in(thread, TimeoutError if late else MemoryError)
+
+
+def _clock(thread: int) -> float:
+    """The seconds that a thread has computed: what waits on a busy machine is not endless."""
+    if hasattr(time, "pthread_getcpuclockid"):
+        return time.clock_gettime(time.pthread_getcpuclockid(thread))
+    return time.monotonic()
 
 
 def _most_memory() -> int:

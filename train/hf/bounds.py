@@ -16,7 +16,6 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from transformers.utils import chat_template_utils
 
 MOST = 2**26  # Characters of a text, or items of a list.
 _BITS = 2**16  # Of a whole number.
@@ -29,6 +28,8 @@ _NO_METHODS = {str: {"encode", "expandtabs", "maketrans", "translate"}, int: {"t
 
 def bound_templates() -> None:
     """Lets transformers render chat templates within these bounds, in this process."""
+    from transformers.utils import chat_template_utils
+
     chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
 
 
