@@ -21,7 +21,7 @@ from gmt_jax._threshold.float_bits import (
     nan_bits,
 )
 from gmt_jax._threshold.replication import AnyMesh, is_explicit, replicate, shard_axes
-from gmt_jax._threshold.uint64 import UInt64, add_up, sum_over_shards, uint64
+from gmt_jax._threshold.uint64 import UInt64, add_up, sum_over_shards
 
 Tree = TypeVar("Tree")
 
@@ -184,31 +184,24 @@ class TensorRows:
         ]
         if is_explicit(self.mesh):  # Those of a sharded stack are sharded as it is.
             found = replicate(found, self.mesh)
-        most = jnp.asarray(self.rows(self.ends)) - 1 - low
-        return replicate(self._join(found, most.astype(f"u{self.dtype}")), self.mesh)
+        counts, (from_low, to_last) = self._join(found)
+        largest = (last - low).astype(to_last.dtype) - to_last
+        most = (self.rows(self.ends) - 1 - low).astype(to_last.dtype)  # Of NaNs, the first.
+        offsets = [jnp.minimum(offset, most).astype(self.dtype) for offset in (from_low, largest)]
+        return replicate(RowsRead(counts, *offsets), self.mesh)
 
-    def _join(self, found: Sequence[reductions.Reading], most: jax.Array) -> "RowsRead":
-        """[*stack] for each leaf → [R], with offsets of at most `most`."""
-        sums = _concatenate([part.sums for part in found])
-        minima = _concatenate([part.minima for part in found]).astype(most.dtype)
-        smallest, complement = minima
-        highs = None
-        if any(part.sums_high is not None for part in found):
-            highs = _concatenate([_high(part) for part in found])[:-1]
-        low, total = sums[:-1].astype(jnp.uint32), sums[-1]
-        counts = UInt64(jnp.zeros_like(low) if highs is None else highs, low)
+    def _join(self, found: Sequence[reductions.Reading]) -> tuple[UInt64, jax.Array]:
+        """[*stack, N] for each leaf → [N, R]: counts and minima, without a sign."""
+        low = _concatenate([part.counts for part in found])
+        high = jnp.zeros_like(low)
+        if any(part.counts_high is not None for part in found):
+            high = _concatenate([_high(part) for part in found])
+        counts = UInt64(high, low)
+        minima = _concatenate([part.minima for part in found]).astype(f"u{self.dtype}")
         if self.layout.shared:
             counts = jax.tree.map(lambda part: part[:, None], add_up(counts, (1,)))
-            smallest, complement = (jnp.min(part, keepdims=True) for part in (smallest, complement))
-            total = jnp.sum(total, keepdims=True, dtype=total.dtype)
-        absent = 2 * self.rows(self.largest).astype(most.dtype) + 1  # The complement of 0.
-        sizes = self.layout.expand(uint64(self.layout.sizes)).low.astype(most.dtype)
-        largest = absent - complement
-        # Sums of 32-bit integers wrap around, also in a row of 64 bits.
-        middle = absent * sizes - total.astype(most.dtype) - smallest - largest
-        middle &= self.rows(self.largest).astype(most.dtype)
-        offsets = (smallest, middle, largest)
-        return RowsRead(counts, *(jnp.minimum(x, most).astype(self.dtype) for x in offsets))
+            minima = jnp.min(minima, 1, keepdims=True)
+        return counts, minima
 
 
 class RowsRead(NamedTuple):
@@ -218,12 +211,10 @@ class RowsRead(NamedTuple):
       counts: the number of entries below each candidate, [K, R].
       smallest, largest: the smallest and the largest entry in the bracket, as offsets from its low
         end, [R].
-      middle: the second of exactly three entries in the bracket, likewise.
     """
 
     counts: UInt64
     smallest: jax.Array
-    middle: jax.Array
     largest: jax.Array
 
 
@@ -235,9 +226,9 @@ def _concatenate(parts: Sequence[jax.Array]) -> jax.Array:
 
 
 def _high(reading: reductions.Reading) -> jax.Array:
-    """The multiples of 2**32 in the sums of a leaf."""
-    high = reading.sums_high
-    return jnp.zeros_like(reading.sums, jnp.uint32) if high is None else high
+    """The multiples of 2**32 in the counts of a leaf."""
+    high = reading.counts_high
+    return jnp.zeros_like(reading.counts) if high is None else high
 
 
 @partial(jax.jit, static_argnames=("bits", "stacked_axes"))
@@ -252,14 +243,8 @@ def _over_shards(reading: reductions.Reading, leaf: jax.Array) -> reductions.Rea
     axes = shard_axes(jax.tree.leaves(leaf)[0])
     if not axes:
         return reading
-    counts = UInt64(_high(reading)[..., :-1], reading.sums[..., :-1].astype(jnp.uint32))
-    whole = sum_over_shards(counts, axes)
-    total = lax.psum(reading.sums[..., -1:], axes)
-    return reductions.Reading(
-        jnp.concatenate([whole.low.astype(total.dtype), total], -1),
-        jnp.concatenate([whole.high, jnp.zeros_like(total, jnp.uint32)], -1),
-        lax.pmin(reading.minima, axes),
-    )
+    high, low = map(jnp.asarray, sum_over_shards(UInt64(_high(reading), reading.counts), axes))
+    return reductions.Reading(low, high, lax.pmin(reading.minima, axes))
 
 
 @cache

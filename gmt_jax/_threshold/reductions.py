@@ -27,16 +27,14 @@ class Reading(NamedTuple):
     """What one reading of a leaf finds in each of its tensors.
 
     Attributes:
-      sums: the number of entries below each of K candidates, and the sum of the complements of the
-        offsets of the entries in the bracket from its low end, modulo the width of the integers;
-        the complement is that of 0 for other entries. [*stack, K + 1].
-      sums_high: the multiples of 2**32 in the counts; None where a tensor has fewer entries.
-      minima: the smallest offset and the smallest complement, [*stack, 2]. In an empty bracket, the
-        smallest offset is outside of it.
+      counts: the number of entries below each of K candidates, uint32 [*stack, K].
+      counts_high: their multiples of 2**32; None where a tensor has fewer entries.
+      minima: the smallest distance of an entry of the bracket from its low end, and from its last
+        integer, [*stack, 2]. In an empty bracket, they are more than the bracket is wide.
     """
 
-    sums: jax.Array
-    sums_high: jax.Array | None
+    counts: jax.Array
+    counts_high: jax.Array | None
     minima: jax.Array
 
 
@@ -55,29 +53,20 @@ def read(leaf: Any, bits: Bits, bounds: jax.Array, stacked_axes: tuple[int, ...]
         *candidates, low, last = bounds
         offset = entries - low
         counts = [(offset < candidate).astype(jnp.uint32) for candidate in candidates]
-        # Without a sign, the offsets of entries below the bracket are above all others. Counts have
-        # one: TPUs compare integers with signs much faster.
-        offset, last = (lax.bitcast_convert_type(x, f"u{x.dtype}") for x in (offset, last))
-        complement = jnp.where(offset <= last, ~offset, ~jnp.zeros((), offset.dtype))
-        # Three complements may wrap around: those as wide as other leaves' wrap likewise.
-        wide = np.promote_types(offset.dtype, np.uint32)
-        return [*counts, complement.astype(wide), offset, complement]
+        # Without a sign, the distances of entries outside of the bracket are above all others.
+        # Counts have one: TPUs compare integers with signs much faster.
+        distances = [offset, last - offset]
+        return counts + [lax.bitcast_convert_type(x, f"u{x.dtype}") for x in distances]
 
     entries = bits(leaf)
     axes, later = _counted_at_once(entries.shape, stacked_axes)
-    kinds = ("sum",) * (len(bounds) - 1) + ("min",) * 2
-    sums, minima = reduce(kinds, arrays, entries, axes, tuple(bounds), stacked_axes)
+    kinds = ("sum",) * (len(bounds) - 2) + ("min",) * 2
+    counts, minima = reduce(kinds, arrays, entries, axes, tuple(bounds), stacked_axes)
     left = tuple(later_axis - sum(axis < later_axis for axis in axes) for later_axis in later)
     if not left:
-        return Reading(sums, None, minima)
-    parts = sums[..., :-1].astype(jnp.uint32)
-    counts = add_up(UInt64(jnp.zeros_like(parts), parts), left)
-    total = jnp.sum(sums[..., -1:], left, dtype=sums.dtype)
-    return Reading(
-        jnp.concatenate([counts.low.astype(sums.dtype), total], -1),
-        jnp.concatenate([counts.high, jnp.zeros_like(total, jnp.uint32)], -1),
-        jnp.min(minima, left),
-    )
+        return Reading(counts, None, minima)
+    high, low = map(jnp.asarray, add_up(UInt64(jnp.zeros_like(counts), counts), left))
+    return Reading(low, high, jnp.min(minima, left))
 
 
 def along(values: jax.Array, ndim: int, stacked_axes: Sequence[int]) -> jax.Array:

@@ -11,10 +11,10 @@ repeats three steps:
    entries in the bracket were spread evenly (`_interpolate`); and evenly over the bracket
    (`_divide`) where little is known, or the pass before left most of the entries in it.
 2. Read. A pass over the data, `TensorRows.read`, counts the entries below each candidate, and finds
-   the smallest, the largest and the sum of the entries in the bracket.
+   the smallest and the largest of the entries in the bracket.
 3. Narrow. `_narrow` keeps the part of the bracket between the last candidate with at most m entries
    below it and the next one, and cuts off what lies outside of the entries. `_read_off` ends the
-   search of a row whose bracket held at most three entries, or only equal ones, or T first.
+   search of a row whose bracket held at most two entries, or only equal ones, or T first.
 
 A pass leaves about the square root of the entries that the bracket held. A count is a sum: for a
 gradient sharded over a mesh, the devices exchange a few integers in each pass and nothing else.
@@ -272,23 +272,18 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, reading: RowsRead, ranks: 
 def _read_off(bracket: _Bracket, narrower: _Bracket, reading: RowsRead, ranks: UInt64) -> _Bracket:
     """Brackets of T alone where the reading of `bracket` tells T; elsewhere `narrower`.
 
-    It does where T is the first entry of the bracket or all are equal, and of at most three
-    entries, which the smallest, the largest and the sum tell apart.
+    It does where T is the first entry of the bracket, or all are equal, or there are two.
     """
-    _, smallest, middle, largest = reading
     rank = subtract(ranks, bracket.below_low)
-    first = at_most(rank, uint64([0])) | (smallest == largest)
-    few, three = at_most(bracket.entries, uint64([3])), at_most(uint64([3]), bracket.entries)
-    offset = jnp.where(three & (rank.low == 1), middle, largest)
-    offset = jnp.where(first, smallest, offset)
-    before = (smallest < offset).astype(jnp.uint32) + (three & (middle < offset)).astype(jnp.uint32)
-    before = jnp.where(first, jnp.uint32(0), before)
-    threshold = bracket.low + offset
+    first = at_most(rank, uint64([0])) | (reading.smallest == reading.largest)
+    two = at_most(bracket.entries, uint64([2]))
+    threshold = bracket.low + jnp.where(first, reading.smallest, reading.largest)
+    second = (~first).astype(jnp.uint32)
     known = _Bracket(
         threshold,
         threshold + 1,
-        add(bracket.below_low, UInt64(jnp.zeros_like(before), before)),
+        add(bracket.below_low, UInt64(jnp.zeros_like(second), second)),
         bracket.below_high,
         narrower.stalled,
     )
-    return jax.tree.map(lambda new, old: jnp.where(first | few, new, old), known, narrower)
+    return jax.tree.map(lambda new, old: jnp.where(first | two, new, old), known, narrower)
