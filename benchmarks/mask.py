@@ -144,22 +144,23 @@ def print_unstacked(layers: int, rounds: int) -> None:
     stacked |= {f"{i} alone": shape for i, shape in enumerate(others)}
     forms = {f"{len(shapes)} arrays": (shapes, None)}
     forms["stacked"] = (stacked, {name: None if "alone" in name else 0 for name in stacked})
+    updates: dict[str, Method] = {}
     for form, (of_form, axes) in forms.items():
-        mask = functools.partial(gmt_mask, RATIO, stacked_axes=axes)
+        ways = {"AdamW alone": [], "AdamW with gmt_mask": [gmt_mask(RATIO, stacked_axes=axes)]}
         types = {
             name: jax.ShapeDtypeStruct(of_form[name], jnp.float32, sharding=sharding)
             for name, sharding in shardings(of_form).items()
         }
         seconds_to_compile(dict(list(types.items())[-1:]))  # What only the first compilation costs.
-        for name, first in (("AdamW alone", []), ("AdamW with gmt_mask", [mask()])):
+        for name, first in ways.items():
             seconds = seconds_to_compile(types, *first)
             print(f"{form}, {name}: {seconds:.1f} s of processor time to compile", flush=True)
         if layers == 30:
             keys = zip(types, jax.random.split(jax.random.key(0), len(types)), strict=True)
             tree = spread({name: jax.random.normal(key, of_form[name]) for name, key in keys})
-            found = {"AdamW alone": adamw(tree), "AdamW with gmt_mask": adamw(tree, mask())}
-            print_table(f"{model}, {form}", found, "AdamW alone", rounds)
-            del tree, found
+            updates |= {f"{form}, {name}": adamw(tree, *first) for name, first in ways.items()}
+    if updates:
+        print_table(f"Updates of {model}", updates, "stacked, AdamW with gmt_mask", rounds)
 
 
 def main() -> None:
