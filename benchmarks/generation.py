@@ -4,6 +4,7 @@ python benchmarks/generation.py models/SmolLM2-135M-Instruct [--torch]
 """
 
 import argparse
+import math
 import platform
 import statistics
 import time
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from gmt_train.generate import Sampling, generate
+from gmt_train.model import unstack
+from gmt_train.model.layers import few_rows
 from gmt_train.restore import Model
 
 TOPICS = [
@@ -34,13 +38,14 @@ def main() -> None:
     prompts = [model.prompt_ids(f"Write a short story about {topic}.") for topic in TOPICS]
     params = model.params()
 
-    def ours(batch_size: int) -> Tokens:
+    def ours(prompts: Tokens, batch_size: int) -> Tokens:
         sampling = Sampling(args.new)
         return generate(model.config, params, prompts, sampling, NEVER, batch_size=batch_size)
 
     ways: dict[str, Callable[[], Tokens]] = {
-        "one prompt at a time": lambda: ours(1),
-        "16 prompts together": lambda: ours(16),
+        "a call for each prompt": lambda: [ours([prompt], 1)[0] for prompt in prompts],
+        "one prompt at a time, in one call": lambda: ours(prompts, 1),
+        "16 prompts together": lambda: ours(prompts, 16),
     }
     if args.torch:
         ways["transformers on PyTorch, 16 together"] = _transformers(model, prompts, args.new)
@@ -56,12 +61,37 @@ def main() -> None:
             complete()
             seconds[name].append(time.perf_counter() - begin)
     first = next(iter(results))
-    print("\n| | tokens/s | of one at a time | equal completions |\n|---|---|---|---|")
+    print("\n| | tokens/s | of a call for each | equal completions |\n|---|---|---|---|")
     for name, times in seconds.items():
         rate = len(prompts) * args.new / statistics.median(times)
         ratio = statistics.median(seconds[first]) / statistics.median(times)
         equal = sum(a == b for a, b in zip(results[name], results[first], strict=True))
         print(f"| {name} | {rate:,.0f} | {ratio:.1f} | {equal} of {len(prompts)} |")
+    _print_products(params, len(prompts), args.rounds)
+
+
+def _print_products(params: Any, num_rows: int, rounds: int) -> None:
+    """The products of one token's pass with all matrices, for one row and for several."""
+    matrices = [w for w in jax.tree.leaves(jax.jit(unstack)(params["layers"])) if w.ndim == 2]
+    matrices.append(params.get("head", params["embed"]))
+
+    @jax.jit
+    def multiply(x: jax.Array) -> list[jax.Array]:
+        return [few_rows(x[:, : w.shape[1]], w, x.dtype) for w in matrices]
+
+    widest = max(w.shape[1] for w in matrices)
+    inputs = {n: jnp.ones((n, widest), jnp.float32) for n in (1, num_rows)}
+    best = dict.fromkeys(inputs, math.inf)
+    for _ in range(10 * rounds):  # The first of them compile.
+        for n, x in inputs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(multiply(x))
+            best[n] = min(best[n], time.perf_counter() - begin)
+    one, all_rows = (1e3 * seconds for seconds in best.values())
+    print(
+        f"\nproducts with all matrices: {one:.1f} ms for 1 row, {all_rows:.1f} for {num_rows}, "
+        f"{all_rows / one:.2f} times: {num_rows * one / all_rows:.1f} times the rows a second"
+    )
 
 
 def _transformers(model: Model, prompts: Tokens, num_new: int) -> Callable[[], Tokens]:
