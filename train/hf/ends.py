@@ -138,10 +138,11 @@ def _configured(folder: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def end_ids(config: dict[str, Any]) -> tuple[int, ...]:
-    """The eos_token_id of a config, which is one id, a list of them or null."""
+    """The eos_token_id of a config, which is one id, a list of them or null; -1 is none too."""
     value = config.get("eos_token_id")
     values = value if isinstance(value, list) else [value]
-    return tuple(id for id in values if isinstance(id, int) and not isinstance(id, bool))
+    ids = (id for id in values if isinstance(id, int) and not isinstance(id, bool))
+    return tuple(id for id in ids if 0 <= id < 2**31)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        tokenizer("a", add_special_tokens=False)  # Which reads some of its settings first.
     except Exception as error:  # Malformed files raise whatever their reader came upon.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise UserError(

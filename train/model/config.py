@@ -82,7 +82,7 @@ class ModelConfig:
           UserError: naming the key that is missing, malformed or not supported.
         """
         kind = hf.get("model_type")
-        if kind not in DEFAULTS:
+        if not isinstance(kind, str) or kind not in DEFAULTS:
             raise UserError(
                 f"{where}: model_type {kind!r} is not supported; supported: {', '.join(DEFAULTS)}"
             )

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from train.data.chat import RecordReader, Renderer
 from train.errors import UserError
 from train.generate import Sampling
-from train.hf.ends import find_ends, template_ends
+from train.hf.ends import end_ids, find_ends, template_ends
 from train.hf.export import export
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
@@ -272,6 +272,10 @@ def test_every_end_that_data_teaches_is_one(case: str) -> None:
     assert len(learned) == 2
     written = {token for answer in learned for token in SPECIALS if token in answer}
     assert written <= set(ends)
+
+
+def test_what_is_no_token_ends_nothing() -> None:
+    assert end_ids({"eos_token_id": [-1, 3, 2**31, True, "4", None, 5]}) == (3, 5)
 
 
 def test_a_template_that_does_not_end_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": 3}}'),
         ("tokenizer_config.json", "[]"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
+        ("tokenizer_config.json", '{"model_max_length": "9"}'),
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.X", null]}}'),
     ],
 )
@@ -91,4 +92,4 @@ def test_malformed_files_are_one_line_and_no_code_is_run(
     (folder / name).write_text(content)
     (folder / "x.py").write_text("raise SystemExit('code of a model folder was run')")
     with contextlib.suppress(UserError):  # Some of it is read past.
-        load_tokenizer(folder)
+        text_ids(load_tokenizer(folder), "text")

@@ -55,6 +55,7 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_them_for(family: Fa
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: llama, mistral"),
         ({"model_type": None}, "model_type None is not supported"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is not supported; supported: silu, got 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
         ({"pretraining_tp": 2}, "pretraining_tp other than 1 is not supported, got 2"),
