@@ -4,6 +4,7 @@ Of compact runs they hold the chosen entries, of adapters the factors.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -122,6 +123,8 @@ def from_stored(
         return LoraParams(weights, values, like.scale)
     chosen = filled(like.chosen, stored["chosen"])
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    write = jax.jit(compact.write, donate_argnums=0, out_shardings=shardings)
+    write = jax.jit(
+        partial(compact.write, shardings=shardings), donate_argnums=0, out_shardings=shardings
+    )
     params: CompactParams = write(CompactParams(weights, chosen, values))
     return params

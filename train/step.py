@@ -72,6 +72,7 @@ def train_step(
     batch: Any,
     measure: Measure | None = None,
     report: bool = True,
+    shardings: Any = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One update from the microbatches [N, B/N, ...] of a batch.
 
@@ -79,7 +80,7 @@ def train_step(
     the gradient does not depend on the number of microbatches. Where the loss or the gradient's
     norm is not finite, weights and optimizer state stay as they are, and `finite` is False. With
     `measure`, `tensors` are figures of every tensor. Without `report`, masks that have one leave
-    the last in their state.
+    the last in their state. With the shardings of `CompactParams`, devices write their own parts.
     """
     weight = objective.weight(batch)
     total = jnp.where(weight > 0, weight, 1)
@@ -120,7 +121,7 @@ def train_step(
         (moved, opt_state),
         (trained, state.opt_state),
     )
-    params = _with_trained(state.params, moved)
+    params = _with_trained(state.params, moved, shardings)
     figures |= {"loss": value, "grad_norm": norm, objective.unit: total, "finite": finite}
     figures |= metrics | _mask_metrics(params, opt_state) | (_report(opt_state) if report else {})
     return TrainState(state.step + 1, params, opt_state), figures
@@ -153,10 +154,10 @@ def _split(params: Any) -> tuple[Any, Callable[[Any], Any]]:
     return params, lambda params: params
 
 
-def _with_trained(params: Any, trained: Any) -> Any:
+def _with_trained(params: Any, trained: Any, shardings: Any) -> Any:
     """The parameters with new values of what is trained."""
     if isinstance(params, CompactParams):
-        return compact.write(params._replace(values=trained))
+        return compact.write(params._replace(values=trained), shardings)
     if isinstance(params, LoraParams):
         return replace(params, values=trained)
     return trained
@@ -231,7 +232,9 @@ def jit_train_step(
     Batches keep the shardings that they are passed in with.
     """
     return jax.jit(
-        lambda state, batch: train_step(objective, optimizer, state, batch, measure, report),
+        lambda state, batch: train_step(
+            objective, optimizer, state, batch, measure, report, shardings.params
+        ),
         in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -3,11 +3,12 @@
 import math
 from fractions import Fraction
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
 from gmt_jax.compact.slots import (
     choose_slots,
@@ -107,14 +108,28 @@ def read(choice: Choice, array: jax.Array) -> jax.Array | None:
     return array.astype(jnp.float32) if isinstance(choice, Whole) else None
 
 
-def write(choice: Choice, array: jax.Array, values: jax.Array | None) -> jax.Array:
+def write(
+    choice: Choice,
+    array: jax.Array,
+    values: jax.Array | None,
+    sharding: NamedSharding | None = None,
+) -> jax.Array:
     """The array with these values, rounded to its dtype; other entries keep their bits.
 
     A stack of matrices is written one after another, in place if the array is donated: a scan that
     returned new ones would hold both.
+
+    Args:
+      sharding: of array and slots alike. Every device then writes its own part.
     """
     if values is None:
         return array
+    if sharding is not None and isinstance(choice, Slots):
+        spec: Any = sharding.spec
+        specs = Slots(spec), spec, spec
+        part = jax.shard_map(write, mesh=sharding.mesh, in_specs=specs, out_specs=spec)
+        written: jax.Array = part(choice, array, values)
+        return written
     if isinstance(choice, Rows):
         return array.at[choice.indices].set(values.astype(array.dtype))
     if not isinstance(choice, Slots):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from gmt_jax.compact import choices
 from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
@@ -181,13 +182,24 @@ def read(chosen: PyTree, arrays: PyTree) -> PyTree:
     return jax.tree.map(choices.read, chosen, arrays, is_leaf=is_choice)
 
 
-def write(params: CompactParams) -> CompactParams:
-    """The parameters with the values in their weights, in place if they are donated."""
-    return params._replace(
-        weights=jax.tree.map(
-            choices.write, params.chosen, params.weights, params.values, is_leaf=is_choice
-        )
-    )
+def write(params: CompactParams, shardings: CompactParams | None = None) -> CompactParams:
+    """The parameters with the values in their weights, in place if they are donated.
+
+    Args:
+      shardings: those of all arrays. Where slots are split over a mesh as their weight is, every
+        device then writes its own part, which TPUs do fastest.
+    """
+    of = () if shardings is None else (shardings.chosen, shardings.weights)
+
+    def put(
+        choice: Choice, weight: jax.Array, values: Any, of_choice: Any = None, of_weight: Any = None
+    ) -> jax.Array:
+        of_slots = getattr(of_choice, "positions", None)
+        alike = isinstance(of_weight, NamedSharding) and of_slots == of_weight
+        return choices.write(choice, weight, values, of_weight if alike else None)
+
+    trees = params.chosen, params.weights, params.values, *of
+    return params._replace(weights=jax.tree.map(put, *trees, is_leaf=is_choice))
 
 
 def mask(chosen: PyTree, params: PyTree) -> Mask:
@@ -244,10 +256,16 @@ def _only_filled(choice: Choice, update: jax.Array | None) -> jax.Array | None:
     return jnp.where(choice.positions == EMPTY, 0, update)
 
 
-def apply_updates(params: CompactParams, updates: optax.Updates) -> CompactParams:
-    """The parameters with the updates added to the values, and the weights that follow."""
+def apply_updates(
+    params: CompactParams, updates: optax.Updates, shardings: CompactParams | None = None
+) -> CompactParams:
+    """The parameters with the updates added to the values, and the weights that follow.
+
+    Args:
+      shardings: as in `write`.
+    """
     values = optax.apply_updates(params.values, updates)
-    return write(params._replace(values=values))
+    return write(params._replace(values=values), shardings)
 
 
 def num_chosen(chosen: PyTree, params: PyTree) -> jax.Array:

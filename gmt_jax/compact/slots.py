@@ -5,8 +5,9 @@ fewer. Each group has k slots, and a slot is a position in its group and a value
 leaves its group, so an array of slots `[..., G k]` is sharded as the array `[..., n]` is, wherever
 the parts of a mesh are whole groups: nothing is exchanged.
 
-On TPUs slots are read and written by comparing every entry with the positions of its group, which
-vector units do at the speed of memory; elsewhere by gathers and scatters within the groups.
+On TPUs slots are read and written in the transpose, where a group lies within a lane, by comparing
+every entry with the positions of its group, which vector units do at the speed of memory. Elsewhere
+it is done by gathers and scatters within the groups.
 """
 
 import math
@@ -16,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 GROUP = 128
-# On TPUs rows are written a tile at a time: the positions, repeated for each lane, take as much
-# memory as the matrix, and are written out where they do not fit the chip's own.
+# On TPUs rows are written a part at a time, which fits a chip's own memory with its transpose.
 ROWS = 8  # of a TPU's tile, which stays whole
-TILE, MAX_TILES = 1 << 20, 16  # The least entries of a device's tile.
+PART = 1 << 23  # The least entries of a device's part.
 EMPTY = 255  # The position of a slot without an entry: its group has fewer chosen entries.
 
 
@@ -139,116 +140,105 @@ def _by_group(slots: jax.Array, size: int) -> jax.Array:
     return slots.reshape(*slots.shape[:-1], num_groups(size), -1)
 
 
-def _num_devices() -> int:
+def _splits() -> list[int]:
+    """Into how many parts each axis of the mesh may split an array, where it may at all."""
     mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() if mesh.empty else mesh.size
+    if mesh.empty:  # An array may be split along both axes.
+        return [jax.device_count(), 1] if jax.device_count() > 1 else []
+    return [n for axis, n in mesh.shape.items() if axis not in mesh.manual_axes and n > 1]
 
 
-def _has_few_groups(shape: tuple[int, ...]) -> bool:
-    """Whether a device may have fewer groups of a row than a TPU's tile has rows."""
-    devices = _num_devices()  # Over all of which either axis may be split.
-    rows = math.prod(shape[:-1])
-    return num_groups(shape[-1]) < ROWS * devices and rows % (ROWS * devices) == 0
-
-
-def _rows_inside(groups: jax.Array) -> jax.Array:
-    """`[..., G, x]` → `[rows / 8, G, 8, x]`: tiles of a TPU, which few groups would leave empty."""
-    return groups.reshape(-1, ROWS, *groups.shape[-2:]).swapaxes(1, 2)
-
-
-def _num_tiles(shape: tuple[int, ...]) -> int:
-    """The tiles into which the rows of a matrix are cut, whole on every device of the mesh."""
-    devices = _num_devices()  # Rows may be split over all of them.
-    tiles = 1
+def _num_parts(shape: tuple[int, ...]) -> int:
+    """The parts into which the rows of a matrix are cut, whole on every device of the mesh."""
+    devices = math.prod(_splits())  # Rows may be split over all of them.
+    parts = 1
     while (
-        tiles < MAX_TILES
-        and shape[0] % (2 * tiles * ROWS * devices) == 0
-        and math.prod(shape) >= 2 * tiles * TILE * devices
+        shape[0] % (2 * parts * ROWS * devices) == 0
+        and math.prod(shape) >= 2 * parts * PART * devices
     ):
-        tiles *= 2
-    return tiles
+        parts *= 2
+    return parts
 
 
-def _tiled(array: jax.Array, tiles: int) -> jax.Array:
-    """`[O, n]` → `[O / (8 tiles), tiles, 8, n]`: a tile is in all parts of a row axis."""
-    return array.reshape(-1, tiles, ROWS, array.shape[-1])
+def _cut(array: jax.Array, parts: int) -> jax.Array:
+    """`[O, n]` → `[O / (8 parts), parts, 8, n]`: a part has rows of all devices."""
+    return array.reshape(-1, parts, ROWS, array.shape[-1])
 
 
-def _tile(array: jax.Array, number: jax.Array) -> jax.Array:
-    return lax.dynamic_index_in_dim(array, number, 1, keepdims=False)
+def _part(cut: jax.Array, number: jax.Array) -> jax.Array:
+    """`[O / parts, n]`."""
+    part = lax.dynamic_index_in_dim(cut, number, 1, keepdims=False)
+    return part.reshape(-1, cut.shape[-1])
+
+
+def _columns(array: jax.Array) -> jax.Array:
+    """`[O, n]` → `[n, O]`, in whose layout the rows lie along a TPU's lanes.
+
+    Sums over a group, and what is repeated for it, go from lane to lane otherwise. A product makes
+    its result in either layout. Of an array that is split along both axes the compiler would gather
+    the whole for it, so there the layout is left to it.
+    """
+    if len(_splits()) > 1:
+        return array.T
+    return with_layout_constraint(array.T, Layout(major_to_minor=(0, 1)))
 
 
 def _read_by_lanes(array: jax.Array, positions: jax.Array) -> jax.Array:
     if array.ndim > 2:
         return lax.map(lambda pair: _read_by_lanes(*pair), (array, positions))
-    # As a whole, though tiles take half the time: of tiles the compiler makes an array of slots
-    # whose rows are padded to 128 lanes, five times as large.
-    groups, by_group = _grouped(array), _by_group(positions, array.shape[-1])
-    few = _has_few_groups(array.shape)
-    if few:
-        groups, by_group = _rows_inside(groups), _rows_inside(by_group)
-    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
-    columns = []
-    for slot in range(by_group.shape[-1]):
-        chosen = lane == by_group[..., slot : slot + 1].astype(jnp.int32)
-        columns.append(jnp.sum(jnp.where(chosen, groups, 0).astype(jnp.float32), axis=-1))
-    values = jnp.stack(columns, axis=-1)
-    return (values.swapaxes(1, 2) if few else values).reshape(positions.shape)
+    if array.ndim == 1:
+        return _read_by_lanes(array[None], positions[None])[0]
+    columns, groups = _columns(array), num_groups(array.shape[-1])
+    columns = jnp.pad(columns, ((0, groups * GROUP - columns.shape[0]), (0, 0)))
+    entries = columns.reshape(groups, GROUP, -1)
+    of_group = positions.T.reshape(groups, -1, entries.shape[-1]).astype(jnp.int32)
+    number = lax.broadcasted_iota(jnp.int32, entries.shape, 1)
+    values = [
+        jnp.sum(jnp.where(number == of_group[:, [slot]], entries, 0).astype(jnp.float32), axis=1)
+        for slot in range(of_group.shape[1])
+    ]
+    return jnp.stack(values, axis=1).reshape(-1, entries.shape[-1]).T
 
 
 def _write_by_lanes(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
-    tiles = _num_tiles(array.shape) if array.ndim == 2 else 1
-    if tiles == 1:
-        return _write_tile(array, positions, values)
-    parts = _tiled(positions, tiles), _tiled(values, tiles)
+    if array.ndim != 2:
+        flat = (x.reshape(-1, x.shape[-1]) for x in (array, positions, values))
+        return _write_by_lanes(*flat).reshape(array.shape)
+    parts = _num_parts(array.shape)
+    if parts == 1:
+        return _write_part(array, positions, values)
+    slots = _cut(positions, parts), _cut(values, parts)
 
     def write(number: jax.Array, cut: jax.Array) -> jax.Array:
-        new = _write_tile(_tile(cut, number), *(_tile(part, number) for part in parts))
-        return lax.dynamic_update_index_in_dim(cut, new, number, 1)
+        new = _write_part(_part(cut, number), *(_part(x, number) for x in slots))
+        return lax.dynamic_update_index_in_dim(cut, _cut(new, 1)[:, 0], number, 1)
 
-    return lax.fori_loop(0, tiles, write, _tiled(array, tiles)).reshape(array.shape)
+    return lax.fori_loop(0, parts, write, _cut(array, parts)).reshape(array.shape)
 
 
-def _write_tile(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
-    size, word = array.shape[-1], f"uint{8 * array.dtype.itemsize}"
+def _write_part(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    word, groups = f"uint{8 * array.dtype.itemsize}", num_groups(array.shape[-1])
+    columns = jnp.pad(_columns(array), ((0, groups * GROUP - array.shape[-1]), (0, 0)))
+    # Barriers, or what is repeated for each entry of a group would be written out.
+    columns = lax.optimization_barrier(columns.reshape(groups, GROUP, -1))
     # Chosen between the bits, so that a weight that is not chosen keeps them, whatever it is.
-    bits, new = (lax.bitcast_convert_type(x, word) for x in (array, values))
-    if array.dtype.itemsize == 2:
-        bits = _write_pairs(bits.astype(jnp.uint32), positions, new).astype(word)
-        return lax.bitcast_convert_type(bits, array.dtype)
-    parts = _grouped(bits), _by_group(positions, size).astype(jnp.int32), _by_group(new, size)
-    few = array.ndim == 2 and _has_few_groups(array.shape)
-    groups, by_group, new = map(_rows_inside, parts) if few else parts
-    lane = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
-    for slot in range(by_group.shape[-1]):
-        chosen = lane == by_group[..., slot : slot + 1]
-        groups = jnp.where(chosen, new[..., slot : slot + 1], groups)
-    bits = _ungrouped(groups, few, array.shape)
-    return lax.bitcast_convert_type(bits, array.dtype)
-
-
-def _write_pairs(bits: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
-    """`_write_tile` of 16 bits, each in a uint32.
-
-    A position and its value are one word, so that half as much is repeated for each lane. Their
-    exclusive or with the lane is the value where the position is the lane, else larger.
-    """
-    size = bits.shape[-1]
-    pairs = positions.astype(jnp.uint32) << 16 | new.astype(jnp.uint32)
-    parts = _grouped(bits), _by_group(pairs, size)
-    few = bits.ndim == 2 and _has_few_groups(bits.shape)
-    groups, by_group = map(_rows_inside, parts) if few else parts
-    lane = lax.broadcasted_iota(jnp.uint32, groups.shape, groups.ndim - 1) << 16
-    for slot in range(by_group.shape[-1]):
-        found = by_group[..., slot : slot + 1] ^ lane
-        groups = jnp.where(found < 1 << 16, found, groups)
-    return _ungrouped(groups, few, bits.shape)
-
-
-def _ungrouped(groups: jax.Array, few: bool, shape: tuple[int, ...]) -> jax.Array:
-    """The array of which `_grouped`, and for few groups `_rows_inside`, made groups."""
-    groups = groups.swapaxes(1, 2) if few else groups
-    return groups.reshape(*shape[:-1], -1)[..., : shape[-1]]
+    bits, new = (lax.bitcast_convert_type(x, word).astype("uint32") for x in (columns, values))
+    number = lax.broadcasted_iota(jnp.uint32, (1, GROUP, 1), 1)
+    packed = array.dtype.itemsize < 4
+    # A position and its value are one word, so that half as much is repeated. Their exclusive or
+    # with the number of an entry is the value where the position is the number, else larger.
+    at = positions.astype(jnp.uint32)
+    slots = [at << 16 | new] if packed else [at, new]
+    slots = [_columns(x).reshape(groups, -1, array.shape[0]) for x in slots]
+    for slot in range(slots[0].shape[1]):
+        if packed:
+            found = slots[0][:, [slot]] ^ number << 16
+            bits = jnp.where(found < 1 << 16, found, bits)
+        else:
+            position, value = (x[:, [slot]] for x in slots)
+            bits = jnp.where(position == number, value, bits)
+    columns = lax.optimization_barrier(lax.bitcast_convert_type(bits.astype(word), array.dtype))
+    return columns.reshape(groups * GROUP, -1)[: array.shape[-1]].T
 
 
 def _indices(array: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """Trees of compact parameters: forms by path, choices, and the optimizer over values."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gmt_jax import compact
-from gmt_jax.compact import Form, Frozen, Rows, Slots, Whole
+from gmt_jax.compact import Form, Frozen, Rows, Slots, Whole, choices
 
 SHAPES = {"embed": (9, 130), "norm": (130,), "layers": {"w": (2, 3, 130)}, "scale": ()}
 
@@ -54,6 +57,36 @@ def test_values_are_written_where_the_mask_is_true(params: compact.CompactParams
         np.testing.assert_array_equal(np.asarray(old) != np.asarray(new), part)
     trained = sum(int(part.sum()) for part in jax.tree.leaves(mask))
     assert compact.num_chosen(params.chosen, params.weights) == trained
+
+
+def test_devices_write_their_own_parts_where_slots_are_split_as_their_weight() -> None:
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+    # Of the last one the parts are half a group, so that its slots are whole on every device.
+    specs = {"stack": P(None, "x", "y"), "matrix": P("y", None), "halves": P("x", "y")}
+    shapes = {"stack": (2, 16, 512), "matrix": (16, 300), "halves": (16, 256)}
+    of_slots = specs | {"halves": P("x", None)}
+    weights = {
+        name: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+        for name, shape in shapes.items()
+    }
+    chosen = compact.choose(compact.plan_forms(weights, 0.9), weights)
+    values = jax.tree.map(lambda x: x + 1, compact.read(chosen, weights))
+    params = compact.CompactParams(weights, chosen, values)
+    placed = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    slots = {name: NamedSharding(mesh, spec) for name, spec in of_slots.items()}
+    shardings = compact.CompactParams(
+        placed, {name: Slots(of) for name, of in slots.items()}, slots
+    )
+    write = jax.jit(partial(compact.write, shardings=shardings), out_shardings=shardings)
+    moved = write(jax.device_put(params, shardings))
+    for ours, expected in zip(*map(jax.tree.leaves, (moved, compact.write(params))), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    part = params.chosen["stack"], params.weights["stack"], params.values["stack"]
+    parts = jax.device_put(part, (Slots(placed["stack"]), placed["stack"], placed["stack"]))
+    own = jax.jit(lambda *x: choices.write(*x, placed["stack"])).lower(*parts).compile()
+    words = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+    assert not [word for word in words if f" {word}(" in own.as_text()]
 
 
 def test_an_empty_slot_is_never_moved(params: compact.CompactParams) -> None:

@@ -119,11 +119,11 @@ def test_nothing_of_the_arrays_size_is_exchanged_where_parts_are_whole_groups() 
 
 
 @pytest.mark.parametrize("spec", [P("x", "y"), P("y", None), P(None, "x")], ids=str)
-@pytest.mark.parametrize(("tile", "tiles"), [(1 << 10, 4), (1 << 20, 1)])
-def test_tiles_of_rows_are_written_where_they_are(
-    monkeypatch: pytest.MonkeyPatch, spec: P, tile: int, tiles: int
+@pytest.mark.parametrize(("part", "parts"), [(1 << 10, 4), (1 << 20, 1)])
+def test_parts_of_rows_are_written_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, spec: P, part: int, parts: int
 ) -> None:
-    monkeypatch.setattr(slots, "TILE", tile)
+    monkeypatch.setattr(slots, "PART", part)
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, spec)
     array = jax.device_put(_array((256, 512), "bfloat16"), sharding)
@@ -138,8 +138,7 @@ def test_tiles_of_rows_are_written_where_they_are(
     values = slots.read_slots(array, positions)
     written = slots.write_slots(array, positions, values + 1)
     with jax.set_mesh(mesh):
-        assert slots._num_tiles(array.shape) == tiles
-        assert slots._has_few_groups(array.shape)
+        assert slots._num_parts(array.shape) == parts
         step = jax.jit(change, out_shardings=(sharding, sharding)).lower(array, positions).compile()
         ours = step(array, positions)
     text = step.as_text()
