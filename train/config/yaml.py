@@ -42,6 +42,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number: int = loader.construct_yaml_int(node)
+    str(number)  # Python refuses thousands of digits; no message could show them.
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Returns the value of a YAML text.
 

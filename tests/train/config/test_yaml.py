@@ -71,8 +71,16 @@ def test_flatten_names_every_key_in_full() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: 0x_", "a: 2024-02-30", "a: " + "9" * 5000, "[" * 1500, "a: &x 1\nb: *x", "? [a]\n: 1"],
-    ids=["hex", "date", "digits", "brackets", "alias", "key"],
+    [
+        "a: 0x_",
+        "a: 2024-02-30",
+        "a: " + "9" * 5000,
+        "steps: 0x" + "9" * 5000,
+        "[" * 1500,
+        "a: &x 1\nb: *x",
+        "? [a]\n: 1",
+    ],
+    ids=["hex", "date", "digits", "hex digits", "brackets", "alias", "key"],
 )
 def test_what_yaml_cannot_mean_here_is_one_short_line(text: str) -> None:
     with pytest.raises(UserError) as caught:
