@@ -14,7 +14,8 @@ import optax
 from jax.sharding import Mesh
 
 from .best import Best
-from .buckets.address import local_path
+from .buckets.address import check_place
+from .buckets.workplace import writing
 from .cadence import Cadence
 from .checkpoint import Checkpoints
 from .data.iterables import Batches, number_of, open_batches
@@ -115,7 +116,8 @@ def fit(
       batch_sharding: likewise of a batch; by default, rows are split over the mesh's axes named
         ``data`` and ``fsdp``.
       num_microbatches: the number of parts of a batch that are computed one after another.
-      folder: where checkpoints and records are stored; None: nowhere.
+      folder: where checkpoints and records are stored, a path or an address (gs://, s3://); None:
+        nowhere.
       resume: whether to go on from the newest checkpoint in the folder, if there is one.
       log_every: the number of updates between records, which wait for the device; 0: only where a
         checkpoint is saved.
@@ -155,7 +157,6 @@ def fit(
     measured_step = None if measure is None else jit_step(measure)
     plain_step = jit_step(report=measure is None)
     parts = Parts(loader, plain_step, learning_rate, unit, peak_per_s, measured_step)
-    run = None if folder is None else _checked(Run(_local(folder)), resume)
 
     def begin() -> TrainState:
         weights = _copy(tree, named) if load is None else partition(load())[0]
@@ -163,15 +164,16 @@ def fit(
         return TrainState(jax.device_put(np.int32(0), of_state.step), weights, opt_init(weights))
 
     records: list[Record] = []
-    recorder = Callback(on_record=records.append if run is None else run.log)
-    calls = [recorder, *(_in_the_form_given(callback, join) for callback in callbacks)]
     abstract_state = _abstract_state(optimizer, tree, of_state)
     opening = checkpoints or partial(Checkpoints, keep=keep)
-    opened = _opened(run, opening, begin, abstract_state, loader)
-    with jax.set_mesh(mesh), opened as (state, saves):
-        before = [r for r in run.records if r["step"] <= int(state.step)] if run else []
-        state = train(state, parts, cadence, saves, calls, before=before, best=best)
-    records = run.records if run else records
+    with _run(folder, resume) as run:
+        recorder = Callback(on_record=records.append if run is None else run.log)
+        calls = [recorder, *(_in_the_form_given(callback, join) for callback in callbacks)]
+        opened = _opened(run, opening, begin, abstract_state, loader)
+        with jax.set_mesh(mesh), opened as (state, saves):
+            before = [r for r in run.records if r["step"] <= int(state.step)] if run else []
+            state = train(state, parts, cadence, saves, calls, before=before, best=best)
+        records = run.records if run else records
     return Fitted(join(state.params), state.opt_state, int(state.step), records)
 
 
@@ -228,11 +230,18 @@ def _in_the_form_given(callback: Callback, join: Join) -> Callback:
     )
 
 
-def _local(folder: str | Path) -> Path:
+@contextmanager
+def _run(folder: str | Path | None, resume: bool) -> Iterator[Run | None]:
+    """The run in a folder or at an address, if one is named, which may be written."""
+    if folder is None:
+        yield None
+        return
     try:
-        return local_path(str(folder))
+        place = check_place(str(folder))
     except ValueError as error:
         raise UserError(f"folder: {error}") from None
+    with writing(place) as found:
+        yield _checked(Run(found), resume)
 
 
 def _checked(run: Run, resume: bool) -> Run:

@@ -119,12 +119,12 @@ def test_an_option_refuses_an_address(
 def test_a_folder_of_fit_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = {"w": jnp.zeros(2)}
-    with pytest.raises(UserError, match="folder: gs://b/r is an address"):
+    with pytest.raises(UserError, match="folder: http://b/r is of an unknown kind"):
         fit(
             params,
             lambda p, x: jnp.sum(p["w"]) * x.sum(),
             optax.sgd(1.0),
             [np.ones(1)],
-            folder="gs://b/r",
+            folder="http://b/r",
         )
     assert not os.listdir(tmp_path)

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from train.__main__ import main
@@ -11,6 +14,7 @@ from train.buckets.mirror import mirror_of
 from train.buckets.store import Store
 from train.buckets.workplace import reading, reading_run, writing
 from train.errors import UserError
+from train.fit import fit
 
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
@@ -71,6 +75,31 @@ def test_a_bucket_that_cannot_be_reached_is_one_line_and_leaves_no_lease(
     gs.mend()
     with writing(gs.address):
         pass
+
+
+def test_fit_goes_on_at_an_address(bucket: Any, tmp_path: Path) -> None:
+    def run(steps: int, folder: str, **options: Any) -> Any:
+        return fit(
+            {"w": jnp.ones(4)},
+            lambda params, batch: jnp.sum(jnp.square(params["w"] - batch["x"][0])),
+            optax.sgd(0.1),
+            lambda step: {"x": np.full((1, 4), step, np.float32)},
+            steps,
+            folder=folder,
+            log_every=1,
+            **options,
+        )
+
+    whole = run(4, str(tmp_path / "whole"))
+    run(2, bucket.address)
+    with pytest.raises(UserError, match=f"^{bucket.address} already holds a run"):
+        run(4, bucket.address)
+    resumed = run(4, bucket.address, resume=True)
+    np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
+    assert [record["loss"] for record in resumed.records] == [r["loss"] for r in whole.records]
+    names = set(Store(bucket.address).objects())
+    assert {"metrics.jsonl", "checkpoints/4/manifest.json"} <= names
+    assert ".lease.json" not in names
 
 
 @pytest.mark.slow
