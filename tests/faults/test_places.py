@@ -20,13 +20,13 @@ Start = Callable[..., list[Any]]
 
 @pytest.fixture(scope="session")
 def start(zygote: Any) -> Start:
-    """Starts the processes of a run."""
+    """Starts the processes of a run; some with options of their own."""
 
     def starts(
         file: Path,
         count: int,
         *arguments: str,
-        kills: Mapping[int, dict[str, Any]] | None = None,
+        own: Mapping[int, dict[str, Any]] | None = None,
         **options: Any,
     ) -> list[Any]:
         command = ["sft", "--config", str(file), "--resume", *arguments]
@@ -36,11 +36,8 @@ def start(zygote: Any) -> Start:
                 address = f"127.0.0.1:{free.getsockname()[1]}"
             command += ["--coordinator-address", address, "--num-processes", str(count)]
         ids = [["--process-id", str(number)] if count > 1 else [] for number in range(count)]
-        moments = [(kills or {}).get(number) for number in range(count)]
-        return [
-            zygote.start(*command, *own, kill=kill, **options)
-            for own, kill in zip(ids, moments, strict=True)
-        ]
+        each = [options | (own or {}).get(number, {}) for number in range(count)]
+        return [zygote.start(*command, *id, **its) for id, its in zip(ids, each, strict=True)]
 
     return starts
 
@@ -148,8 +145,8 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
             processes[first].send(number)
         else:
             number, first = signal.SIGKILL, 0 if MOMENTS[name].first_alone else first
-            kill = _moment(name, number_of_kill == 0, first == 0, draw)
-            processes = start(file, count, *arguments, kills={first: kill}, **options)
+            kill = {"kill": _moment(name, number_of_kill == 0, first == 0, draw)}
+            processes = start(file, count, *arguments, own={first: kill}, **options)
         statuses = {first: processes[first].wait()}
         all_die = draw.random() < 0.5
         for other in set(range(count)) - {first}:
@@ -170,6 +167,17 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
     left = {path.name for path in (file.parent / "run").iterdir()} - {".lock"}
     assert left == {path.name for path in (expected.parent / "run").iterdir()} - {".lock"}
     note(seed=seed, kind=kind, resumed=True)
+
+
+def test_machines_that_share_no_folder_are_refused_a_bucket(
+    bucket: Any, start: Start, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write()
+    homes = [bucket.environment | {"XDG_CACHE_HOME": str(tmp_path / name)} for name in "ab"]
+    own = {number: {"environment": home} for number, home in enumerate(homes)}
+    for process in start(file, 2, *bucket.settings(file), own=own):
+        assert process.wait() == 2, process.text
+        assert "need XDG_CACHE_HOME to name a folder that they share" in process.text
 
 
 FAULTS = {
