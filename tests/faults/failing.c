@@ -5,6 +5,7 @@
    FAILING_AT      the number of the change that fails; 0: none does
    FAILING_FOREVER 1: all after it fail too
    FAILING_ERRNO   why
+   FAILING_SLOW    microseconds that each change takes
 
    Lets the time of day jump, too:
 
@@ -42,6 +43,8 @@ static int fails(const char *path) {
   const char *under = getenv("FAILING_UNDER"), *at = getenv("FAILING_AT");
   if (under == NULL || at == NULL || path == NULL || strncmp(path, under, strlen(under)) != 0)
     return 0;
+  const char *slow = getenv("FAILING_SLOW");
+  if (slow != NULL) usleep(atol(slow));
   unsigned long number = atomic_fetch_add(counter(), 1) + 1, first = strtoul(at, NULL, 10);
   const char *forever = getenv("FAILING_FOREVER"), *reason = getenv("FAILING_ERRNO");
   if (first == 0 || number < first || (number > first && (forever == NULL || *forever != '1')))

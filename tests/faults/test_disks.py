@@ -32,6 +32,30 @@ def test_a_run_whose_files_cannot_grow_goes_on_when_they_can(
     assert result(file) == result(expected), limit
 
 
+def test_a_slow_disk_changes_nothing(
+    seed: int,
+    draw: random.Random,
+    failing: Path | None,
+    zygote: Any,
+    whole: Any,
+    write: Callable[..., Path],
+    result: Callable[[Path], Any],
+) -> None:
+    if failing is None:
+        pytest.skip("needs a C compiler")
+    expected, _ = whole("padded")
+    file, slow = write("padded"), str(round(10 ** draw.uniform(3, 5.3)))
+    count = file.parent / "count"
+    count.write_bytes(bytes(8))
+    under = {"FAILING_UNDER": str(file.parent / "run"), "FAILING_COUNT": str(count)}
+    process = zygote.start(
+        "sft", "--config", str(file), environment=under | {"FAILING_AT": "0", "FAILING_SLOW": slow}
+    )
+    assert process.wait() == 0, (slow, process.text)
+    assert int.from_bytes(count.read_bytes(), "little") > 100, "it was slow"
+    assert result(file) == result(expected), slow
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mounts a small disk in memory, or gives one that is mounted another size."""

@@ -207,9 +207,17 @@ def _gguf(folder: Path, draw: random.Random) -> None:
 
 
 def _deltas(folder: Path, draw: random.Random) -> None:
-    _put_safetensors(_samples / "tuned.delta", folder / "tuned.delta", draw)
-    delta.describe(folder / "tuned.delta")
-    delta.apply(_samples / "model", folder / "tuned.delta", folder / "out")
+    file, whole, name = folder / "tuned.delta", _samples / "tuned.delta", "model.safetensors"
+    if draw.random() < 0.5:
+        _put_safetensors(whole, file, draw)
+    else:
+        data = bytearray(whole.read_bytes())
+        for _ in range(draw.choice([1, 64])):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        file.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+    delta.describe(file)
+    delta.apply(_samples / "model", file, folder / "out")
+    assert (folder / "out" / name).read_bytes() == (_samples / "tuned" / name).read_bytes()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -104,6 +104,7 @@ def _moment(name: str, first: bool, writes: bool, draw: random.Random) -> dict[s
         "call": draw.randint(1, moment.calls if first else 1),
         "changes": draw.randint(0, 12) if writes and draw.random() < 0.5 else None,
         "seconds": draw.choice([0, draw.uniform(0, 0.5)]),
+        "signals": [signal.SIGKILL],
     }
 
 
@@ -167,6 +168,32 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
     left = {path.name for path in (file.parent / "run").iterdir()} - {".lock"}
     assert left == {path.name for path in (expected.parent / "run").iterdir()} - {".lock"}
     note(seed=seed, kind=kind, resumed=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_at_any_moment(
+    seed: int,
+    draw: random.Random,
+    number: signal.Signals,
+    start: Start,
+    whole: Any,
+    write: Callable[..., Path],
+    result: Callable[[Path], Any],
+    note: Callable[..., None],
+) -> None:
+    kind = KINDS[seed % len(KINDS)]
+    expected, _ = whole(kind)
+    file, plan = write(kind), _plan(seed, draw)
+    for name in filter(None, plan):
+        times = draw.randint(1, 2)
+        how = _moment(name, name == plan[0], True, draw) | {"signals": [number] * times}
+        (process,) = start(file, 1, kill=how)
+        status = process.wait()
+        note(seed=seed, kind=kind, moment=name, signal=number, times=times, statuses={0: status})
+        assert status in (0, -number, RESUME_STATUS), (name, status, process.text)
+        assert "Traceback" not in process.text, (name, process.text)
+    _end(start(file, 1))
+    assert result(file) == result(expected), plan
 
 
 def test_machines_that_share_no_folder_are_refused_a_bucket(

@@ -59,16 +59,24 @@ def run(request: dict[str, Any], sink: IO[bytes]) -> int:
         return 70
 
 
-def kill_at(function: str, call: int, changes: int | None, seconds: float) -> None:
-    """Kills this process at a call of a function.
+def kill_at(
+    function: str, call: int, changes: int | None, seconds: float, signals: list[int]
+) -> None:
+    """Sends this process signals at a call of a function.
 
     Args:
       function: MODULE:NAME, or "compiling": where a program is about to be compiled.
       call: the number of the call.
       changes: so many changes of files after it began; None: whatever is changed.
       seconds: else, so many seconds after it began.
+      signals: SIGKILL, say; two at most.
     """
     calls, armed, changed = 0, False, 0
+    left = iter(signals)
+
+    def die() -> None:
+        for number in left:
+            os.kill(os.getpid(), number)
 
     def look(event: str, _: object) -> None:
         nonlocal changed
@@ -112,11 +120,6 @@ def beginning(function: Callable[..., Any], begins: Callable[[], None]) -> Calla
         return function(*args, **kwargs)
 
     return both
-
-
-def die() -> None:
-    """Ends this process as a machine that is lost does."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_model(folder: Path) -> None:
