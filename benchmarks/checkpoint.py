@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gmt_train.checkpoint import Checkpoints
+from gmt_train.manifest import check_folder
 from gmt_train.model import abstract_params, load_model_config
 from gmt_train.step import TrainState
 
@@ -68,6 +69,7 @@ def round_trip(state: TrainState, folder: Path) -> dict[str, float]:
             name = f"restore, verify: {verify}"
             seconds[name], restored = timed(lambda: saves.restore(state, NoLoader()))
         del restored
+    seconds["the digests alone"], _ = timed(lambda: check_folder(folder / "1"))
     shutil.rmtree(folder)
     return seconds
 

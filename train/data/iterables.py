@@ -124,3 +124,8 @@ class _Put:
                 f"fit: {path_name(path)} of a batch, {list(parts.shape)} in microbatches, cannot "
                 f"be split as {spec} on this mesh; change its rows, batch_sharding or the mesh"
             ) from error
+        except AssertionError:  # jax compares what processes put.
+            raise UserError(
+                f"fit: {path_name(path)} of a batch differs between processes; every process has "
+                "to give the whole batch"
+            ) from None

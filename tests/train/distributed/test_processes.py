@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,13 @@ Processes = list[subprocess.Popen[str]]
 
 
 @contextmanager
-def _processes(file: Path, *arguments: str, count: int = 2, absent: int = 0) -> Iterator[Processes]:
+def _processes(
+    file: Path | str,
+    *arguments: str,
+    count: int = 2,
+    absent: int = 0,
+    program: Sequence[str] = ("-m", "train", "sft", "--config"),
+) -> Iterator[Processes]:
     """`sft` in several processes on this machine; those left at the end are killed."""
     flags = re.sub(r"device_count=\d+", "device_count=4", os.environ["XLA_FLAGS"])
     with socket.socket() as held:  # Bound, so that nobody else is given its port.
@@ -39,7 +45,7 @@ def _processes(file: Path, *arguments: str, count: int = 2, absent: int = 0) -> 
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
         options = f"--coordinator-address {address} --num-processes {count + absent}"
-        command = [sys.executable, "-m", "train", "sft", "--config", str(file), *options.split()]
+        command = [sys.executable, *program, str(file), *options.split()]
         started = [
             subprocess.Popen(
                 [*command, "--process-id", str(number), *arguments],
@@ -246,3 +252,42 @@ def test_processes_that_do_not_reach_a_barrier_are_named(monkeypatch: pytest.Mon
     monkeypatch.setattr("train.distributed.processes.multihost.get_barrier_sync_fn", lambda: sync)
     with pytest.raises(UserError, match=r"^saving: process 1, 2 did not get here within 5 s$"):
         barrier("saving", 5)
+
+
+# Processes whose batches for the third update differ.
+DIFFERENT = """
+import argparse
+import jax.numpy as jnp, numpy as np, optax
+from train.distributed.processes import process_group
+from train.distributed.rendezvous import ProcessSpec
+from train.fit import fit
+from train.sharding import make_mesh
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder")
+parser.add_argument("--coordinator-address")
+parser.add_argument("--num-processes", type=int)
+parser.add_argument("--process-id", type=int)
+args = parser.parse_args()
+
+def batch(step):
+    value = np.nan if args.process_id == 1 and step == 2 else step
+    return {"x": np.full((16, 1), value, np.float32)}
+
+def loss(params, rows):
+    return jnp.mean(jnp.square(rows["x"] - params["w"][None]))
+
+port = int(args.coordinator_address.rpartition(":")[2])
+with process_group(ProcessSpec("127.0.0.1", port, args.num_processes, args.process_id), 300):
+    w, options = {"w": np.ones(1, np.float32)}, {"folder": args.folder, "mesh": make_mesh()}
+    fit(w, loss, optax.sgd(0.1), batch, 5, log_every=1, save_every=1, **options)
+"""
+
+
+def test_batches_that_differ_are_one_line(tmp_path: Path) -> None:
+    with _processes(str(tmp_path / "run"), program=("-c", DIFFERENT)) as started:
+        for process in started:
+            status, _, errors = _ended(process)
+            assert (status, errors.count("\n")) == (2, 1), errors
+            assert "fit: x of a batch differs between processes; every process has to" in errors
+    assert (tmp_path / "run/checkpoints/1").is_dir()
