@@ -116,9 +116,6 @@ def write(
 ) -> jax.Array:
     """The array with these values, rounded to its dtype; other entries keep their bits.
 
-    A stack of matrices is written one after another, in place if the array is donated: a scan that
-    returned new ones would hold both.
-
     Args:
       sharding: of array and slots alike. Every device then writes its own part.
     """
@@ -134,18 +131,7 @@ def write(
         return array.at[choice.indices].set(values.astype(array.dtype))
     if not isinstance(choice, Slots):
         return values.astype(array.dtype)
-    if array.ndim < 3:
-        return write_slots(array, choice.positions, values)
-    return lax.fori_loop(0, array.shape[0], partial(_write_layer, choice.positions, values), array)
-
-
-def _write_layer(
-    positions: jax.Array, values: jax.Array, layer: jax.Array, stack: jax.Array
-) -> jax.Array:
-    array, *slots = (
-        lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (stack, positions, values)
-    )
-    return lax.dynamic_update_index_in_dim(stack, write_slots(array, *slots), layer, 0)
+    return write_slots(array, choice.positions, values)
 
 
 def mask(choice: Choice, shape: tuple[int, ...]) -> jax.Array:

@@ -96,16 +96,28 @@ def read_slots(array: jax.Array, positions: jax.Array) -> jax.Array:
 def write_slots(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     """The array with these values at these positions; all other entries keep their bits.
 
+    Matrices of a stack, and parts of their rows, are written one after another, in place if the
+    array is donated: a scan that returned new ones would hold both.
+
     Args:
       array: `[..., n]`.
       positions: uint8 `[..., G k]`, different ones within a group.
       values: `[..., G k]`, rounded to the dtype of the array.
     """
-    values = values.astype(array.dtype)
-    written: jax.Array = lax.platform_dependent(
-        array, positions, values, tpu=_write_by_lanes, default=_write_by_index
-    )
-    return written
+    arrays = array, positions, values
+    shape = (1, 1, *array.shape)[-3:] if array.ndim < 3 else (-1, *array.shape[-2:])
+    parts = _num_parts(shape[1:])
+    stack, *slots = (_cut(x.reshape(*shape[:2], x.shape[-1]), parts) for x in arrays)
+
+    def write(number: jax.Array, stack: jax.Array) -> jax.Array:
+        part, at, new = (_part(x, number) for x in (stack, *slots))
+        new = new.astype(array.dtype)
+        part = lax.platform_dependent(part, at, new, tpu=_write_by_lanes, default=_write_by_index)
+        return _with_part(stack, part, number)
+
+    count = stack.shape[0] * parts
+    written = write(jnp.int32(0), stack) if count == 1 else lax.fori_loop(0, count, write, stack)
+    return written.reshape(array.shape)
 
 
 def _grouped(array: jax.Array, fill: float = 0.0) -> jax.Array:
@@ -160,15 +172,28 @@ def _num_parts(shape: tuple[int, ...]) -> int:
     return parts
 
 
-def _cut(array: jax.Array, parts: int) -> jax.Array:
-    """`[O, n]` → `[O / (8 parts), parts, 8, n]`: a part has rows of all devices."""
-    return array.reshape(-1, parts, ROWS, array.shape[-1])
+def _cut(stack: jax.Array, parts: int) -> jax.Array:
+    """`[L, O, n]` → `[L, O / (8 parts), parts, 8, n]`: a part has rows of all devices."""
+    shape = stack.shape[0], -1, parts, ROWS, stack.shape[-1]
+    return stack if parts == 1 else stack.reshape(shape)
 
 
 def _part(cut: jax.Array, number: jax.Array) -> jax.Array:
-    """`[O / parts, n]`."""
-    part = lax.dynamic_index_in_dim(cut, number, 1, keepdims=False)
-    return part.reshape(-1, cut.shape[-1])
+    """A part of one of the matrices, `[O / parts, n]`."""
+    if cut.ndim == 3:
+        return lax.dynamic_index_in_dim(cut, number, keepdims=False)
+    layer, part = jnp.divmod(number, cut.shape[2])
+    matrix = lax.dynamic_slice(cut, (layer, 0, part, 0, 0), (1, cut.shape[1], 1, *cut.shape[3:]))
+    return matrix.reshape(-1, cut.shape[-1])
+
+
+def _with_part(cut: jax.Array, new: jax.Array, number: jax.Array) -> jax.Array:
+    """What `_cut` returned, with a new part."""
+    if cut.ndim == 3:
+        return lax.dynamic_update_index_in_dim(cut, new, number, 0)
+    layer, part = jnp.divmod(number, cut.shape[2])
+    new = new.reshape(1, cut.shape[1], 1, *cut.shape[3:])
+    return lax.dynamic_update_slice(cut, new, (layer, 0, part, 0, 0))
 
 
 def _columns(array: jax.Array) -> jax.Array:
@@ -201,22 +226,6 @@ def _read_by_lanes(array: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def _write_by_lanes(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
-    if array.ndim != 2:
-        flat = (x.reshape(-1, x.shape[-1]) for x in (array, positions, values))
-        return _write_by_lanes(*flat).reshape(array.shape)
-    parts = _num_parts(array.shape)
-    if parts == 1:
-        return _write_part(array, positions, values)
-    slots = _cut(positions, parts), _cut(values, parts)
-
-    def write(number: jax.Array, cut: jax.Array) -> jax.Array:
-        new = _write_part(_part(cut, number), *(_part(x, number) for x in slots))
-        return lax.dynamic_update_index_in_dim(cut, _cut(new, 1)[:, 0], number, 1)
-
-    return lax.fori_loop(0, parts, write, _cut(array, parts)).reshape(array.shape)
-
-
-def _write_part(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     word, groups = f"uint{8 * array.dtype.itemsize}", num_groups(array.shape[-1])
     columns = jnp.pad(_columns(array), ((0, groups * GROUP - array.shape[-1]), (0, 0)))
     # Barriers, or what is repeated for each entry of a group would be written out.
