@@ -101,6 +101,22 @@ def test_weights_are_gathered_layer_by_layer(
     assert max(layers) > 2 * max(gathers)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_compact_mask_adds_no_larger_exchange(
+    write_config: Callable[..., Path], mesh: dict[str, int]
+) -> None:
+    masks = "{kind: none}", "{kind: one_off, mask_ratio: 0.95, compact: true}"
+    largest = []
+    for mask in masks:
+        program = _program(write_config(), mesh, f"optimizer.mask={mask}")
+        shapes = program.abstract_state(), program.abstract_batch()
+        with jax.set_mesh(program.mesh):
+            text = program.train_step().lower(*shapes).compile().as_text()
+        largest.append(max(op.size for op in program_cost(text).step.collectives))
+    assert largest[1] <= largest[0]
+
+
 def test_no_device_ever_holds_more_than_its_part_of_a_fresh_state(
     write_config: Callable[..., Path],
 ) -> None:
