@@ -55,8 +55,16 @@ class CheckpointFolder:
         return sorted(int(path.name) for path in self._entries(re.compile(r"\d+")))
 
     def clear(self) -> None:
-        """Makes the folder, and removes what a killed run left in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes the folder, and removes what a killed run left in it.
+
+        Raises:
+          UserError: if it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path}: cannot be made ({reason}); mend the disk") from None
         for left in self._entries(_LEFT_BEHIND):
             shutil.rmtree(left, ignore_errors=True)
         if mirror := mirror_of(self.path):

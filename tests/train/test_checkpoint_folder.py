@@ -8,6 +8,7 @@ from rich.console import Console
 
 from train import checkpoint_folder
 from train.checkpoint_folder import CheckpointFolder
+from train.errors import UserError
 from train.manifest import Verify
 
 
@@ -27,6 +28,12 @@ def test_only_committed_steps_count(tmp_path: Path) -> None:
     assert folder.fault(20) is None
     folder.clear()
     assert sorted(path.name for path in folder.path.iterdir()) == ["100", "20"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(UserError, match=r"c: cannot be made \(File exists\); mend the disk"):
+        CheckpointFolder(tmp_path / "c").clear()
 
 
 @pytest.mark.parametrize(
