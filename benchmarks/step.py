@@ -171,6 +171,7 @@ def timed(rows: dict[str, tuple[Any, ...]], rounds: int) -> dict[str, list[float
     for name, given in rows.items():
         pipes[name], theirs = processes.Pipe()
         processes.Process(target=serve, args=(theirs, *given), daemon=True).start()
+        theirs.close()  # So that a process that fails ends this one, too.
         losses = pipes[name].recv()
         print(f"{name}: losses {losses[0]:.5f}, {losses[1]:.5f}", flush=True)
     for at in range(rounds):

@@ -55,10 +55,11 @@ def ten_updates(folder: Path, rows: np.ndarray, trackers: list[str] | None) -> S
                 step = recorded if number == UPDATES - 1 else plain
                 held[0], metrics = step(held[0], device_batch)
         figures = jax.device_get(metrics)
+        tensors = figures.pop("tensors", None)
         record = {name: float(value) for name, value in figures.items() if np.ndim(value) == 0}
         record["step"] = int(held[0].step)
         if watched:
-            record["tensors"] = jax.tree.map(lambda array: array.tolist(), figures["tensors"])
+            record["tensors"] = jax.tree.map(lambda array: array.tolist(), tensors)
         for show in shows:
             show(record)
         jax.block_until_ready(held)
