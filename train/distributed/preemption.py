@@ -65,9 +65,12 @@ class _Watch:
 
     def lost(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """Ends the process where Python drops a StoppedError, as it does in a callback."""
-        if isinstance(unraisable.exc_value, StoppedError):
-            self._end(unraisable.exc_value.number)
-        self._hook(unraisable)
+        error = unraisable.exc_value
+        if isinstance(error, StoppedError):
+            self._end(error.number)
+        # Of a save that failed, threads that still write call back; the save itself is reported.
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._hook(unraisable)
 
     def close(self) -> None:
         """Watches no longer."""

@@ -1,5 +1,6 @@
 """Signals ask a run to stop after its update."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -83,3 +84,23 @@ def test_a_signal_is_heard_where_python_drops_exceptions() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr == "gmt-train: error: stopped by SIGTERM\n"
+
+
+def test_calls_to_a_closed_loop_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ends:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    shown: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: shown.append(str(args.exc_value)))
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with stop_on_signals():
+        with pytest.raises(RuntimeError) as closed:
+            loop.call_soon_threadsafe(print)
+        Ends(closed.value)
+        Ends(RuntimeError("another"))
+    assert shown == ["another"]
