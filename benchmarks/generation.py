@@ -43,8 +43,8 @@ def main() -> None:
         return generate(model.config, params, prompts, sampling, NEVER, batch_size=batch_size)
 
     ways: dict[str, Callable[[], Tokens]] = {
-        "a call for each prompt": lambda: [ours([prompt], 1)[0] for prompt in prompts],
-        "one prompt at a time, in one call": lambda: ours(prompts, 1),
+        "one prompt at a time": lambda: ours(prompts, 1),
+        "… in a call for each": lambda: [ours([prompt], 1)[0] for prompt in prompts],
         "16 prompts together": lambda: ours(prompts, 16),
     }
     if args.torch:
@@ -61,7 +61,7 @@ def main() -> None:
             complete()
             seconds[name].append(time.perf_counter() - begin)
     first = next(iter(results))
-    print("\n| | tokens/s | of a call for each | equal completions |\n|---|---|---|---|")
+    print("\n| | tokens/s | of one at a time | equal completions |\n|---|---|---|---|")
     for name, times in seconds.items():
         rate = len(prompts) * args.new / statistics.median(times)
         ratio = statistics.median(seconds[first]) / statistics.median(times)
