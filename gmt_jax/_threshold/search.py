@@ -136,7 +136,10 @@ def select(
 
     def is_known(bracket: _Bracket) -> jax.Array:
         single = bracket.width <= 1
-        return single if exact else single | at_most(subtract(ranks, bracket.below_low), slack)
+        if exact:
+            return single
+        near = at_most(subtract(ranks, bracket.below_low), slack)
+        return single | (near & ((slack.high | slack.low) > 0))
 
     def is_unfinished(state: _Search) -> jax.Array:
         return ~jnp.all(is_known(state.bracket))
