@@ -132,14 +132,14 @@ def select(
     ranks = replicate(jax.tree.map(jnp.asarray, ranks), rows.mesh)
     exact = slack is None
     slack = uint64([0] * rows.layout.num_tensors) if slack is None else slack
+    tolerant = jnp.any((slack.high | slack.low) > 0)  # A traced tolerance may be 0.
     spread = SEVEN if len(leaves) < MANY_LEAVES else THREE
 
     def is_known(bracket: _Bracket) -> jax.Array:
         single = bracket.width <= 1
         if exact:
             return single
-        near = at_most(subtract(ranks, bracket.below_low), slack)
-        return single | (near & ((slack.high | slack.low) > 0))
+        return single | (tolerant & at_most(subtract(ranks, bracket.below_low), slack))
 
     def is_unfinished(state: _Search) -> jax.Array:
         return ~jnp.all(is_known(state.bracket))

@@ -66,6 +66,24 @@ def test_fewer_passes_find_it_within_a_tolerance(name: str) -> None:
         assert passes <= 4
 
 
+def test_tensors_that_are_too_small_for_a_tolerance_are_not_searched_on_for_it() -> None:
+    rng = np.random.default_rng(3)
+    shapes = ((100, 900), (N,))
+    leaves = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    layout = TensorLayout(shapes, ((0,), ()))
+    dtypes = comparison_dtypes([leaf.dtype for leaf in leaves], layout)
+    ranks, guess = layout.expand(uint64([180, N // 5])), jnp.zeros(101)
+
+    def search(*slack: int) -> Found:
+        return find(leaves, dtypes, layout, ranks, guess, layout.expand(uint64(slack)))
+
+    exact = find(leaves, dtypes, layout, ranks, guess, None)
+    np.testing.assert_array_equal(search(0, 0).threshold, exact.threshold)
+    near = search(0, N // 1000)
+    assert as_float(near.below)[:100].tolist() == [180] * 100
+    assert int(near.passes) < int(exact.passes)
+
+
 def adversaries() -> dict[str, np.ndarray]:
     """Entries that are crowded where interpolation does not look."""
     rng = np.random.default_rng(0)
