@@ -11,15 +11,13 @@ from typing import Any, Literal, NamedTuple
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import UserError
-from ..hf.bounds import MOST, bound_templates
-from ..hf.time_limit import SECONDS, time_limit
+from ..hf.bounds import MOST, rendering
+from ..hf.time_limit import SECONDS
 from . import control
 from .records import Fields
 from .turns import Turns
 
 Span = tuple[int, int]  # Characters of a text: the first, and the one after the last.
-
-bound_templates()
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
@@ -97,7 +95,7 @@ class Template:
                 "name another template in model.chat_template"
             )
         try:
-            with time_limit(SECONDS):
+            with rendering(SECONDS):
                 texts, spans = render_jinja_template(
                     [turns], tools, chat_template=self._source, **options, **self._special_tokens
                 )

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..generate import BATCH_SIZE, Sampling, complete
+from ..hf.bounds import rendering
 from ..hf.evaluations import add_evaluation
-from ..hf.time_limit import SECONDS, time_limit
+from ..hf.time_limit import SECONDS
 from ..model import ComputeOptions, choose_attention
 from ..restore import Model
 from ..sharding import make_mesh
@@ -144,7 +145,7 @@ class GmtTrainLM(TemplateLM):
           UserError: if the template refuses it, or there is none.
         """
         try:
-            with time_limit(SECONDS):
+            with rendering(SECONDS):
                 text: str = self.tokenizer.apply_chat_template(
                     chat_history,
                     tokenize=False,

@@ -6,6 +6,7 @@ such as `'a' * 10**12`, has to be known before.
 
 import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from contextlib import contextmanager
 from functools import wraps
 from string import Formatter
 from types import BuiltinMethodType
@@ -17,6 +18,8 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from .time_limit import time_limit
+
 MOST = 2**26  # Characters of a text, or items of a list.
 _BITS = 2**16  # Of a whole number.
 _NESTED = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
@@ -26,11 +29,18 @@ _NO_FILTERS = ("batch", "pprint", "slice", "sum", "urlize", "wordwrap", "xmlattr
 _NO_METHODS = {str: {"encode", "expandtabs", "maketrans", "translate"}, int: {"to_bytes"}}
 
 
-def bound_templates() -> None:
-    """Lets transformers render chat templates within these bounds, in this process."""
+@contextmanager
+def rendering(seconds: float) -> Iterator[None]:
+    """transformers renders chat templates within these bounds here, and is ended after a time.
+
+    Raises:
+      TimeoutError, MemoryError: as `time_limit` does.
+    """
     from transformers.utils import chat_template_utils
 
     chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
+    with time_limit(seconds):
+        yield
 
 
 def measure(*values: Any) -> tuple[int, int]:

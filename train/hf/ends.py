@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .time_limit import SECONDS, time_limit
+from .bounds import rendering
+from .time_limit import SECONDS
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -117,7 +118,7 @@ def _inner_end(tokenizer: Any, token: str) -> list[str]:
 
 def _render(tokenizer: Any, turns: list[dict[str, Any]], tools: Any) -> str:
     try:
-        with time_limit(SECONDS):
+        with rendering(SECONDS):
             text: str = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
     except TimeoutError:
         raise UserError(

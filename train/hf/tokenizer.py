@@ -7,7 +7,6 @@ from typing import Any
 from ..buckets.fetch import fetch
 from ..errors import UserError
 from ..files import shipped
-from .bounds import bound_templates
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
@@ -22,7 +21,6 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer  # Imported here because it takes seconds.
 
-    bound_templates()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
