@@ -99,12 +99,13 @@ class Zygote:
         *arguments: str,
         file_size: int | None = None,
         environment: dict[str, str] | None = None,
-        kill: dict[str, Any] | None = None,
+        **faults: Any,
     ) -> Process:
         """Starts `gmt-train` with these arguments, which cannot write larger files.
 
         Args:
-          kill: the moment at which it kills itself; see the zygote.
+          faults: `kill`, the moment at which it kills itself, and `poison`, the first and the last
+            update in which its gradients are not finite; see the zygote.
         """
         self._count += 1
         output = self._folder / f"{self._count}.txt"
@@ -113,7 +114,7 @@ class Zygote:
             "output": str(output),
             "file_size": file_size,
             "environment": environment or {},
-            "kill": kill,
+            **faults,
         }
         return Process(self, self.ask(request), output)
 

@@ -1,4 +1,4 @@
-"""Runs in a bucket, and of two processes, are killed and go on to the same bits."""
+"""Runs in a bucket, and of two processes, go on to the same bits after any fault."""
 
 import random
 import signal
@@ -193,6 +193,33 @@ def test_a_signal_is_heard_at_any_moment(
         assert "Traceback" not in process.text, (name, process.text)
     _end(start(file, 1))
     assert result(file) == result(expected), plan
+
+
+@pytest.mark.parametrize("last", [3, 6], ids=["once", "from then on"])
+def test_gradients_that_are_not_finite_in_one_process_of_two_change_nothing(
+    seed: int,
+    last: int,
+    start: Start,
+    uninterrupted: Any,
+    write: Callable[..., Path],
+    result: Callable[[Path], Any],
+) -> None:
+    """The third update is skipped by both: to the bits of a run of which the other's are not."""
+    kind = ("padded", "packed", "bucketed", "random mask", "lasting mask")[seed % 5]
+    files, either = [write(kind), write(kind)], (seed % 2, 1 - seed % 2)
+    for file, number in zip(files, either, strict=True):
+        processes = start(file, 2, own={number: {"poison": (3, last)}})
+        for process in processes:
+            assert process.wait() == (2 if last > 3 else 0), process.text
+            assert "Traceback" not in process.text, process.text
+        if last > 3:
+            assert "steps 3 to 5 were skipped" in processes[0].text
+            _end(start(file, 2))
+    found, other = map(result, files)
+    assert found == other
+    skipped = [record["step"] for record in found[1] if "skipped" in record]
+    assert skipped == ([3, 4] if last > 3 else [3])
+    assert found != result(uninterrupted(kind, 2)[0])
 
 
 def test_machines_that_share_no_folder_are_refused_a_bucket(

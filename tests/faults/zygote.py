@@ -1,8 +1,8 @@
 """Has imported the program, and forks a process for each command that is asked for.
 
-A line on stdin is a request in JSON: {"arguments": …, "output": FILE, "file_size": …,
-"environment": …, "kill": …} is answered with the process's id, {"wait": ID, "seconds": …} with its
-exit status (negative for a signal, -100 after too many seconds).
+A line on stdin is a request in JSON. {"arguments": …, "output": FILE, "file_size": …,
+"environment": …, "kill": …, "poison": …} is answered with the process's id; {"wait": ID,
+"seconds": …} with its exit status (negative for a signal, -100 after too many seconds).
 """
 
 import contextlib
@@ -27,9 +27,10 @@ import grain  # noqa: F401
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
 import train.checkpoint
+import train.data.batches
 import train.data.tables
 import train.restore
-import train.sft  # noqa: F401
+import train.sft
 from train.__main__ import main
 
 # Python's names of changes of files.
@@ -48,6 +49,8 @@ def run(request: dict[str, Any], sink: IO[bytes]) -> int:
     try:
         if request.get("kill"):
             kill_at(**request["kill"])
+        if request.get("poison"):
+            poison(*request["poison"])
         if request["arguments"][0] == "make-model":
             make_model(Path(request["arguments"][1]))
             return 0
@@ -109,6 +112,19 @@ def kill_at(
     *owners, name = names.split(".")
     owner: Any = functools.reduce(getattr, owners, importlib.import_module(module))
     setattr(owner, name, beginning(getattr(owner, name), begins))
+
+
+def poison(first: int, last: int) -> None:
+    """Makes the gradients of this process's rows not finite in these updates, counting from 1."""
+    make = train.data.batches.Batches.batch
+
+    def poisoned(self: Any, step: int, *local: Any) -> dict[str, Any]:
+        arrays = make(self, step, *local)
+        if first <= step + 1 <= last:
+            arrays["weights"] *= float("inf")  # Where a token has no weight, NaN.
+        return arrays
+
+    train.data.batches.Batches.batch = poisoned
 
 
 def beginning(function: Callable[..., Any], begins: Callable[[], None]) -> Callable[..., Any]:
