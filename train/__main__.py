@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from .cli.generation import add_generation_commands
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(make_parser(), argv)
     # transformers reads configs and tokenizers here: it needs no PyTorch, and need not advise it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # A save that fails leaves coroutines of orbax's that had not begun; the failure is reported.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     from .distributed.preemption import RESUME_STATUS, StoppedError, stop_on_signals
 
     try:

@@ -120,3 +120,17 @@ def test_without_the_extra_every_command_says_what_to_install() -> None:
     installs = tuple(f"install the extra: {extra}" for extra in extras)
     assert all(message.endswith(installs) for message in messages), messages
     assert INSTALL in help_text
+
+
+def test_coroutines_that_a_failed_save_leaves_behind_are_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def write() -> None:
+        """Is never awaited."""
+
+    def execute(_: argparse.Namespace) -> None:
+        write()  # type: ignore[unused-coroutine]
+
+    monkeypatch.setattr("train.__main__.parse", lambda *_: argparse.Namespace(execute=execute))
+    assert main([]) == 0
+    assert not recwarn.list
