@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from .buckets.mirror import shown
+from .buckets.apart import place
+from .buckets.mirror import is_writer, shown
 from .buckets.store import BucketError
 from .checkpoint_folder import CheckpointFolder
 from .distributed.processes import barrier, is_main_process
@@ -74,10 +75,10 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._num_failures = 0
         self._newest: int | None = None  # The step that was saved or restored last.
-        if keep is not None and is_main_process():
+        if keep is not None and is_writer(folder):
             self._folder.clear()
         if keep is not None:
-            barrier(f"opening {folder}")
+            barrier(f"opening {shown(folder)}")
 
     @property
     def steps(self) -> list[int]:
@@ -118,7 +119,7 @@ class Checkpoints:
         facts = self._facts | {"arrays": _describe(parts)}
         try:
             with jax.transfer_guard("allow"):  # Orbax copies the state to the host.
-                response = _start_saving(self._folder.saving(step), {**parts, "loader": loader})
+                response = _start_saving(self._folder.target(step), {**parts, "loader": loader})
         except Exception as error:  # What a disk or a bucket raises depends on the layer.
             self._error = error
             self._folder.discard(step)
@@ -133,7 +134,7 @@ class Checkpoints:
         """Waits until a save is written, vouches for it, and removes what is no longer kept."""
         try:
             response.result()
-            if is_main_process():
+            if is_writer(self._folder.path):
                 assert self._keep is not None, "opened to be read"
                 self._folder.commit(step, facts)
                 self._folder.prune(self._keep, self._keep_every, best)
@@ -237,7 +238,7 @@ class Checkpoints:
             )
         try:
             return ocp.load_checkpointables(
-                str(folder), {**parts, "loader": loader} if loader is not None else parts
+                place(folder), {**parts, "loader": loader} if loader is not None else parts
             )
         except UserError as error:  # From the loader.
             raise UserError(f"{folder}: {error}") from error
@@ -278,8 +279,8 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _start_saving(path: Path, parts: dict[str, Any]) -> Any:
-    return ocp.save_checkpointables_async(str(path), parts)
+def _start_saving(place: str, parts: dict[str, Any]) -> Any:
+    return ocp.save_checkpointables_async(place, parts)
 
 
 def _describe(parts: Any) -> dict[str, str]:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from . import manifest
-from .buckets.mirror import bring_for_all, mirror_of, shown
+from .buckets import apart
+from .buckets.mirror import is_writer, mirror_of, shown
 from .distributed.processes import all_true, barrier, is_main_process, process_share
 from .errors import UserError, warn
 from .files import flush_entries, flush_folder
@@ -46,8 +47,13 @@ class CheckpointFolder:
         return self.path / str(step)
 
     def saving(self, step: int) -> Path:
-        """The folder in which a checkpoint is written."""
+        """The folder in which a checkpoint is written, if all processes share it."""
         return self.path / f"{step}{_SAVING}"
+
+    def target(self, step: int) -> str:
+        """Where orbax writes a checkpoint: in a bucket at once, if processes share no folder."""
+        alone = apart.apart(self.path) is not None
+        return apart.place(self.step(step) if alone else self.saving(step))
 
     @property
     def steps(self) -> list[int]:
@@ -75,6 +81,9 @@ class CheckpointFolder:
 
         Of a run at an address, the records are uploaded before it: it counts with its manifest.
         """
+        if alone := apart.apart(self.path):
+            apart.commit(alone, self.step(step), {**facts, "step": step})
+            return
         saving, mirror = self.saving(step), mirror_of(self.path)
         manifest.write_manifest(saving, {**facts, "step": step})
         flush_folder(saving)
@@ -88,6 +97,8 @@ class CheckpointFolder:
 
     def discard(self, step: int) -> None:
         """Removes what there is of a checkpoint that could not be written."""
+        if alone := apart.apart(self.path):
+            alone.remove(self.step(step))
         for left in self.path.glob(f"{step}{_SAVING}*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -112,11 +123,9 @@ class CheckpointFolder:
     def fault(self, step: int) -> str | None:
         """What is wrong with a checkpoint, or None; each process reads its share of the files."""
         fault = None
-        bring_for_all(self.step(step))
         try:
             with _progress(self.step(step), self._verify) as advance:
-                share = process_share()
-                found = manifest.check_folder(self.step(step), self._verify, share, advance)
+                found = apart.check_for_all(self.step(step), self._verify, advance)
             if found.facts.get("step") != step:
                 fault = f"is a copy of step {found.facts.get('step')}"
         except DamagedError as error:
@@ -126,19 +135,19 @@ class CheckpointFolder:
     def set_aside(self, damaged: Mapping[int, str], used: int, *, rename: bool) -> None:
         """Reports damaged checkpoints, and renames them so that their steps can be saved again."""
         for step, fault in damaged.items():
-            path = self.step(step)
-            if is_main_process():
-                action = "is left out"
-                if rename:
-                    aside = path.with_name(path.name + _DAMAGED)
+            path, action = self.step(step), "is left out"
+            if rename:
+                aside = path.with_name(path.name + _DAMAGED)
+                action = f"is set aside as {aside.name}"
+                if is_writer(path):
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
                     if mirror := mirror_of(path):
                         mirror.rename(path, aside)
-                    action = f"is set aside as {aside.name}"
+            if is_main_process():
                 warn(f"{shown(path)} is damaged ({fault}) and {action}; step {used} is used")
             if rename:
-                barrier(f"setting {path} aside")
+                barrier(f"setting {shown(path)} aside")
 
     def _entries(self, pattern: re.Pattern[str]) -> list[Path]:
         if not self.path.is_dir():

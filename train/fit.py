@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from .best import Best
 from .buckets.address import check_place
+from .buckets.mirror import is_writer, shown
 from .buckets.workplace import writing
 from .cadence import Cadence
 from .checkpoint import Checkpoints
 from .data.iterables import Batches, number_of, open_batches
 from .data.loader import Loader
-from .distributed.processes import barrier, is_main_process
+from .distributed.processes import barrier
 from .errors import UserError
 from .loop import Callback, Parts, Record, train
 from .measure import Measure
@@ -278,8 +279,8 @@ def _opened(
         return
     # Parameters that cannot be read are reported before anything is written.
     begun = None if run.checkpoints.is_dir() else begin()
-    barrier(f"before creating {run.folder}")  # All processes have looked at it.
-    if is_main_process():
+    barrier(f"before creating {shown(run.folder)}")  # All processes have looked at it.
+    if is_writer(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
     with run.held(), open_checkpoints(run.checkpoints) as checkpoints:
         if checkpoints.latest_step is not None:

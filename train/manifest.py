@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,11 +46,15 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Digests a folder's files and writes its manifest, which has to be the last file."""
     names = sorted(_names(folder))
     sizes = [(folder / name).stat().st_size for name in names]
-    digests = _digests(folder, list(zip(names, sizes, strict=True)))
+    digests = file_digests(folder, list(zip(names, sizes, strict=True)))
     files = {n: [s, d] for n, s, d in zip(names, sizes, digests, strict=True)}
-    content = {"format": _FORMAT, "facts": dict(facts), "files": files}
-    text = json.dumps(content | {"digest": _own_digest(content)}, indent=1)
-    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+    (folder / NAME).write_text(manifest_text(facts, files), encoding="utf-8")
+
+
+def manifest_text(facts: Mapping[str, Any], files: Mapping[str, Sequence[Any]]) -> str:
+    """The content of a manifest; `files` has the size and digest of each."""
+    content = {"format": _FORMAT, "facts": dict(facts), "files": dict(files)}
+    return json.dumps(content | {"digest": _own_digest(content)}, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -89,10 +93,37 @@ def check_folder(
       DamagedError: naming the files that are missing, of another size or of other content.
     """
     manifest = read_manifest(folder)
+
+    def digests(files: list[tuple[str, int]]) -> list[str]:
+        return file_digests(folder, files, advance)
+
+    def size_of(name: str) -> int:
+        return (folder / name).stat().st_size
+
+    compare(manifest, size_of, digests if verify == "full" else None, share)
+    return manifest
+
+
+def compare(
+    manifest: Manifest,
+    size_of: Callable[[str], int],
+    digests: Callable[[list[tuple[str, int]]], list[str]] | None,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Compares files with their manifest.
+
+    Args:
+      size_of: of a file by its name; raises OSError where there is none.
+      digests: of files by their names and sizes; None: sizes alone are compared.
+      share: as for `check_folder`.
+
+    Raises:
+      DamagedError: as `check_folder` does.
+    """
     faults, same_size = [], []
     for name, (size, _) in manifest.files.items():
         try:
-            found = (folder / name).stat().st_size
+            found = size_of(name)
         except OSError as error:
             faults.append(f"{name} is missing" if _is_absent(error) else f"{name}: {error}")
             continue
@@ -100,18 +131,16 @@ def check_folder(
             faults.append(f"{name} has {found:,} of {size:,} bytes")
         else:
             same_size.append((name, size))
-    if verify == "full" and not faults:
+    if digests is not None and not faults:
         part = same_size[share[0] :: share[1]]
-        digests = _digests(folder, part, advance)
         faults += [
             f"{name} has other content"
-            for (name, _), digest in zip(part, digests, strict=True)
+            for (name, _), digest in zip(part, digests(part), strict=True)
             if digest != manifest.files[name][1]
         ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DamagedError(", ".join(faults[:3]) + more)
-    return manifest
 
 
 def keep_others(old: Path, new: Path) -> list[str]:
@@ -140,7 +169,7 @@ def keep_others(old: Path, new: Path) -> list[str]:
 
 def _is_as_written(folder: Path, name: str, written: tuple[int, str]) -> bool:
     size = (folder / name).stat().st_size
-    return size == written[0] and _digests(folder, [(name, size)]) == [written[1]]
+    return size == written[0] and file_digests(folder, [(name, size)]) == [written[1]]
 
 
 def _is_absent(error: OSError) -> bool:
@@ -155,7 +184,7 @@ def _names(folder: Path) -> Iterator[str]:
                 yield path.relative_to(folder).as_posix()
 
 
-def _digests(
+def file_digests(
     folder: Path, files: list[tuple[str, int]], advance: Advance = lambda _: None
 ) -> list[str]:
     """The digest of each file: that of its pieces' digests. An unreadable piece is digested as "".

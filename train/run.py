@@ -12,12 +12,13 @@ from typing import Any
 
 from . import lease
 from .best import Best
-from .buckets.mirror import bring_for_all
+from .buckets.apart import check_for_all
+from .buckets.mirror import is_writer, shown
 from .config import RESUMABLE_KEYS, Config, differing_keys, dump_config, load_config
-from .distributed.processes import all_true, barrier, is_main_process, process_share, same_number
+from .distributed.processes import all_true, barrier, same_number
 from .errors import UserError
 from .files import append, atomic_file
-from .manifest import DamagedError, Manifest, Verify, check_folder
+from .manifest import DamagedError, Manifest, Verify
 
 
 class Run:
@@ -98,12 +99,12 @@ class Run:
             )
 
     def held(self) -> AbstractContextManager[None]:
-        """Holds the lease of the folder if that exists; process 0 does it for all.
+        """Holds the lease of the folder if that exists; process 0 does it for all that share it.
 
         Raises:
           UserError: if another process writes there.
         """
-        return lease.held(self.folder) if is_main_process() else contextlib.nullcontext()
+        return lease.held(self.folder) if is_writer(self.folder) else contextlib.nullcontext()
 
     def _take(self, *, new: bool) -> None:
         """Takes the lease of the folder, which is made.
@@ -210,19 +211,19 @@ class Run:
         self.check_contents(contents or {}, optional)
         contents = {**(contents or {}), **(optional or {})}
         facts = {"started": self.clock().isoformat(), "contents": contents}
-        barrier(f"before creating {self.folder}")  # All processes have checked the folder.
-        if is_main_process():
+        barrier(f"before creating {shown(self.folder)}")  # All processes have checked the folder.
+        if is_writer(self.folder):
             self._take(new=not self._existed)
-        if is_main_process() and not self.config_file.exists():
+        if is_writer(self.folder) and not self.config_file.exists():
             try:
                 with atomic_file(self.config_file) as file:
                     file.write_text(dump_config(config), encoding="utf-8")
             except UserError as error:
                 raise UserError(f"{error}; set run to another folder") from None
-        if is_main_process() and not self.data_file.exists():
+        if is_writer(self.folder) and not self.data_file.exists():
             with atomic_file(self.data_file) as file:
                 file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        barrier(f"after creating {self.folder}")
+        barrier(f"after creating {shown(self.folder)}")
         if not self.config_file.exists():
             raise UserError(
                 f"{self.folder} is not the folder that process 0 writes to; "
@@ -231,7 +232,7 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drops the records of updates after `step`; a resumed run repeats those updates."""
-        if not is_main_process():
+        if not is_writer(self.folder):
             return
         for file in (self.metrics_file, self.samples_file, self.tensors_file):
             kept = [record for record in read_records(file) if record["step"] <= step]
@@ -261,9 +262,8 @@ def is_foreign(folder: Path) -> bool:
 def _whole(folder: Path, verify: Verify) -> Manifest | None:
     """The manifest of a folder that is as it says; each process reads its share of the files."""
     found = None
-    bring_for_all(folder)
     with contextlib.suppress(DamagedError):
-        found = check_folder(folder, verify, process_share())
+        found = check_for_all(folder, verify)
     return found if all_true(found is not None) else None
 
 
@@ -273,7 +273,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:
-    if is_main_process():
+    if is_writer(file.parent):
         append(file, _line(record))
 
 

@@ -148,7 +148,10 @@ class Bucket:
     """A bucket on this machine, for runs in processes of their own."""
 
     def __init__(self, port: int, faults: Path) -> None:
-        self.environment = {"STORAGE_EMULATOR_HOST": f"http://localhost:{port}"}
+        # Of gcsfs and of tensorstore.
+        names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+        self.environment = dict.fromkeys(names, f"http://localhost:{port}")
+        self.environment["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "any"
         self._faults = faults
 
     def settings(self, file: Path) -> list[str]:

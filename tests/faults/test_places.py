@@ -4,7 +4,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ def start(zygote: Any) -> Start:
         file: Path,
         count: int,
         *arguments: str,
-        own: Mapping[int, dict[str, Any]] | None = None,
+        own: Sequence[dict[str, Any]] = (),
         **options: Any,
     ) -> list[Any]:
         command = ["sft", "--config", str(file), "--resume", *arguments]
@@ -36,7 +36,7 @@ def start(zygote: Any) -> Start:
                 address = f"127.0.0.1:{free.getsockname()[1]}"
             command += ["--coordinator-address", address, "--num-processes", str(count)]
         ids = [["--process-id", str(number)] if count > 1 else [] for number in range(count)]
-        each = [options | (own or {}).get(number, {}) for number in range(count)]
+        each = [options | its for its in own or [{}] * count]
         return [zygote.start(*command, *id, **its) for id, its in zip(ids, each, strict=True)]
 
     return starts
@@ -108,14 +108,15 @@ def _moment(name: str, first: bool, writes: bool, draw: random.Random) -> dict[s
 
 
 @pytest.mark.parametrize(
-    ("in_bucket", "count"),
-    [(False, 1), (True, 1), (False, 2), (True, 2)],
-    ids=["folder", "bucket", "two processes", "bucket, two processes"],
+    ("in_bucket", "count", "apart"),
+    [(False, 1, False), (True, 1, False), (False, 2, False), (True, 2, False), (True, 2, True)],
+    ids=["folder", "bucket", "two processes", "bucket, two processes", "bucket, two machines"],
 )
 def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
     seed: int,
     in_bucket: bool,
     count: int,
+    apart: bool,
     start: Start,
     uninterrupted: Any,
     write: Callable[..., Path],
@@ -127,12 +128,14 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
     expected, seconds = uninterrupted(kind, count)
     file = write(kind)
     arguments: list[str] = []
-    options: dict[str, Any] = {}
+    options: list[dict[str, Any]] = [{} for _ in range(count)]
     if in_bucket:
         bucket = request.getfixturevalue("bucket")
-        arguments, options = bucket.settings(file), {"environment": bucket.environment}
+        arguments, homes = bucket.settings(file), [str(file.parent / f"home-{n}") for n in (0, 1)]
+        own = [{"XDG_CACHE_HOME": homes[number]} if apart else {} for number in range(count)]
+        options = [{"environment": bucket.environment | of_one} for of_one in own]
         seconds *= 1.5  # Uploads take their time.
-    draw = random.Random(f"{seed} {in_bucket} {count}")
+    draw = random.Random(f"{seed} {in_bucket} {count}{' apart' * apart}")
     plan = _plan(seed + 3 * in_bucket + 5 * count, draw)
     if "compiling" in plan:  # Nothing was compiled before.
         arguments.append(f"cache={file.parent / 'cache'}")
@@ -140,13 +143,14 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
         number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         first, since = draw.randrange(count), time.monotonic()
         if name is None:
-            processes = start(file, count, *arguments, **options)
+            processes = start(file, count, *arguments, own=options)
             time.sleep(draw.uniform(0, 0.6 * seconds))  # The others are still to come.
             processes[first].send(number)
         else:
             number, first = signal.SIGKILL, 0 if MOMENTS[name].first_alone else first
             kill = {"kill": _moment(name, number_of_kill == 0, first == 0, draw)}
-            processes = start(file, count, *arguments, own={first: kill}, **options)
+            own = [of_one | (kill if n == first else {}) for n, of_one in enumerate(options)]
+            processes = start(file, count, *arguments, own=own)
         statuses = {first: processes[first].wait()}
         all_die = draw.random() < 0.5
         for other in set(range(count)) - {first}:
@@ -160,7 +164,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bits(
         for process, status in ((processes[n], status) for n, status in statuses.items()):
             assert status in ends, (name, status, process.text)
             assert "Traceback" not in process.text, (name, process.text)
-    _end(start(file, count, *arguments, **options))
+    _end(start(file, count, *arguments, own=options))
     if in_bucket:
         bucket.download(file)
     assert result(file) == result(expected), plan
@@ -208,7 +212,8 @@ def test_gradients_that_are_not_finite_in_one_process_of_two_change_nothing(
     kind = ("padded", "packed", "bucketed", "random mask", "lasting mask")[seed % 5]
     files, either = [write(kind), write(kind)], (seed % 2, 1 - seed % 2)
     for file, number in zip(files, either, strict=True):
-        processes = start(file, 2, own={number: {"poison": (3, last)}})
+        own = [{"poison": (3, last)} if n == number else {} for n in range(2)]
+        processes = start(file, 2, own=own)
         for process in processes:
             assert process.wait() == (2 if last > 3 else 0), process.text
             assert "Traceback" not in process.text, process.text
@@ -222,15 +227,17 @@ def test_gradients_that_are_not_finite_in_one_process_of_two_change_nothing(
     assert found != result(uninterrupted(kind, 2)[0])
 
 
-def test_machines_that_share_no_folder_are_refused_a_bucket(
-    bucket: Any, start: Start, write: Callable[..., Path], tmp_path: Path
+def test_a_run_of_machines_that_share_no_folder_is_read_by_one(
+    bucket: Any, start: Start, write: Callable[..., Path], zygote: Any
 ) -> None:
-    file = write()
-    homes = [bucket.environment | {"XDG_CACHE_HOME": str(tmp_path / name)} for name in "ab"]
-    own = {number: {"environment": home} for number, home in enumerate(homes)}
-    for process in start(file, 2, *bucket.settings(file), own=own):
-        assert process.wait() == 2, process.text
-        assert "need XDG_CACHE_HOME to name a folder that they share" in process.text
+    file = write("padded")
+    homes = [{"XDG_CACHE_HOME": str(file.parent / name)} for name in "ab"]
+    own = [{"environment": bucket.environment | home} for home in homes]
+    _end(start(file, 2, *bucket.settings(file), own=own))
+    address = bucket.settings(file)[0].removeprefix("run=")
+    process = zygote.start("verify", address, environment=bucket.environment)
+    assert process.wait() == 0, process.text
+    assert "can be resumed from step 6" in process.text
 
 
 FAULTS = {

@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Parser(email.parser.BytesParser):
 def serve_gs(port: int, faults: Path) -> None:
     from gcp_storage_emulator import server
 
-    router, count = server.Router, 0
+    router, count, lock = server.Router, 0, threading.Lock()
 
     class Failing(router):
         def handle(self, method: str) -> Any:
@@ -52,14 +53,18 @@ def serve_gs(port: int, faults: Path) -> None:
                 fault = json.loads(faults.read_text())
             except (OSError, ValueError):
                 count = 0
-                return super().handle(method)
+                return self.answer(method)
             count += 1
             if not fault.get("after", 0) < count <= fault.get("until", count):
-                return super().handle(method)
+                return self.answer(method)
             time.sleep(fault.get("delay", 0))
             if "status" in fault:
                 return self._request_handler.send_error(fault["status"])
-            return super().handle(method)
+            return self.answer(method)
+
+        def answer(self, method: str) -> Any:
+            with lock:  # The emulator was made for one request at a time.
+                return super().handle(method)
 
     server.Router, server.BytesParser = Failing, Parser
     http.server.HTTPServer = http.server.ThreadingHTTPServer  # One slow request is not to stop all.

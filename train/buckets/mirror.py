@@ -34,20 +34,23 @@ class Mirror:
     Attributes:
       token: of the lease, if this process has it.
       check: is called before a folder is uploaded; raises UserError if another run writes there.
+      apart: whether the processes of the run share no folder. Each has a mirror then, in which it
+        writes what process 0 does; process 0 alone changes the bucket, but for `apart.commit`.
     """
 
     token: str | None = None
+    apart: bool = False
 
     def __init__(self, folder: Path, address: str) -> None:
         self.folder, self.address = folder, address.rstrip("/")
-        self._store = Store(self.address)
+        self.store = Store(self.address)
         self._same: dict[str, _State] = {}  # Files that are in the bucket as they are here.
         self._lock = threading.Lock()
         self.check: Callable[[], object] = lambda: None
 
     def pull(self) -> None:
         """Fills the folder, which is empty or holds what this process put there."""
-        objects = self._store.objects()
+        objects = self.store.objects()
         wholes = tuple(f"{name.rpartition('/')[0]}/" for name in objects if _is_manifest(name))
         for name in objects:
             # Of a save that was cut off in the bucket, no folder that would count as a checkpoint.
@@ -59,7 +62,7 @@ class Mirror:
 
     def hurry(self) -> None:
         """From now on, nothing is tried again for long."""
-        self._store.patience = 5.0
+        self.store.patience = 5.0
 
     def push(self) -> None:
         """Uploads what is new or has changed here: small files, and folders with a manifest."""
@@ -88,23 +91,23 @@ class Mirror:
           name: the name that it has in the bucket, if it has another one here.
         """
         self.check()
-        there = name or self._name(folder)
-        before = self._store.objects(there)
-        self._store.remove([f"{there}/{MANIFEST}"] if f"{there}/{MANIFEST}" in before else [])
+        there = name or self.name(folder)
+        before = self.store.objects(there)
+        self.store.remove([f"{there}/{MANIFEST}"] if f"{there}/{MANIFEST}" in before else [])
         here = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-        self._store.upload({f"{there}/{n}": p for n, p in here.items() if n != MANIFEST})
-        after = self._store.objects(there)
+        self.store.upload({f"{there}/{n}": p for n, p in here.items() if n != MANIFEST})
+        after = self.store.objects(there)
         for own, path in here.items():
             found = after.get(f"{there}/{own}")
             if own != MANIFEST and (found is None or found.size != path.stat().st_size):
                 raise UserError(f"{self.address}/{there}/{own}: is not there as it was written")
         self._upload({f"{there}/{MANIFEST}": folder / MANIFEST})
-        self._store.remove([name for name in before if name.removeprefix(f"{there}/") not in here])
+        self.store.remove([name for name in before if name.removeprefix(f"{there}/") not in here])
 
     def bring(self, folder: Path) -> None:
         """Downloads the files of a folder that are in the bucket and not here."""
-        there = self._name(folder)
-        objects = self._store.objects(there)
+        there = self.name(folder)
+        objects = self.store.objects(there)
         self._download([n for n in objects if not (self.folder / n).exists()], objects)
 
     def thin(self, folder: Path) -> None:
@@ -115,47 +118,54 @@ class Mirror:
 
     def remove(self, folder: Path) -> None:
         """Removes a folder from the bucket, its manifest first."""
-        there = self._name(folder)
-        names = list(self._store.objects(there))
-        self._store.remove([name for name in names if name == f"{there}/{MANIFEST}"])
-        self._store.remove(names)
+        if not is_main_process():
+            return
+        there = self.name(folder)
+        names = list(self.store.objects(there))
+        self.store.remove([name for name in names if name == f"{there}/{MANIFEST}"])
+        self.store.remove(names)
 
     def rename(self, folder: Path, new: Path) -> None:
         """Gives a folder another name in the bucket, which it has in part for a while."""
-        there, wanted = self._name(folder), self._name(new)
-        names = list(self._store.objects(there))
-        self._store.copy({name: wanted + name.removeprefix(there) for name in names})
+        if not is_main_process():
+            return
+        there, wanted = self.name(folder), self.name(new)
+        names = list(self.store.objects(there))
+        self.store.copy({name: wanted + name.removeprefix(there) for name in names})
         self.remove(folder)
 
     def clear(self, folder: Path) -> None:
         """Removes from the bucket what a killed run left below a folder: all without a manifest."""
-        there = self._name(folder)
-        objects = self._store.objects(there)
+        if not is_main_process():
+            return
+        there = self.name(folder)
+        objects = self.store.objects(there)
         tops = {name: PurePosixPath(name).relative_to(there).parts[0] for name in objects}
         whole = {top for name, top in tops.items() if name == f"{there}/{top}/{MANIFEST}"}
         left = {top for top in tops.values() if top.isdecimal()} - whole
-        self._store.remove([name for name, top in tops.items() if top in left])
+        self.store.remove([name for name, top in tops.items() if top in left])
 
     @property
     def names(self) -> tuple[str, str]:
         """The folder and the address."""
         return str(self.folder), self.address
 
-    def _name(self, path: Path) -> str:
+    def name(self, path: Path) -> str:
+        """What a path in the folder is called in the bucket."""
         return path.absolute().relative_to(self.folder).as_posix()
 
     def _download(self, names: list[str], objects: dict[str, Object]) -> None:
-        self._store.download({name: self.folder / name for name in names}, objects)
+        self.store.download({name: self.folder / name for name in names}, objects)
         self._same |= {name: _state(self.folder / name) for name in names}
 
     def _upload(self, files: dict[str, Path]) -> None:
         states = {name: _state(path) for name, path in files.items()}
         changed = [name for name in files if self._same.get(name) != states[name]]
-        self._store.upload({name: files[name] for name in changed})
+        self.store.upload({name: files[name] for name in changed})
         self._same |= {name: states[name] for name in changed}
 
     def _is_new(self, path: Path) -> bool:
-        return self._same.get(self._name(path)) != _state(path)
+        return self._same.get(self.name(path)) != _state(path)
 
 
 _mirrors: dict[Path, Mirror] = {}  # Those of this process, by their folder.
@@ -175,6 +185,12 @@ def mirror_of(path: Path) -> Mirror | None:
     """The mirror that a path is in, if it is the folder of a run at an address or in one."""
     path = path.absolute()
     return next((_mirrors[top] for top in (path, *path.parents) if top in _mirrors), None)
+
+
+def is_writer(folder: Path) -> bool:
+    """Whether this process writes in a run's folder: process 0 does it for all that share it."""
+    mirror = mirror_of(folder)
+    return is_main_process() or (mirror is not None and mirror.apart)
 
 
 def push(folder: Path) -> None:
@@ -222,7 +238,7 @@ def bring_for_all(folder: Path) -> None:
     if mirror_of(folder) is not None:
         if is_main_process():
             bring(folder)
-        barrier(f"bringing {folder} {next(_numbers)}")
+        barrier(f"bringing {shown(folder)} {next(_numbers)}")
 
 
 def _is_manifest(name: str) -> bool:

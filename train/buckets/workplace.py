@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+
 from .. import lease as local_lease
-from ..distributed.processes import barrier, is_main_process, same_number
+from ..distributed.processes import all_true, barrier, is_main_process, same_number
 from ..errors import UserError, warn
 from .address import is_address, last_name
 from .fetch import cache_folder, named, scratch
@@ -36,15 +38,14 @@ def writing(place: str) -> Iterator[Path]:
     address = place.rstrip("/")
     top = cache_folder() / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16]
     mirror = Mirror(top / last_name(address), address)
-    with _named(mirror), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_named(mirror))
         if is_main_process():
             stack.enter_context(_leased(mirror, top))
         number = same_number(int(mirror.token or "0", 16) % 2**32)
-        if not is_main_process() and _read_token(top) % 2**32 != number:
-            raise UserError(
-                f"{address}: process 0 is on another machine; processes on several machines need "
-                "XDG_CACHE_HOME to name a folder that they share"
-            )
+        if not all_true(is_main_process() or _read_token(top) % 2**32 == number):
+            mirror = _alone(mirror, top)
+            stack.enter_context(_named(mirror))
         barrier(f"opening {address}")
         try:
             yield mirror.folder
@@ -56,6 +57,26 @@ def writing(place: str) -> Iterator[Path]:
             raise
         if is_main_process():
             mirror.push()
+
+
+def _alone(mirror: Mirror, top: Path) -> Mirror:
+    """This process's own mirror, where not all processes see that of process 0.
+
+    Raises:
+      UserError: if orbax cannot write into such a bucket.
+    """
+    if not mirror.address.startswith("gs://"):
+        raise UserError(
+            f"{mirror.address}: process 0 is on another machine; processes on several machines "
+            "need a bucket at gs://, or XDG_CACHE_HOME to name a folder that they share"
+        )
+    if not is_main_process():
+        folder = top / f"process-{jax.process_index()}" / mirror.folder.name
+        shutil.rmtree(folder, ignore_errors=True)
+        mirror = Mirror(folder, mirror.address)
+        mirror.pull()
+    mirror.apart = True
+    return mirror
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gs(_gs: Bucket, _here: None, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{_gs.port}")
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.setenv(name, f"http://localhost:{_gs.port}")
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
     return _gs.renew()
 
 

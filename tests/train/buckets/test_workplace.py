@@ -1,5 +1,6 @@
 """A run at an address is written and read in a folder here."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,23 @@ def test_what_is_written_is_in_the_bucket_and_is_read_from_there(
     assert Store(bucket.address).read("report.html") == b"b"
     with writing(bucket.address) as folder:
         assert (folder / "report.html").read_text() == "b"
+
+
+def test_a_process_that_does_not_see_the_folder_of_the_first_has_its_own(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(bucket.address).write("config.yaml", b"a: 1\n")
+    monkeypatch.setattr("train.buckets.workplace.is_main_process", lambda: False)
+    with contextlib.ExitStack() as stack:
+        if bucket.kind == "s3":
+            message = f"^{bucket.address}: process 0 is on another machine; .* a bucket at gs://"
+            stack.enter_context(pytest.raises(UserError, match=message))
+        with writing(bucket.address) as folder:
+            assert folder.parts[-2:] == ("process-0", "top")
+            assert (folder / "config.yaml").read_text() == "a: 1\n"
+            mirror = mirror_of(folder)
+            assert mirror
+            assert mirror.apart
 
 
 def _refused(address: str) -> None:
