@@ -139,7 +139,8 @@ def print_unstacked(layers: int, rounds: int) -> None:
     model, hidden, ffn, kv, vocabulary, heads = UNSTACKED[layers]
     matrices = [(hidden, hidden)] * 2 + [(hidden, kv)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
     layer, others = matrices + [(hidden,)] * 2, [(vocabulary, hidden)] * (1 + heads) + [(hidden,)]
-    shapes = {str(i): shape for i, shape in enumerate([*layer * layers, *others])}
+    shapes = {f"{n}/{i}": shape for n in range(layers) for i, shape in enumerate(layer)}
+    shapes |= {f"other/{i}": shape for i, shape in enumerate(others)}
     stacked = {str(i): (layers, *shape) for i, shape in enumerate(layer)}
     stacked |= {f"{i} alone": shape for i, shape in enumerate(others)}
     forms = {f"{len(shapes)} arrays": (shapes, None)}

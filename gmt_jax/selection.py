@@ -20,9 +20,10 @@ from gmt_jax._threshold.float_bits import (
     float32_or_wider,
     magnitude_bits,
 )
-from gmt_jax._threshold.layout import TensorLayout, comparison_dtypes, magnitude_rows
+from gmt_jax._threshold.layout import TensorLayout, comparison_dtypes
 from gmt_jax._threshold.reductions import along
 from gmt_jax._threshold.replication import mesh_of, replicate, shard_count
+from gmt_jax._threshold.rows import magnitude_rows
 from gmt_jax._threshold.ties import first_selected, is_from
 from gmt_jax._threshold.uint64 import as_float
 from gmt_jax.mask_ratio import (
@@ -32,6 +33,7 @@ from gmt_jax.mask_ratio import (
     fraction_of,
     num_masked,
 )
+from gmt_jax.tree_paths import path_pattern
 from gmt_jax.types import Leaf, Mask, MaskRatio, PyTree, StackedAxes
 
 State = TypeVar("State")
@@ -148,6 +150,7 @@ class LargestScores:
             tuple(axes_of(self.stacked_axes, path, leaf) for path, leaf in flat),
             self.scope == "global",
             tuple(shard_count(leaf) for _, leaf in flat),
+            tuple(path_pattern(path) for path, _ in flat),
         )
 
 

@@ -1,5 +1,6 @@
 """The path of a leaf in its tree, as a name and as the source of the leaf's random numbers."""
 
+import re
 import zlib
 
 import jax
@@ -12,6 +13,11 @@ from gmt_jax.types import Key
 def path_name(path: KeyPath) -> str:
     """The keys of a path, joined by "/"; "the array" for a tree that is a single leaf."""
     return _name(path) or "the array"
+
+
+def path_pattern(path: KeyPath) -> str:
+    """The name of a path without its numbers: one for a matrix in all layers."""
+    return re.sub("[0-9]+", "*", _name(path))
 
 
 def path_key(path: KeyPath, key: jax.Array) -> jax.Array:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmt_jax._threshold.float_bits import bits_dtype, magnitude, magnitude_bits, nan_bits
-from gmt_jax._threshold.layout import TensorLayout, magnitude_rows
+from gmt_jax._threshold.layout import TensorLayout
 from gmt_jax._threshold.packing import pack
 from gmt_jax._threshold.replication import mesh_of
+from gmt_jax._threshold.rows import magnitude_rows
 from gmt_jax._threshold.search import select
 from gmt_jax._threshold.uint64 import UInt64
 

@@ -39,11 +39,13 @@ def pack(
         for group in groups
     ]
     shards = layout.num_shards or (1,) * len(leaves)
+    patterns = tuple(layout.patterns[kind] for kind in kinds) if layout.patterns else ()
     new = replace(
         layout,
         shapes=tuple(tuple(leaf.shape) for leaf in packed),
         stacked_axes=tuple(axes),
-        num_shards=tuple(shards[group[0]] for group in groups),
+        num_shards=tuple(shards[kind] for kind in kinds),
+        patterns=patterns,
     )
     if layout.shared:
         return packed, kinds, replace(new, stacked_axes=((),) * len(groups)), np.zeros(1, np.int32)
@@ -58,6 +60,7 @@ def _groups(leaves: Sequence[jax.Array], layout: TensorLayout) -> list[list[int]
     for i, leaf in enumerate(leaves):
         kind = (jax.typeof(leaf), layout.stacked_axes[i])
         alike.setdefault(kind, []).append(i)
+    patterns = layout.patterns or ("",) * len(leaves)
     left = COPIED * sum(math.prod(leaf.shape) for leaf in leaves)
     groups: list[list[int]] = []
     for group in sorted(alike.values(), key=lambda group: leaves[group[0]].size):
@@ -66,5 +69,6 @@ def _groups(leaves: Sequence[jax.Array], layout: TensorLayout) -> list[list[int]
             left -= entries
             groups.append(group)
         else:
-            groups += [[i] for i in group]
+            # Beside those that they are read with.
+            groups += [[i] for i in sorted(group, key=patterns.__getitem__)]
     return groups

@@ -24,13 +24,13 @@ Operand = TypeVar("Operand")
 
 
 class Reading(NamedTuple):
-    """What one reading of a leaf finds in each of its tensors.
+    """What one reading of L leaves finds in each of their tensors.
 
     Attributes:
-      counts: the number of entries below each of K candidates, uint32 [*stack, K].
+      counts: the number of entries below each of K candidates, uint32 [L, *stack, K].
       counts_high: their multiples of 2**32; None where a tensor has fewer entries.
       minima: the smallest distance of an entry of the bracket from its low end, and from its last
-        integer, [*stack, 2]. In an empty bracket, they are more than the bracket is wide.
+        integer, [L, *stack, 2]. In an empty bracket, they are more than the bracket is wide.
     """
 
     counts: jax.Array
@@ -38,14 +38,19 @@ class Reading(NamedTuple):
     minima: jax.Array
 
 
-def read(leaf: Any, bits: Bits, bounds: jax.Array, stacked_axes: tuple[int, ...]) -> Reading:
-    """Reads a leaf once.
+def read(
+    leaves: Sequence[Any],
+    bits: Bits,
+    bounds: Sequence[jax.Array],
+    stacked_axes: tuple[int, ...],
+) -> Reading:
+    """Reads L leaves that are alike, each once.
 
     Args:
-      leaf: what `bits` takes: an array or a tree of arrays of one shape.
-      bits: gives the entries of the leaf as integers of at least 0.
-      bounds: [K + 2, *stack], of the dtype of `bits`: K candidates, as offsets from the low end of
-        the bracket; the low end; and the last integer of the bracket, likewise.
+      leaves: what `bits` takes: arrays or trees of arrays, all of one shape.
+      bits: gives the entries of a leaf as integers of at least 0.
+      bounds: [K + 2, *stack] for each leaf, of the dtype of `bits`: K candidates, as offsets from
+        the low end of the bracket; the low end; and the last integer of the bracket, likewise.
       stacked_axes: the axes of the stack.
     """
 
@@ -58,11 +63,11 @@ def read(leaf: Any, bits: Bits, bounds: jax.Array, stacked_axes: tuple[int, ...]
         distances = [offset, last - offset]
         return counts + [lax.bitcast_convert_type(x, f"u{x.dtype}") for x in distances]
 
-    entries = bits(leaf)
-    axes, later = _counted_at_once(entries.shape, stacked_axes)
-    kinds = ("sum",) * (len(bounds) - 2) + ("min",) * 2
-    counts, minima = reduce(kinds, arrays, entries, axes, tuple(bounds), stacked_axes)
-    left = tuple(later_axis - sum(axis < later_axis for axis in axes) for later_axis in later)
+    entries = list(map(jax.jit(bits), leaves))
+    axes, later = _counted_at_once(entries[0].shape, stacked_axes)
+    kinds = ("sum",) * (len(bounds[0]) - 2) + ("min",) * 2
+    counts, minima = reduce(kinds, arrays, entries, axes, list(map(tuple, bounds)), stacked_axes)
+    left = tuple(1 + other - sum(axis < other for axis in axes) for other in later)
     if not left:
         return Reading(counts, None, minima)
     high, low = map(jnp.asarray, add_up(UInt64(jnp.zeros_like(counts), counts), left))
@@ -89,43 +94,49 @@ def _counted_at_once(
 def reduce(
     kinds: Sequence[str],
     arrays: Callable[[Operand, Sequence[jax.Array]], list[jax.Array]],
-    leaf: Operand,
+    leaves: Sequence[Operand],
     axes: tuple[int, ...],
-    bounds: Sequence[jax.Array] = (),
+    bounds: Sequence[Sequence[jax.Array]] = (),
     stacked_axes: tuple[int, ...] = (),
 ) -> list[jax.Array]:
     """Sums or minima of arrays of one shape, in the form that is fast on the backend.
 
     XLA's CPU backend vectorises one reduction of many operands, but not many reductions. If it is
     partitioned, though, its parts are gathered one by one: there each axis is first reduced within
-    as many blocks as it may have shards. The other backends fuse many reductions into one.
+    as many blocks as it may have shards, and the blocks of all leaves are then reduced at once. The
+    other backends fuse many reductions into one.
 
     Args:
       kinds: "sum" or "min" for each array; minima are of unsigned integers.
-      arrays: makes the arrays from the leaf and its bounds, entry by entry.
-      leaf: an array or a tree of arrays of one shape.
+      arrays: makes the arrays from a leaf and its bounds, entry by entry.
+      leaves: L arrays or trees of arrays, all of one shape and, best, sharded alike.
       axes: the axes to reduce.
-      bounds: arrays [*stack].
+      bounds: arrays [*stack] for each leaf.
       stacked_axes: the axes of the stack.
 
     Returns:
-      The results of each run of one kind, of integers or of floats, along a last axis: operations
+      The results of each run of one kind, of integers or of floats, [L, ..., results]: operations
       on them are compiled, and run, once for all.
     """
+    # The results of all leaves are put together along a new first axis.
+    leaves = [jax.tree.map(lambda x: lax.expand_dims(x, [0]), leaf) for leaf in leaves]
+    axes, stacked_axes = (tuple(axis + 1 for axis in old) for old in (axes, stacked_axes))
     combine = [{"sum": lax.add, "min": lax.min}[kind] for kind in kinds]
 
     def start(kind: str, dtype: np.dtype) -> np.generic:
         return dtype.type(0 if kind == "sum" else jnp.iinfo(dtype).max)
 
-    def stacks(results: Sequence[jax.Array]) -> list[tuple[str, jax.Array]]:
+    def stacks(of_leaves: Sequence[Sequence[jax.Array]]) -> list[tuple[str, jax.Array]]:
         def kind_of(pair: tuple[str, jax.Array]) -> tuple[str, bool]:
             return pair[0], jnp.issubdtype(pair[1].dtype, jnp.integer)
 
+        results = [lax.concatenate(result, 0) for result in zip(*of_leaves, strict=True)]
         runs = groupby(zip(kinds, results, strict=True), kind_of)
         return [(kind, _stack([result for _, result in run])) for (kind, _), run in runs]
 
-    def together(leaf: Operand, bounds: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        split, within, between, kept = _blocks(jax.tree.leaves(leaf)[0], axes)
+    @jax.jit
+    def within_blocks(leaf: Operand, bounds: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        split, within, _, kept = _blocks(jax.tree.leaves(leaf)[0], axes)
         leaf = jax.tree.map(split, leaf)
         operands = arrays(leaf, _along(bounds, leaf, [kept[axis] for axis in stacked_axes]))
         starts = tuple(start(k, x.dtype) for k, x in zip(kinds, operands, strict=True))
@@ -133,17 +144,25 @@ def reduce(
         def join(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return tuple(f(x, y) for f, x, y in zip(combine, a, b, strict=True))
 
-        blocks = stacks(lax.reduce(tuple(operands), starts, join, within))
+        return tuple(lax.reduce(tuple(operands), starts, join, within))
+
+    @jax.jit
+    def one_by_one(leaf: Operand, bounds: Sequence[jax.Array]) -> list[jax.Array]:
+        operands = arrays(leaf, _along(bounds, leaf, stacked_axes))
+        reductions = zip(operands, kinds, combine, strict=True)
+        return [lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions]
+
+    def together(*parts: tuple[Operand, Sequence[jax.Array]]) -> tuple[jax.Array, ...]:
+        blocks = stacks([within_blocks(*part) for part in parts])
+        _, _, between, _ = _blocks(jax.tree.leaves(leaves[0])[0], axes)
         ends = {"sum": lax.reduce_sum, "min": lax.reduce_min}
         return tuple(ends[kind](stack, between) if between else stack for kind, stack in blocks)
 
-    def default(leaf: Operand, bounds: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        operands = arrays(leaf, _along(bounds, leaf, stacked_axes))
-        reductions = zip(operands, kinds, combine, strict=True)
-        found = [lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions]
-        return tuple(stack for _, stack in stacks(found))
+    def default(*parts: tuple[Operand, Sequence[jax.Array]]) -> tuple[jax.Array, ...]:
+        return tuple(stack for _, stack in stacks([one_by_one(*part) for part in parts]))
 
-    return list(lax.platform_dependent(leaf, tuple(bounds), cpu=together, default=default))
+    parts = zip(leaves, bounds or [()] * len(leaves), strict=True)
+    return list(lax.platform_dependent(*parts, cpu=together, default=default))
 
 
 def _along(bounds: Sequence[jax.Array], leaf: Any, axes: Sequence[int]) -> list[jax.Array]:

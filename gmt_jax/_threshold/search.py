@@ -32,8 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gmt_jax._threshold.layout import RowsRead, TensorRows
 from gmt_jax._threshold.replication import replicate, shard_axes
+from gmt_jax._threshold.rows import RowsRead, TensorRows
 from gmt_jax._threshold.uint64 import UInt64, add, as_float, at_most, subtract, uint64
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmt_jax._threshold import reductions
-from gmt_jax._threshold.layout import TensorLayout, TensorRows
+from gmt_jax._threshold.layout import TensorLayout
 from gmt_jax._threshold.replication import shard_count, shard_index
+from gmt_jax._threshold.rows import TensorRows
 from gmt_jax._threshold.search import select
 from gmt_jax._threshold.uint64 import UInt64, add_up, at_most, subtract
 

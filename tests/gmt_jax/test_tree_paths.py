@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import DictKey, GetAttrKey
 
-from gmt_jax.tree_paths import as_key, path_key, path_name
+from gmt_jax.tree_paths import as_key, path_key, path_name, path_pattern
 
 
 def paths(tree: object) -> list[jax.tree_util.KeyPath]:
@@ -18,6 +18,12 @@ def paths(tree: object) -> list[jax.tree_util.KeyPath]:
 def test_a_name_joins_the_keys_and_a_lone_array_has_one_too() -> None:
     assert [path_name(path) for path in paths({"a": [1, {"b": 2}]})] == ["a/0", "a/1/b"]
     assert path_name(()) == "the array"
+
+
+def test_a_matrix_has_one_pattern_in_all_layers() -> None:
+    tree = {"layers_0": {"q": 1}, "layers_11": {"q": 1, "o": 2}, "blocks": [{"q": 1}]}
+    patterns = [path_pattern(path) for path in paths(tree)]
+    assert patterns == ["blocks/*/q", "layers_*/q", "layers_*/o", "layers_*/q"]
 
 
 def test_the_key_of_a_leaf_depends_on_its_path_alone() -> None:

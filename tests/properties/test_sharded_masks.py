@@ -137,6 +137,29 @@ def test_the_compiled_update_sorts_and_gathers_no_gradient(
     assert not operations(text, ("sort", "custom-call"))
 
 
+def test_the_devices_exchange_as_often_for_many_leaves_as_for_few() -> None:
+    """Also where arrays of one shape are sharded differently."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+    def compiled(layers: int) -> str:
+        sharded = {"q": P("y", "x"), "o": P("x", "y"), "up": P(None, "y")}
+        tree = {
+            f"layer{i}": {
+                name: jax.ShapeDtypeStruct((64, 64), "float32", sharding=NamedSharding(mesh, spec))
+                for name, spec in sharded.items()
+            }
+            for i in range(layers)
+        }
+        mask = gmt_mask(0.2)
+        return jax.jit(mask.update).lower(tree, mask.init(tree)).compile().as_text()
+
+    few, many = compiled(2), compiled(9)
+    assert 0 < len(operations(few, COLLECTIVES)) == len(operations(many, COLLECTIVES))
+    # A leaf is read by one, and gets its bounds and its threshold by two and a part of others.
+    reductions = [len(operations(text, ("reduce",))) for text in (few, many)]
+    assert reductions[1] - reductions[0] < 4 * 3 * (9 - 2)
+
+
 def test_the_reader_of_programs_sees_a_sort_and_a_gather() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     shape = jax.ShapeDtypeStruct((4096,), "float32", sharding=NamedSharding(mesh, P("x")))

@@ -4,21 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmt_jax._threshold.float_bits import nan_bits
-from gmt_jax._threshold.layout import TensorLayout, TensorRows, comparison_dtypes, magnitude_rows
+from gmt_jax._threshold.layout import TensorLayout, comparison_dtypes
 
-LEAVES = [
-    np.arange(24, dtype=np.float32).reshape(2, 3, 4),
-    np.arange(5, dtype=np.float32) - 9,
-    np.float32(7),
-]
 SHAPES = ((2, 3, 4), (5,), ())
 APART = TensorLayout(SHAPES, ((1,), (), ()))
 TOGETHER = TensorLayout(SHAPES, ((), (), ()), shared=True)
-
-
-def rows_of(layout: TensorLayout) -> TensorRows:
-    return magnitude_rows(layout, comparison_dtypes([g.dtype for g in LEAVES], layout), None)
 
 
 def test_a_leaf_has_as_many_tensors_as_its_stacked_axes_index() -> None:
@@ -57,24 +47,3 @@ def test_leaves_that_share_a_threshold_are_compared_in_one_dtype() -> None:
     shared = TensorLayout(((1,), (1,)), ((), ()), shared=True)
     assert comparison_dtypes(dtypes, shared) == (np.dtype("float32"),) * 2
     assert comparison_dtypes(dtypes[:1] * 2, shared) == (dtypes[0],) * 2
-
-
-def test_rows_are_read_by_tensor_or_together() -> None:
-    bits = [np.abs(g).view(np.int32) for g in LEAVES]
-    tensors = [*bits[0].swapaxes(0, 1).reshape(3, 8), bits[1], bits[2].reshape(1)]
-    for layout, parts in ((APART, tensors), (TOGETHER, [np.concatenate(tensors)])):
-        rows = rows_of(layout)
-        candidates = np.array([np.median(part) for part in parts], np.int32)
-        low, high = jnp.zeros(len(parts), jnp.int32), jnp.asarray(rows.rows(rows.ends))
-        leaves = [jnp.asarray(g) for g in LEAVES]
-        reading = rows.read(leaves, jnp.asarray(candidates)[None], low, high)
-        expected = [np.sum(part < c) for part, c in zip(parts, candidates, strict=True)]
-        np.testing.assert_array_equal(reading.counts.low[0], expected)
-        np.testing.assert_array_equal(reading.smallest, [part.min() for part in parts])
-        np.testing.assert_array_equal(reading.largest, [part.max() for part in parts])
-
-
-def test_rows_end_above_nan_and_an_octave_has_as_many_integers_as_mantissas() -> None:
-    rows = rows_of(APART)
-    np.testing.assert_array_equal(rows.rows(rows.ends), [nan_bits("float32") + 1] * 5)
-    np.testing.assert_array_equal(rows.rows(rows.octaves), [2**23] * 5)

@@ -23,6 +23,15 @@ def test_small_leaves_of_one_kind_are_stacked() -> None:
     np.testing.assert_array_equal(sizes, layout.expand(np.array(layout.sizes)))
 
 
+def test_leaves_of_one_pattern_stand_beside_each_other() -> None:
+    leaves = [jnp.full((2, 3), i) for i in range(4)]
+    patterns = ("layer*/q", "layer*/o", "layer*/q", "layer*/o")
+    layout = TensorLayout(((2, 3),) * 4, ((),) * 4, patterns=patterns)
+    packed, _, new, order = pack(leaves, layout)
+    assert new.patterns == ("layer*/o", "layer*/o", "layer*/q", "layer*/q")
+    assert [int(packed[i][0, 0]) for i in order] == [0, 1, 2, 3]
+
+
 def test_no_more_is_copied_than_a_part_of_all_entries() -> None:
     leaves = [jnp.zeros((2, 3))] * 2 * FEWEST
     layout = TensorLayout(((2, 3),) * len(leaves), ((),) * len(leaves))

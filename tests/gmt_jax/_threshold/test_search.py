@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmt_jax._threshold import layout, reductions, search
+from gmt_jax._threshold import reductions, rows, search
 from gmt_jax._threshold.find import Found, find
 from gmt_jax._threshold.layout import TensorLayout, comparison_dtypes
 from gmt_jax._threshold.uint64 import as_float, uint64
@@ -157,7 +157,7 @@ def test_the_threshold_of_a_leaf_counted_in_parts_is_exact(
     monkeypatch.setattr(reductions, "_counted_at_once", in_parts)
     # Not the jitted functions, whose caches do not see the patch.
     monkeypatch.setattr("gmt_jax._threshold.find.select", search.select.__wrapped__)
-    monkeypatch.setattr("gmt_jax._threshold.layout._read", layout._read.__wrapped__)
+    monkeypatch.setattr("gmt_jax._threshold.rows._read", rows._read.__wrapped__)
     _, value, below = passes_and_threshold(g, 3000)
     assert value == np.sort(np.abs(g), None)[3000]
     assert below == 3000
