@@ -52,8 +52,8 @@ class CheckpointFolder:
 
     def target(self, step: int) -> str:
         """Where orbax writes a checkpoint: in a bucket at once, if processes share no folder."""
-        alone = apart.apart(self.path) is not None
-        return apart.place(self.step(step) if alone else self.saving(step))
+        own = apart.own_mirror(self.path) is not None
+        return apart.place(self.step(step) if own else self.saving(step))
 
     @property
     def steps(self) -> list[int]:
@@ -81,8 +81,8 @@ class CheckpointFolder:
 
         Of a run at an address, the records are uploaded before it: it counts with its manifest.
         """
-        if alone := apart.apart(self.path):
-            apart.commit(alone, self.step(step), {**facts, "step": step})
+        if own := apart.own_mirror(self.path):
+            apart.commit(own, self.step(step), {**facts, "step": step})
             return
         saving, mirror = self.saving(step), mirror_of(self.path)
         manifest.write_manifest(saving, {**facts, "step": step})
@@ -97,8 +97,8 @@ class CheckpointFolder:
 
     def discard(self, step: int) -> None:
         """Removes what there is of a checkpoint that could not be written."""
-        if alone := apart.apart(self.path):
-            alone.remove(self.step(step))
+        if own := apart.own_mirror(self.path):
+            own.remove(self.step(step))
         for left in self.path.glob(f"{step}{_SAVING}*"):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -32,15 +32,15 @@ _PART = "digests-"  # Objects by which processes tell process 0 what they have r
 _numbers = itertools.count()  # Barriers' names are used once.
 
 
-def apart(path: Path) -> Mirror | None:
-    """The mirror that a path is in, if it is one of several of its run."""
+def own_mirror(path: Path) -> Mirror | None:
+    """The mirror that a path is in, if each process of the run has its own."""
     mirror = mirror_of(path)
     return mirror if mirror is not None and mirror.apart else None
 
 
 def place(folder: Path) -> str:
     """Where orbax reads a checkpoint: its address, if processes share no folder."""
-    mirror = apart(folder)
+    mirror = own_mirror(folder)
     return str(folder) if mirror is None else f"{mirror.address}/{mirror.name(folder)}"
 
 
@@ -52,6 +52,8 @@ def commit(mirror: Mirror, folder: Path, facts: Mapping[str, Any]) -> None:
     there, (number, parts) = mirror.name(folder), process_share()
     _together(f"writing {place(folder)}")
     objects = mirror.store.objects(there)
+    for name in [name for name in objects if name.startswith(f"{there}/{_PART}")]:
+        del objects[name]  # Of a process that was faster.
     mine = list(objects)[number::parts]
     found = _digests(mirror, folder, {name: objects[name] for name in mine})
     part = {_inside(name, there): [objects[name].size, found[name]] for name in mine}
@@ -78,7 +80,7 @@ def check_for_all(folder: Path, verify: Verify, advance: Advance = lambda _: Non
     Raises:
       DamagedError: as `manifest.check_folder` does.
     """
-    if mirror := apart(folder):
+    if mirror := own_mirror(folder):
         return _check(mirror, folder, verify, advance)
     bring_for_all(folder)
     return check_folder(folder, verify, process_share(), advance)

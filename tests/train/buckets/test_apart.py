@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from train.buckets import apart
 from train.buckets.apart import check_for_all, place
 from train.buckets.mirror import Mirror, forget, keep
 from train.buckets.store import Store
 from train.checkpoint import Checkpoints
 from train.data.loader import Loader
 from train.errors import UserError
-from train.manifest import DamagedError
+from train.manifest import DamagedError, read_manifest
 from train.step import TrainState
 
 
@@ -36,10 +37,10 @@ def _state(step: int) -> TrainState:
     return jax.device_put(TrainState(np.int32(step), {"w": values}, {"m": -values}))
 
 
-def _mirror(address: str, folder: Path, *, apart: bool = True) -> Mirror:
+def _mirror(address: str, folder: Path, *, shared: bool = False) -> Mirror:
     mirror = Mirror(folder / "run", address)
     mirror.folder.mkdir(parents=True)
-    mirror.apart = apart
+    mirror.apart = not shared
     mirror.pull()
     keep(mirror)
     return mirror
@@ -70,20 +71,20 @@ def _restored(mirror: Mirror) -> tuple[int, int]:
     return step, position.number
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
 def test_a_checkpoint_is_restored_by_processes_that_share_a_folder_or_do_not(
-    saved: str, tmp_path: Path, apart: bool
+    saved: str, tmp_path: Path, shared: bool
 ) -> None:
     tops = {name.split("/")[1] for name in Store(saved).objects("checkpoints")}
     assert tops == {"4", "6"}
     assert not [name for name in Store(saved).objects() if "digests-" in name]
-    assert _restored(_mirror(saved, tmp_path / "again", apart=apart)) == (6, 6)
+    assert _restored(_mirror(saved, tmp_path / "again", shared=shared)) == (6, 6)
 
 
 def test_what_is_saved_from_a_shared_folder_is_restored_without_one(
     gs: Any, tmp_path: Path
 ) -> None:
-    mirror = _mirror(gs.address, tmp_path / "first", apart=False)
+    mirror = _mirror(gs.address, tmp_path / "first", shared=True)
     with Checkpoints(mirror.folder / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(_state(2), Loader(Position(2)))  # type: ignore[arg-type]
     assert _restored(_mirror(gs.address, tmp_path / "again")) == (2, 2)
@@ -125,6 +126,24 @@ def test_a_save_that_was_cut_off_is_removed(saved: str, tmp_path: Path) -> None:
     store.write("checkpoints/6/digests-0", b"{}")
     assert _restored(_mirror(saved, tmp_path / "again")) == (4, 4)
     assert {name.split("/")[1] for name in store.objects("checkpoints")} == {"4"}
+
+
+def test_what_a_faster_process_has_read_back_is_no_part_of_a_checkpoint(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror, barrier = _mirror(saved, tmp_path / "again"), apart._together
+
+    def slow(what: str) -> None:
+        barrier(what)
+        if what.startswith("writing"):  # It sorts before what orbax has written.
+            mirror.store.write("checkpoints/8/digests-1", b"{}")
+
+    monkeypatch.setattr(apart, "_together", slow)
+    with Checkpoints(mirror.folder / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(_state(8), Loader(Position(8)))  # type: ignore[arg-type]
+    manifest = read_manifest(mirror.folder / "checkpoints/8")
+    assert "orbax.checkpoint" in manifest.files
+    assert not [name for name in manifest.files if name.startswith("digests")]
 
 
 def test_what_not_all_processes_have_read_back_is_no_checkpoint(
