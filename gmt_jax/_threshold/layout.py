@@ -11,10 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from gmt_jax._threshold.float_bits import (
-    float32_or_wider,
-    magnitude_dtype,
-)
+from gmt_jax._threshold.float_bits import float32_or_wider, magnitude_dtype
 
 Tree = TypeVar("Tree")
 

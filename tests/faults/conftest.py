@@ -148,8 +148,7 @@ class Bucket:
     """A bucket on this machine, for runs in processes of their own."""
 
     def __init__(self, port: int, faults: Path) -> None:
-        # Of gcsfs and of tensorstore.
-        names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+        names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")  # gcsfs's and tensorstore's.
         self.environment = dict.fromkeys(names, f"http://localhost:{port}")
         self.environment["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "any"
         self._faults = faults
@@ -196,10 +195,7 @@ def bucket(top: Path) -> Iterator[Bucket]:
 def zygote(top: Path, failing: Path | None) -> Iterator[Zygote]:
     preload = {"LD_PRELOAD": str(failing)} if failing else {}
     homes = {"HF_HOME": str(top / "hf"), "XDG_CACHE_HOME": str(top / "xdg")}
-    zygote = Zygote(
-        top,
-        {"JAX_PLATFORMS": "cpu", **homes, **preload},
-    )
+    zygote = Zygote(top, {"JAX_PLATFORMS": "cpu", **homes, **preload})
     yield zygote
     zygote.close()
 

@@ -38,6 +38,7 @@ def _state(step: int) -> TrainState:
 
 
 def _mirror(address: str, folder: Path, *, shared: bool = False) -> Mirror:
+    """What another start of the run has, on a machine of its own."""
     mirror = Mirror(folder / "run", address)
     mirror.folder.mkdir(parents=True)
     mirror.apart = not shared
