@@ -17,10 +17,10 @@ from .buckets.apart import place
 from .buckets.mirror import is_writer, shown
 from .buckets.store import BucketError
 from .checkpoint_folder import CheckpointFolder
-from .distributed.processes import barrier, is_main_process
+from .distributed.processes import all_true, barrier, is_main_process
 from .errors import UserError, warn
 from .finite import are_finite, name_infinite
-from .manifest import Verify, read_manifest
+from .manifest import Verify, compare_arrays, describe_arrays, read_manifest
 from .step import TrainState
 
 T = TypeVar("T")
@@ -115,8 +115,9 @@ class Checkpoints:
         parts = _by_name(state)
         # Waited for: a step beside it, with collectives of its own, can starve on CPUs.
         if infinite := name_infinite(are_finite(parts)):
+            self.settle()
             raise _not_finite(step, infinite, self.latest_step)
-        facts = self._facts | {"arrays": _describe(parts)}
+        facts = self._facts | {"arrays": describe_arrays(parts)}
         try:
             with jax.transfer_guard("allow"):  # Orbax copies the state to the host.
                 response = _start_saving(self._folder.target(step), {**parts, "loader": loader})
@@ -149,6 +150,17 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
         return self.poll()
+
+    def settle(self) -> None:
+        """Waits until the save in progress has ended in all processes, which call it together.
+
+        A process that ends with an error ends the others: none may do so while process 0 vouches
+        for what was written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        with jax.transfer_guard("allow"):
+            all_true(True)
 
     def poll(self) -> bool:
         """Reports a save that has failed since the last call; returns whether one has.
@@ -223,18 +235,10 @@ class Checkpoints:
         self, step: int, parts: dict[str, Any], loader: ocp.StatefulCheckpointable | None
     ) -> dict[str, Any]:
         folder = self._folder.step(step)
-        stored, wanted = read_manifest(folder).facts["arrays"], _describe(parts)
-        prefixes = tuple(f"{name}/" for name in parts)
-        differences = [
-            f"{name} is {stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
-            for name in stored | wanted
-            if name.startswith(prefixes) and stored.get(name) != wanted.get(name)
-        ]
-        if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        if differences := compare_arrays(read_manifest(folder), parts):
             raise UserError(
-                f"{folder} is whole and of another model or optimizer: "
-                f"{'; '.join(differences[:3])}{more}; go on with those that the run began with"
+                f"{folder} is whole and of another model or optimizer: {differences}; go on with "
+                "those that the run began with"
             )
         try:
             return ocp.load_checkpointables(
@@ -281,15 +285,6 @@ def _reason(error: BaseException) -> str:
 
 def _start_saving(place: str, parts: dict[str, Any]) -> Any:
     return ocp.save_checkpointables_async(place, parts)
-
-
-def _describe(parts: Any) -> dict[str, str]:
-    """The dtype and shape of each array by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(parts)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
 
 
 def _by_name(state: TrainState) -> dict[str, Any]:

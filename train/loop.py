@@ -106,7 +106,7 @@ def train(
     best = best or Best("")  # The figure of no record.
     best.replay(before)
     calls = _Calls([Callback(on_record=best.add), *callbacks])
-    skipped = _Skipped(parts.loader, calls, cadence.max_skipped, before)
+    skipped = _Skipped(parts.loader, calls, cadence.max_skipped, before, checkpoints)
     try:
         calls.start(step)
         with preemption_guard() as should_stop, jax.transfer_guard("disallow"):
@@ -223,8 +223,16 @@ class _Skipped:
       count: those of the run so far, which the optimizer has not counted.
     """
 
-    def __init__(self, loader: Loader, calls: _Calls, most: int, before: Sequence[Record]) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        calls: _Calls,
+        most: int,
+        before: Sequence[Record],
+        checkpoints: Checkpoints | None,
+    ) -> None:
         self._loader, self._calls, self._most = loader, calls, most
+        self._checkpoints = checkpoints
         self.count = sum("skipped" in record for record in before)
         self._recent: list[tuple[int, dict[str, Any]]] = []
         self._in_a_row: list[int] = []
@@ -251,6 +259,8 @@ class _Skipped:
             examples = list(self._loader.describe(step - 1))
             self._calls.record({"step": step, "skipped": reason, "examples": examples})
             if len(self._in_a_row) >= self._most:
+                if self._checkpoints is not None:
+                    self._checkpoints.settle()
                 raise UserError(
                     f"steps {self._in_a_row[0]} to {step} were skipped, the last for {reason}; the "
                     "checkpoints before are whole; lower the learning rate, look at the data of "

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 NAME = "manifest.json"
 Verify = Literal["full", "size"]
 Advance = Callable[[int], None]  # Called with the number of bytes that were just read.
@@ -75,6 +77,28 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(f"{NAME} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedError(f"{NAME} is damaged") from None
+
+
+def describe_arrays(tree: Any) -> dict[str, str]:
+    """The dtype and shape of each array by its path, as a checkpoint's manifest notes them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def compare_arrays(manifest: Manifest, parts: Mapping[str, Any]) -> str:
+    """How the arrays of these parts differ from a checkpoint's; empty if they do not."""
+    stored, wanted = manifest.facts["arrays"], describe_arrays(parts)
+    prefixes = tuple(f"{name}/" for name in parts)
+    differences = [
+        f"{name} is {stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
+        for name in stored | wanted
+        if name.startswith(prefixes) and stored.get(name) != wanted.get(name)
+    ]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(differences[:3]) + more
 
 
 def check_folder(

@@ -41,6 +41,9 @@ class FakeCheckpoints:
     def poll(self) -> bool:
         return False
 
+    def settle(self) -> None:
+        """Nothing is being saved."""
+
     def wait(self) -> bool:
         if self.failures:
             self.failures -= 1
