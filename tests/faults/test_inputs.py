@@ -4,7 +4,6 @@ import copy
 import json
 import random
 import resource
-import runpy
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -95,7 +94,7 @@ def _mutated_json(text: bytes, draw: random.Random) -> bytes:
     return json.dumps(_mutated_tree(json.loads(text), draw)).encode()
 
 
-def _configs(folder: Path, draw: random.Random) -> None:
+def _configs(folder: Path, samples: Path, draw: random.Random) -> None:
     file = folder / "config.yaml"
     source = draw.choice(sorted((ROOT / "configs").glob("*.yaml")))
     tree = json.dumps(yaml.safe_load(source.read_text())).encode()
@@ -104,20 +103,20 @@ def _configs(folder: Path, draw: random.Random) -> None:
     load_config(file)
 
 
-def _overrides(folder: Path, draw: random.Random) -> None:
+def _overrides(folder: Path, samples: Path, draw: random.Random) -> None:
     keys = ("steps", "epochs", "seed", "data.max_length", "optimizer.mask", "run", "batch.size")
     value = draw.choice([*WORDS, "1", "{kind: none}"]) + draw.choice(["", draw.choice(WORDS)])
     load_config(ROOT / "configs" / "quickstart.yaml", [f"{draw.choice(keys)}={value}"])
 
 
-def _records(folder: Path, draw: random.Random) -> None:
+def _records(folder: Path, samples: Path, draw: random.Random) -> None:
     file = folder / "metrics.jsonl"
     lines = "".join(json.dumps({"step": n, "loss": 1 / (n + 1)}) + "\n" for n in range(5))
     file.write_bytes(_mutated(lines.encode(), draw))
     list(read_records(file))
 
 
-def _manifests(folder: Path, draw: random.Random) -> None:
+def _manifests(folder: Path, samples: Path, draw: random.Random) -> None:
     (folder / "data").write_bytes(draw.randbytes(100))
     write_manifest(folder, {"step": 1})
     file = folder / "manifest.json"
@@ -128,8 +127,8 @@ def _manifests(folder: Path, draw: random.Random) -> None:
     file.unlink()
 
 
-def _tables(folder: Path, draw: random.Random) -> None:
-    source = draw.choice(sorted((_samples / "tables").iterdir()))
+def _tables(folder: Path, samples: Path, draw: random.Random) -> None:
+    source = draw.choice(sorted((samples / "tables").iterdir()))
     file = folder / source.name
     file.write_bytes(_mutated(source.read_bytes(), draw))
     records = open_source(str(file))
@@ -137,8 +136,8 @@ def _tables(folder: Path, draw: random.Random) -> None:
         records[number]
 
 
-def _models(folder: Path, draw: random.Random) -> None:
-    source = _samples / "model/config.json"
+def _models(folder: Path, samples: Path, draw: random.Random) -> None:
+    source = samples / "model/config.json"
     (folder / "config.json").write_bytes(_mutated_json(source.read_bytes(), draw))
     load_model_config(folder)
 
@@ -152,8 +151,8 @@ def _put_safetensors(source: Path, file: Path, draw: random.Random) -> None:
     file.write_bytes(struct.pack("<Q", length) + header + data[8 + size :])
 
 
-def _headers(folder: Path, draw: random.Random) -> None:
-    _put_safetensors(_samples / "model/model.safetensors", folder / "model.safetensors", draw)
+def _headers(folder: Path, samples: Path, draw: random.Random) -> None:
+    _put_safetensors(samples / "model/model.safetensors", folder / "model.safetensors", draw)
     _read_weights(folder)
 
 
@@ -164,16 +163,16 @@ def _read_weights(folder: Path) -> None:
             reader.tensor(name)
 
 
-def _indices(folder: Path, draw: random.Random) -> None:
-    shutil.copy(_samples / "model/model.safetensors", folder / "m.safetensors")
+def _indices(folder: Path, samples: Path, draw: random.Random) -> None:
+    shutil.copy(samples / "model/model.safetensors", folder / "m.safetensors")
     names = dict.fromkeys("ab", "m.safetensors")
     index = json.dumps({"weight_map": names, "metadata": {"total_size": 8}}).encode()
     (folder / "model.safetensors.index.json").write_bytes(_mutated_json(index, draw))
     _read_weights(folder)
 
 
-def _tokenizers(folder: Path, draw: random.Random) -> None:
-    shutil.copytree(_samples / "model", folder, dirs_exist_ok=True)
+def _tokenizers(folder: Path, samples: Path, draw: random.Random) -> None:
+    shutil.copytree(samples / "model", folder, dirs_exist_ok=True)
     file = folder / draw.choice(
         ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
     )
@@ -184,15 +183,15 @@ def _tokenizers(folder: Path, draw: random.Random) -> None:
     text_ids(tokenizer, "a é <|end|> 1")
 
 
-def _templates(folder: Path, draw: random.Random) -> None:
-    source = (_samples / "model/chat_template.jinja").read_bytes()
+def _templates(folder: Path, samples: Path, draw: random.Random) -> None:
+    source = (samples / "model/chat_template.jinja").read_bytes()
     for _ in range(draw.randint(0, 3)):
         place = draw.randrange(len(source) + 1)
         source = source[:place] + draw.choice(CODE).encode() + source[place:]
     file = folder / "template.jinja"
     file.write_bytes(_mutated(source, draw) if draw.random() < 0.5 else source)
-    tokenizer = load_tokenizer(_samples / "model", str(file))
-    find_ends(_samples / "model", tokenizer)
+    tokenizer = load_tokenizer(samples / "model", str(file))
+    find_ends(samples / "model", tokenizer)
     template = Template(tokenizer, tokenizer.chat_template, "the template", datetime(2024, 7, 9))
     turns = [{"role": role, "content": "é <|end|>"} for role in ("user", "assistant") * 2]
     template.formed(turns, None)
@@ -200,14 +199,14 @@ def _templates(folder: Path, draw: random.Random) -> None:
     template.text_and_marked(turns, [])
 
 
-def _gguf(folder: Path, draw: random.Random) -> None:
+def _gguf(folder: Path, samples: Path, draw: random.Random) -> None:
     file = folder / "model.gguf"
-    file.write_bytes(_mutated((_samples / "model.gguf").read_bytes(), draw))
+    file.write_bytes(_mutated((samples / "model.gguf").read_bytes(), draw))
     import_gguf(file, folder / "out")
 
 
-def _deltas(folder: Path, draw: random.Random) -> None:
-    file, whole, name = folder / "tuned.delta", _samples / "tuned.delta", "model.safetensors"
+def _deltas(folder: Path, samples: Path, draw: random.Random) -> None:
+    file, whole, name = folder / "tuned.delta", samples / "tuned.delta", "model.safetensors"
     if draw.random() < 0.5:
         _put_safetensors(whole, file, draw)
     else:
@@ -216,30 +215,27 @@ def _deltas(folder: Path, draw: random.Random) -> None:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         file.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
     delta.describe(file)
-    delta.apply(_samples / "model", file, folder / "out")
-    assert (folder / "out" / name).read_bytes() == (_samples / "tuned" / name).read_bytes()
+    delta.apply(samples / "model", file, folder / "out")
+    assert (folder / "out" / name).read_bytes() == (samples / "tuned" / name).read_bytes()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory, zygote: Any) -> Iterator[Path]:
     """Whole files of each kind."""
-    global _samples
-    _samples = tmp_path_factory.mktemp("samples")
-    conftest = runpy.run_path(str(ROOT / "tests/train/conftest.py"))
+    folder = tmp_path_factory.mktemp("samples")
     weights = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
     for name, change in (("model", 0), ("tuned", 1)):
-        (_samples / name).mkdir()
-        conftest["_save_tokenizer"](_samples / name)
-        (_samples / name / "config.json").write_text(json.dumps(conftest["LLAMA"]))
-        (_samples / name / "generation_config.json").write_text('{"eos_token_id": [2]}')
+        (folder / name).mkdir()
+        assert zygote.start("make-model", str(folder / name)).wait() == 0
+        (folder / name / "generation_config.json").write_text('{"eos_token_id": [2]}')
         changed = weights | {"a": weights["a"] + change}
-        save_file(changed, _samples / name / "model.safetensors")
-    delta.extract(_samples / "model", _samples / "tuned", _samples / "tuned.delta")
-    _write_tables(_samples / "tables")
-    _write_gguf(_samples / "model.gguf")
+        save_file(changed, folder / name / "model.safetensors")
+    delta.extract(folder / "model", folder / "tuned", folder / "tuned.delta")
+    _write_tables(folder / "tables")
+    _write_gguf(folder / "model.gguf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", _samples / "datasets")
-        yield _samples
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        yield folder
 
 
 def _write_tables(folder: Path) -> None:
@@ -286,8 +282,9 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")  # Of what others read the files with.
 def test_a_mutated_input_is_read_or_refused(
-    kind: Callable[[Path, random.Random], None],
+    kind: Callable[[Path, Path, random.Random], None],
     seed: int,
+    samples: Path,
     tmp_path: Path,
     note: Callable[..., None],
 ) -> None:
@@ -299,7 +296,7 @@ def test_a_mutated_input_is_read_or_refused(
         folder.mkdir()
         message = ""
         try:
-            kind(folder, draw)
+            kind(folder, samples, draw)
         except (UserError, DamagedError) as fault:
             message, refused = str(fault), refused + 1
         assert len(message) < 20_000, (seed, number)

@@ -37,6 +37,12 @@ def _state(step: int) -> TrainState:
     return jax.device_put(TrainState(np.int32(step), {"w": values}, {"m": -values}))
 
 
+@pytest.fixture(autouse=True)
+def _forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mirror outlives its test."""
+    monkeypatch.setattr("train.buckets.mirror._mirrors", {})
+
+
 def _mirror(address: str, folder: Path, *, shared: bool = False) -> Mirror:
     """What another start of the run has, on a machine of its own."""
     mirror = Mirror(folder / "run", address)
