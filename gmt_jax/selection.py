@@ -25,7 +25,7 @@ from gmt_jax._threshold.reductions import along
 from gmt_jax._threshold.replication import mesh_of, replicate, shard_count
 from gmt_jax._threshold.rows import magnitude_rows
 from gmt_jax._threshold.ties import first_selected, is_from
-from gmt_jax._threshold.uint64 import as_float
+from gmt_jax._threshold.uint64 import UInt64, as_float, at_most, subtract
 from gmt_jax.mask_ratio import (
     axes_of,
     check_fraction,
@@ -80,9 +80,7 @@ class LargestScores:
 
     def __post_init__(self) -> None:
         check_mask_ratio(self.mask_ratio)
-        check_fraction(
-            "tolerance is the fraction of entries that may stay unmasked", self.tolerance
-        )
+        check_fraction(_TOLERANCE, self.tolerance)
         if self.scope not in ("tensor", "global"):
             raise ValueError(f"scope is 'tensor' or 'global', got {self.scope!r}")
         if self.scope == "global" and self.stacked_axes is not None:
@@ -113,7 +111,7 @@ class LargestScores:
           scores: a tree of float or complex arrays.
           state: the state before the update.
           break_ties: whether of entries equal to the threshold the first are masked, so that
-            exactly m entries of each tensor are.
+            exactly m entries of each tensor are, but for the tolerance.
         """
         flat, treedef = _flatten(scores)
         count = jnp.asarray(optax.safe_increment(state.count))
@@ -126,20 +124,20 @@ class LargestScores:
         exact = not isinstance(self.tolerance, jax.Array) and self.tolerance == 0
         slack = None if exact else layout.expand(fraction_of(self.tolerance, layout.sizes))
         found = find(leaves, dtypes, layout, ranks, state.threshold, slack)
-        below = found.below
-        bits = found.bits if break_ties and exact else found.last_masked
+        masked = found.below
+        bits = found.bits if break_ties else found.last_masked
         thresholds = zip(leaves, layout.split(bits), dtypes, layout.stacked_axes, strict=True)
-        if break_ties and exact:
+        if break_ties:
+            masked = ranks if slack is None else _within(slack, found.below, ranks)
             rows = magnitude_rows(layout, dtypes, mesh_of(leaves))
-            firsts = first_selected(leaves, ranks, rows, found.bits, found.below)
+            firsts = first_selected(leaves, masked, rows, found.bits, found.below)
             masks = [
                 _is_selected(*threshold, first)
                 for threshold, first in zip(thresholds, firsts, strict=True)
             ]
-            below = ranks
         else:
             masks = [_is_above(*threshold) for threshold in thresholds]
-        fraction = jnp.sum(as_float(below)) / np.float32(max(layout.entries, 1))
+        fraction = jnp.sum(as_float(masked)) / np.float32(max(layout.entries, 1))
         state = GmtMaskState(count, found.threshold, fraction)
         return jax.tree.unflatten(treedef, masks), state
 
@@ -152,6 +150,12 @@ class LargestScores:
             tuple(shard_count(leaf) for _, leaf in flat),
             tuple(path_pattern(path) for path, _ in flat),
         )
+
+
+def _within(slack: UInt64, below: UInt64, ranks: UInt64) -> UInt64:
+    """The number of entries to mask, [R]: those below T if that is near enough to m, else m."""
+    near = at_most(subtract(ranks, below), slack)
+    return jax.tree.map(partial(jnp.where, near), below, ranks)
 
 
 def _flatten(tree: PyTree) -> tuple[list[tuple[KeyPath, Leaf]], jax.tree_util.PyTreeDef]:

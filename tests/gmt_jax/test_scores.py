@@ -240,3 +240,30 @@ def test_a_function_of_gradient_weights_and_inner_state_is_the_score() -> None:
             kept.setdefault(apply_to, []).append(np.flatnonzero(updates).tolist())
     # Before: |4 1 2 3|, then with m = (4 0 0 3), |5 .5 2 12|. After: |8 9 4 6|, |6 12.5 6 21|.
     assert kept == {"both": [[0, 3], [0, 3]], "update": [[0, 1], [1, 3]]}
+
+
+TOLERANCES = {
+    "none": 0.0,
+    "none, in an array": jnp.float32(0.0),
+    "a hundredth": 0.01,
+    "a hundredth, in an array": jnp.float32(0.01),
+}
+
+
+@pytest.mark.parametrize("tolerance", TOLERANCES)
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_a_mask_that_lasts_masks_as_many_of_equal_scores_under_a_tolerance(
+    tolerance: str, scope: str
+) -> None:
+    """As the zeros in the gradient of an embedding of which few rows were seen."""
+    gradient = {"embed": jnp.zeros((50, 8)).at[7:10].set(9.0), "w": jnp.zeros(400).at[:4].set(5.0)}
+    given = TOLERANCES[tolerance]
+    optimizer = by_score(optax.sgd(1.0), 0.5, every=None, tolerance=given, scope=scope)
+    _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    masks = optax.tree.get(state, "mask")
+    assert masks["embed"][7:10].all()
+    assert masks["w"][:4].all()
+    masked = np.array([np.sum(~masks[name]) for name in gradient])
+    short = 200 - masked if scope == "tensor" else 400 - masked.sum()
+    assert np.all((short >= 0) & (short <= (4 if "hundredth" in tolerance else 0)))
+    np.testing.assert_allclose(optax.tree.get(state, "masked_fraction"), masked.sum() / 800)
