@@ -17,7 +17,7 @@ from .buckets.apart import place
 from .buckets.mirror import is_writer, shown
 from .buckets.store import BucketError
 from .checkpoint_folder import CheckpointFolder
-from .distributed.processes import all_true, barrier, is_main_process
+from .distributed.processes import barrier, is_main_process, wait_for_all
 from .errors import UserError, warn
 from .finite import are_finite, name_infinite
 from .manifest import Verify, compare_arrays, describe_arrays, read_manifest
@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 # Saves in a row that may fail before the run ends.
 _MAX_FAILURES = 3
+# Seconds that orbax gives a save: its 20 minutes, by the time of day, end every one to a slow disk.
+_SAVE_SECONDS = 10**9
 
 
 def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
@@ -124,7 +126,8 @@ class Checkpoints:
         except Exception as error:  # What a disk or a bucket raises depends on the layer.
             self._error = error
             self._folder.discard(step)
-            self.poll()
+            if jax.process_count() > 1:  # The others wait for this one.
+                self.poll()
             return
         self._thread = threading.Thread(target=self._complete, args=(step, response, facts, best))
         self._thread.start()
@@ -146,21 +149,21 @@ class Checkpoints:
                 self._folder.discard(step)
 
     def wait(self) -> bool:
-        """Waits for the save in progress, if there is one; then it is `poll`."""
-        if self._thread is not None:
-            self._thread.join()
+        """Waits for the save in progress, if there is one, as `settle` does; then it is `poll`."""
+        self.settle()
         return self.poll()
 
     def settle(self) -> None:
         """Waits until the save in progress has ended in all processes, which call it together.
 
-        A process that ends with an error ends the others: none may do so while process 0 vouches
-        for what was written.
+        A process that ends ends the others, with an error at once, and else when jax has waited
+        for them for five minutes: none may do so while process 0 vouches for what was written.
+        Where a save failed, `poll` ends all of them.
         """
         if self._thread is not None:
             self._thread.join()
-        with jax.transfer_guard("allow"):
-            all_true(True)
+        if self._keep is not None and self._error is None:
+            wait_for_all(f"saving to {shown(self._folder.path)}")
 
     def poll(self) -> bool:
         """Reports a save that has failed since the last call; returns whether one has.
@@ -284,7 +287,10 @@ def _reason(error: BaseException) -> str:
 
 
 def _start_saving(place: str, parts: dict[str, Any]) -> Any:
-    return ocp.save_checkpointables_async(place, parts)
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = _SAVE_SECONDS
+    with context:
+        return ocp.save_checkpointables_async(place, parts)
 
 
 def _by_name(state: TrainState) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,21 @@ def test_a_save_that_fails_is_reported_and_tried_again(
         with pytest.raises(UserError, match=r"step 81 is whole; make room or mend the disk"):
             checkpoints.wait()
     assert [path.name for path in saved.iterdir()] == ["81"]
+
+
+def test_a_save_that_takes_hours_is_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, later = time.time, 0
+
+    class Slow(Counter):
+        async def save(self, directory: Any) -> Awaitable[None]:
+            nonlocal later
+            later = 3600
+            return await super().save(directory)
+
+    monkeypatch.setattr("time.time", lambda: clock() + later)
+    with Checkpoints(saved, keep=1) as checkpoints:
+        checkpoints.save(_state(80), Slow(80))
+    assert [path.name for path in saved.iterdir()] == ["80"]
 
 
 def test_a_bucket_that_fails_ends_no_run(

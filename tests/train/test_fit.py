@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from gmt_jax import fixed_mask, gmt, one_off
+from train import checkpoint
 from train.errors import UserError
 from train.fit import Fitted, fit
 from train.loop import Callback
@@ -309,6 +310,23 @@ def test_a_folder_is_neither_written_over_nor_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not a run"):
         train(folder=tmp_path, resume=True)
+
+
+def test_a_last_save_that_cannot_begin_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, places = checkpoint._start_saving, []
+
+    def start_saving(place: str, parts: dict[str, Any]) -> Any:
+        places.append(place)
+        if len(places) < 3:
+            raise OSError(28, "No space left on device", place)
+        return begin(place, parts)
+
+    monkeypatch.setattr("train.checkpoint._start_saving", start_saving)
+    monkeypatch.setattr("train.loop._SAVE_AGAIN", 0)
+    fit(start(), linear, SGD, batch_of, 2, folder=tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/2").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ read back: every object's digest is computed from the bucket, by one of the proc
 """
 
 import contextlib
-import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..distributed.processes import barrier, is_main_process, process_share
+from ..distributed.processes import is_main_process, process_share, wait_for_all
 from ..errors import UserError
 from ..manifest import NAME as MANIFEST
 from ..manifest import (
@@ -29,7 +28,6 @@ from .mirror import Mirror, bring_for_all, mirror_of
 from .store import Object
 
 _PART = "digests-"  # Objects by which processes tell process 0 what they have read back.
-_numbers = itertools.count()  # Barriers' names are used once.
 
 
 def own_mirror(path: Path) -> Mirror | None:
@@ -50,7 +48,7 @@ def commit(mirror: Mirror, folder: Path, facts: Mapping[str, Any]) -> None:
     The records are uploaded before it: it counts with its manifest.
     """
     there, (number, parts) = mirror.name(folder), process_share()
-    _together(f"writing {place(folder)}")
+    wait_for_all(f"writing {place(folder)}")
     objects = mirror.store.objects(there)
     for name in [name for name in objects if name.startswith(f"{there}/{_PART}")]:
         del objects[name]  # Of a process that was faster.
@@ -58,7 +56,7 @@ def commit(mirror: Mirror, folder: Path, facts: Mapping[str, Any]) -> None:
     found = _digests(mirror, folder, {name: objects[name] for name in mine})
     part = {_inside(name, there): [objects[name].size, found[name]] for name in mine}
     mirror.store.write(f"{there}/{_PART}{number}", json.dumps(part).encode())
-    _together(f"reading back {place(folder)}")
+    wait_for_all(f"reading back {place(folder)}")
     if is_main_process():
         files: dict[str, Any] = {}
         for index in range(parts):
@@ -69,7 +67,7 @@ def commit(mirror: Mirror, folder: Path, facts: Mapping[str, Any]) -> None:
         mirror.push()
         mirror.store.remove([f"{there}/{_PART}{index}" for index in range(parts)])
         mirror.store.write(f"{there}/{MANIFEST}", manifest_text(facts, files).encode())
-    _together(f"vouching for {place(folder)}")
+    wait_for_all(f"vouching for {place(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).write_bytes(mirror.store.read(f"{there}/{MANIFEST}") or b"")
 
@@ -102,10 +100,6 @@ def _check(mirror: Mirror, folder: Path, verify: Verify, advance: Advance) -> Ma
 
     compare(manifest, size_of, digests if verify == "full" else None, process_share())
     return manifest
-
-
-def _together(what: str) -> None:
-    barrier(f"{what} {next(_numbers)}")
 
 
 def _inside(name: str, there: str) -> str:

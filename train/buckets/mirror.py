@@ -5,12 +5,11 @@ every folder that has a manifest (a checkpoint, the export) at first the manifes
 manifest in the bucket is no checkpoint: it is uploaded first, its manifest last.
 """
 
-import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from ..distributed.processes import barrier, is_main_process
+from ..distributed.processes import is_main_process, wait_for_all
 from ..errors import UserError
 from ..lease import NAME as LOCK
 from ..manifest import NAME as MANIFEST
@@ -230,15 +229,12 @@ def bring(folder: Path, *, whole: bool = False) -> None:
         mirror.bring(folder)
 
 
-_numbers = itertools.count()  # Barriers' names are used once.
-
-
 def bring_for_all(folder: Path) -> None:
     """`bring` by process 0, for all processes, which call it together."""
     if mirror_of(folder) is not None:
         if is_main_process():
             bring(folder)
-        barrier(f"bringing {shown(folder)} {next(_numbers)}")
+        wait_for_all(f"bringing {shown(folder)}")
 
 
 def _is_manifest(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Several processes that run as one program: started, kept in step and ended together."""
 
 import hashlib
+import itertools
 import re
 import threading
 import time
@@ -22,6 +23,9 @@ from .secret import is_loopback
 # Seconds to wait before an error is reported: it may be the echo of another process's death, which
 # the connection to that process reports better.
 _GRACE = 3.0
+# Seconds in which a process must have done what the others wait for, such as to upload a model.
+_WORK_SECONDS = 24 * 3600
+_numbers = itertools.count()
 
 
 @contextmanager
@@ -51,6 +55,7 @@ def process_group(spec: ProcessSpec | None, timeout: float) -> Iterator[None]:
                 coordinator_bind_address=_bind_address(spec),
             )
         yield
+        wait_for_all("the end")  # jax ends those that are five minutes later than the first.
     except BaseException as error:
         _abort(error, peers)
     if peers is not None:
@@ -121,6 +126,14 @@ def barrier(name: str, timeout: float = 600) -> None:
         raise UserError(
             f"{name}: process {numbers} did not get here within {timeout:g} s"
         ) from None
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until every process has got here, however long the work of one of them takes.
+
+    All call it equally often: barriers' names are used once.
+    """
+    barrier(f"{what} {next(_numbers)}", _WORK_SECONDS)
 
 
 @contextmanager

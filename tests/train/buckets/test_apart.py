@@ -138,14 +138,14 @@ def test_a_save_that_was_cut_off_is_removed(saved: str, tmp_path: Path) -> None:
 def test_what_a_faster_process_has_read_back_is_no_part_of_a_checkpoint(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror, barrier = _mirror(saved, tmp_path / "again"), apart._together
+    mirror, barrier = _mirror(saved, tmp_path / "again"), apart.wait_for_all
 
     def slow(what: str) -> None:
         barrier(what)
         if what.startswith("writing"):  # It sorts before what orbax has written.
             mirror.store.write("checkpoints/8/digests-1", b"{}")
 
-    monkeypatch.setattr(apart, "_together", slow)
+    monkeypatch.setattr(apart, "wait_for_all", slow)
     with Checkpoints(mirror.folder / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(_state(8), Loader(Position(8)))  # type: ignore[arg-type]
     manifest = read_manifest(mirror.folder / "checkpoints/8")

@@ -254,9 +254,10 @@ def test_processes_that_do_not_reach_a_barrier_are_named(monkeypatch: pytest.Mon
         barrier("saving", 5)
 
 
-# Processes whose batches for the third update differ.
-DIFFERENT = """
-import argparse
+# A loss of one weight, and what the processes of a script are told.
+SCRIPT = """
+import argparse, time
+from pathlib import Path
 import jax.numpy as jnp, numpy as np, optax
 from train.distributed.processes import process_group
 from train.distributed.rendezvous import ProcessSpec
@@ -270,18 +271,52 @@ parser.add_argument("--num-processes", type=int)
 parser.add_argument("--process-id", type=int)
 args = parser.parse_args()
 
-def batch(step):
-    value = np.nan if args.process_id == 1 and step == 2 else step
-    return {"x": np.full((16, 1), value, np.float32)}
-
 def loss(params, rows):
     return jnp.mean(jnp.square(rows["x"] - params["w"][None]))
 
 port = int(args.coordinator_address.rpartition(":")[2])
-with process_group(ProcessSpec("127.0.0.1", port, args.num_processes, args.process_id), 300):
-    w, options = {"w": np.ones(1, np.float32)}, {"folder": args.folder, "mesh": make_mesh()}
+spec = ProcessSpec("127.0.0.1", port, args.num_processes, args.process_id)
+w, options = {"w": np.ones(1, np.float32)}, {"folder": args.folder}
+"""
+
+# The batches for the third update differ.
+DIFFERENT = f"""{SCRIPT}
+def batch(step):
+    value = np.nan if args.process_id == 1 and step == 2 else step
+    return {{"x": np.full((16, 1), value, np.float32)}}
+
+with process_group(spec, 300):
+    options["mesh"] = make_mesh()
     fit(w, loss, optax.sgd(0.1), batch, 5, log_every=1, save_every=1, **options)
 """
+
+# Process 0 takes long to vouch for a checkpoint, and for what it does after the last one.
+LATE = f"""{SCRIPT}
+from train import manifest
+
+write_manifest, folder = manifest.write_manifest, Path(args.folder)
+
+def slow(*args):
+    time.sleep(2)
+    write_manifest(*args)
+
+manifest.write_manifest = slow
+with process_group(spec, 300):
+    options["mesh"] = make_mesh()
+    fit(w, loss, optax.sgd(0.1), lambda step: {{"x": np.ones((16, 1), np.float32)}}, 2, **options)
+    assert (folder / "checkpoints/2").is_dir()
+    if args.process_id == 0:
+        time.sleep(2)
+        (folder / "late").touch()
+assert (folder / "late").exists()
+"""
+
+
+def test_no_process_ends_before_what_process_0_does_alone(tmp_path: Path) -> None:
+    with _processes(str(tmp_path / "run"), program=("-c", LATE)) as started:
+        for process in started:
+            status, _, errors = _ended(process)
+            assert (status, errors) == (0, "")
 
 
 def test_batches_that_differ_are_one_line(tmp_path: Path) -> None:
