@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .cli.generation import add_generation_commands
 from .cli.models import add_model_commands
 from .cli.parser import parse
+from .cli.printing import safe_printing
 from .cli.runs import add_run_commands
 from .cli.training import add_training_commands
 from .cli.weights import add_weight_commands
@@ -49,7 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0, 2 after an error that the user can mend, and 75 for a run that was stopped by a signal
     and can be resumed.
     """
-    args = parse(make_parser(), argv)
+    with safe_printing() as printing:
+        args = parse(make_parser(), argv)
+        printing.goes_on = "resume" in args
+        return _execute(args)
+
+
+def _execute(args: argparse.Namespace) -> int:
     # transformers reads configs and tokenizers here: it needs no PyTorch, and need not advise it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # A save that fails leaves coroutines of orbax's that had not begun; the failure is reported.
@@ -58,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with stop_on_signals():
-            return args.execute(args) or 0
+            status: int = args.execute(args) or 0
+            sys.stdout.flush()
+            return status
     except StoppedError as stop:
         resumable = "resume" in args
         advice = "; go on with --resume" if resumable else ""

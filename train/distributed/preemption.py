@@ -60,8 +60,10 @@ class _Watch:
         return 0
 
     def _end(self, number: int) -> None:
-        show(UserError(str(StoppedError(number))))
-        os._exit(RESUME_STATUS)
+        try:
+            show(UserError(str(StoppedError(number))))
+        finally:  # Whether that can be written or not.
+            os._exit(RESUME_STATUS)
 
     def lost(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """Ends the process where Python drops a StoppedError, as it does in a callback."""

@@ -89,11 +89,13 @@ class Peers:
 
 def exit_now(error: UserError, status: int = 2) -> NoReturn:
     """Prints an error and ends the process; a regular exit would wait minutes for the others."""
-    Console().show_cursor()  # A progress bar hides it.
-    show(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        Console().show_cursor()  # A progress bar hides it.
+        show(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # Whether that can be written or not.
+        os._exit(status)
 
 
 def connect_processes(spec: ProcessSpec, timeout: float) -> Peers:
