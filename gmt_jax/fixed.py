@@ -192,6 +192,7 @@ def _whole_leaf(path: KeyPath, mask: Leaf, like: Leaf) -> Leaf:
     tracers = isinstance(like, jax.core.Tracer) or isinstance(mask, jax.core.Tracer)
     if isinstance(like, jax.Array) and not tracers:
         whole = mask if mask.shape == like.shape else np.broadcast_to(np.asarray(mask), like.shape)
-        return jax.device_put(whole, like.sharding)
+        # As the parameter, it stays where it is or goes to the devices of a batch.
+        return jax.device_put(whole, like.sharding if like.committed else None)
     mask = jnp.expand_dims(jnp.asarray(mask), tuple(range(len(like.shape) - mask.ndim)))
     return jnp.logical_or(jnp.zeros_like(like, bool), mask)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import gmt_jax.fixed
 from gmt_jax import fixed_mask, gmt, one_off
@@ -49,6 +50,21 @@ def test_masks_may_be_prefixes_rows_or_functions(run: Any) -> None:
         jax.tree.map(np.testing.assert_array_equal, optax.tree.get(state, "mask"), expected)
     state = fixed_mask(optax.sgd(1.0), None).init(params)
     assert float(optax.tree.get(state, "masked_fraction")) == 1
+
+
+def test_the_mask_follows_a_batch_to_its_devices_as_the_parameters_do() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    batch = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("x")))
+    params, rows = jnp.ones((4, 2)), np.arange(4)[:, None] < 2
+    optimizer = fixed_mask(optax.sgd(1.0), np.broadcast_to(rows, (4, 2)))
+    state = optimizer.init(params)
+    for given in (state, with_mask(state, rows)):
+        updates, _ = jax.jit(
+            lambda batch, state: optimizer.update(
+                jax.grad(lambda w: jnp.sum(batch @ w))(params), state, params
+            )
+        )(batch, given)
+        np.testing.assert_array_equal(updates, np.where(rows, -8.0, -0.0).repeat(2, axis=1))
 
 
 @pytest.mark.parametrize("jitted", [False, True])
