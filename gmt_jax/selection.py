@@ -158,10 +158,14 @@ def _within(slack: UInt64, below: UInt64, ranks: UInt64) -> UInt64:
     return jax.tree.map(partial(jnp.where, near), below, ranks)
 
 
+def as_arrays(tree: PyTree) -> PyTree:
+    """The tree with arrays in the place of numbers, which optax takes too; shapes stay."""
+    return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
+
+
 def _flatten(tree: PyTree) -> tuple[list[tuple[KeyPath, Leaf]], jax.tree_util.PyTreeDef]:
     """The leaves, as arrays or shapes, with their paths."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    return [(path, x if hasattr(x, "dtype") else jnp.asarray(x)) for path, x in flat], treedef
+    return jax.tree_util.tree_flatten_with_path(as_arrays(tree))
 
 
 def _real(leaf: Leaf) -> jax.Array:

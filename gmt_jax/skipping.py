@@ -7,14 +7,15 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.layout import TensorLayout
 from gmt_jax._threshold.reductions import along
-from gmt_jax._threshold.replication import mesh_of, replicate
+from gmt_jax._threshold.replication import mesh_of, replicate, shard_axes, shard_count
 from gmt_jax.mask_ratio import axes_of, check_fraction
 from gmt_jax.momentum import first_moment
-from gmt_jax.selection import apply_mask
+from gmt_jax.selection import apply_mask, as_arrays
 from gmt_jax.tree_paths import as_key, path_key, path_name
 from gmt_jax.types import Key, PyTree, StackedAxes
 
@@ -175,6 +176,7 @@ def _skipping(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> SkipState:
+        params = as_arrays(params)
         flat, layout = _flat(params, stacked_axes)
         for path, _ in flat:
             _ratio_of(skip_ratio, path)  # Refuses a path without one before anything is trained.
@@ -192,7 +194,7 @@ def _skipping(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SkipState]:
-        grads = updates
+        grads, params = as_arrays((updates, params))
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra_args)
         flat, layout = _flat(updates, stacked_axes)
         alignment: jax.Array | None = state.alignment
@@ -205,11 +207,10 @@ def _skipping(
             alignment = 0.9 * state.alignment + 0.1 * jax.nn.sigmoid(cosines / temperature)
             scales = layout.split(alignment)
         draw = jax.random.fold_in(as_key(key), state.count)
-        size = max(sum(u.size for _, u in flat), 1)
         made, masked = [], jnp.float32(0)
         for (path, u), scale, axes in zip(flat, scales, layout.stacked_axes, strict=True):
             ratio = _ratio_of(skip_ratio, path)
-            if ratio == 0:
+            if ratio == 0 or not u.size:
                 made.append(u)
                 continue
             stack = tuple(u.shape[axis] for axis in axes)
@@ -217,7 +218,8 @@ def _skipping(
             factor = jnp.full(stack, 1 / (1 - ratio)) if scale is None else scale
             scaled = u * along(factor, u.ndim, axes).astype(u.dtype)
             made.append(apply_mask(scaled, along(kept, u.ndim, axes), -0.0))
-            masked += (1 - jnp.mean(kept, dtype=jnp.float32)) * (u.size / size)
+            share = u.size * shard_count(u) / layout.entries
+            masked += (1 - jnp.mean(kept, dtype=jnp.float32)) * share
         count = jnp.asarray(optax.safe_increment(state.count))
         made = jax.tree.unflatten(jax.tree.structure(updates), made)
         return made, SkipState(inner_state, count, masked, alignment)
@@ -231,16 +233,25 @@ def _flat(
     """The leaves with their paths, and how they are divided into tensors."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     axes = tuple(axes_of(stacked_axes, path, leaf) for path, leaf in flat)
-    return flat, TensorLayout(tuple(tuple(leaf.shape) for _, leaf in flat), axes)
+    shapes = tuple(tuple(leaf.shape) for _, leaf in flat)
+    return flat, TensorLayout(shapes, axes, num_shards=tuple(shard_count(u) for _, u in flat))
 
 
 def _cosine(g: jax.Array, moment: jax.Array, stacked_axes: tuple[int, ...]) -> jax.Array:
     """The cosine of gradient and moment of each tensor, [*stack]; 0 where one of them is zero."""
     over = tuple(axis for axis in range(g.ndim) if axis not in stacked_axes)
+    shards = shard_axes(g)
+
+    def total(x: jax.Array) -> jax.Array:
+        x = jnp.sum(x, over)
+        return lax.psum(x, shards) if shards else x
+
     a, b = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (g, moment))
-    dot = jnp.sum((a * jnp.conj(b)).real, over)
-    norms = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(a)), over) * jnp.sum(jnp.square(jnp.abs(b)), over))
-    return (dot / jnp.where(norms > 0, norms, 1)).astype(jnp.float32)
+    cosine = total((a * jnp.conj(b)).real)
+    for x in (a, b):  # One after the other: the product of both squares has twice the exponent.
+        norm = jnp.sqrt(total(jnp.square(jnp.abs(x))))
+        cosine /= jnp.where(norm > 0, norm, 1)
+    return cosine.astype(jnp.float32)
 
 
 def _check_skip_ratio(skip_ratio: SkipRatio) -> None:

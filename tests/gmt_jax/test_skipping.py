@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 import gmt_jax.skipping
 from gmt_jax import magma, skip_update
@@ -74,6 +75,41 @@ def test_whole_tensors_are_skipped_or_scaled(
             skipped += np.sum(out)
         params = optax.apply_updates(params, updates)
     assert float(state.masked_fraction) == pytest.approx(skipped / run.size, abs=1e-6)
+
+
+def aligned(optimizer: Any, gradients: list[Any]) -> Any:
+    state = optimizer.init(gradients[0])
+    for gradient in gradients:
+        _, state = optimizer.update(gradient, state, gradient)
+    return state.alignment
+
+
+def test_the_scale_of_gradients_does_not_change_how_they_are_aligned(run: Any) -> None:
+    optimizer = magma(optax.sgd(1.0, momentum=0.9), 0)
+    gradients = [run.to_devices(run.gradient(step), None) for step in range(2)]
+    expected = aligned(optimizer, gradients)
+    for scale in (1e-12, 1e12):
+        scaled = jax.tree.map(lambda g, s=scale: g * s, gradients)
+        np.testing.assert_allclose(aligned(optimizer, scaled), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_inside_shard_map_a_shard_is_skipped_and_scaled_as_its_tensor(name: str) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    params = {key: jnp.asarray(rng.standard_normal((16, 4)), "f4") for key in "abcd"}
+    specs = {key: P("x") if key == "a" else P() for key in params}
+    optimizer = SKIPPING[name](optax.sgd(1.0, momentum=0.9), 2)
+    state = optimizer.init(params)
+    of_state = jax.tree.map(lambda _: P(), state)
+    of_state = optax.tree.set(of_state, trace=specs)
+    update = jax.shard_map(
+        optimizer.update, mesh=mesh, in_specs=(specs, of_state, specs), out_specs=(specs, of_state)
+    )
+    expected = jax.jit(optimizer.update)(params, state, params)
+    assert 0 < float(expected[1].masked_fraction) < 1
+    found = jax.jit(update)(params, state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
 
 
 def test_updates_are_right_on_average(run: Any) -> None:
