@@ -53,8 +53,8 @@ class BalancedScores:
         if self.squares:
             scores = jax.tree.map(jnp.sqrt, scores)
         chosen = compact.choose(forms, scores)
-        size = float(sum(leaf.size for leaf in jax.tree.leaves(scores)))
-        fraction = 1 - compact.num_chosen(chosen, scores) / size
+        size = sum(leaf.size for leaf in jax.tree.leaves(scores))
+        fraction = (size - compact.num_chosen(chosen, scores)) / max(size, 1)
         count = jnp.asarray(optax.safe_increment(state.count))
         return compact.mask(chosen, scores), GmtMaskState(count, state.threshold, fraction)
 

@@ -10,6 +10,7 @@ import optax
 from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.replication import mesh_of, replicate
+from gmt_jax.report import masked_fraction
 from gmt_jax.selection import LargestScores, Selector
 from gmt_jax.selective import selective
 from gmt_jax.tree_paths import path_name
@@ -158,13 +159,7 @@ def select_largest(
 
 
 def _state(mask: Mask, mesh: Any) -> FixedState:
-    leaves = jax.tree.leaves(mask)
-    size = sum(leaf.size for leaf in leaves)
-    masked = [1 - jnp.mean(leaf, dtype=jnp.float32) for leaf in leaves]
-    fraction = sum(
-        part * (leaf.size / max(size, 1)) for part, leaf in zip(masked, leaves, strict=True)
-    )
-    return FixedState(mask, replicate(jnp.asarray(fraction, jnp.float32), mesh))
+    return FixedState(mask, replicate(masked_fraction(mask, mask), mesh))
 
 
 def _whole(mask: Mask, like: PyTree) -> Mask:

@@ -15,7 +15,7 @@ from gmt_jax._threshold.layout import TensorLayout
 from gmt_jax._threshold.reductions import reduce
 from gmt_jax._threshold.replication import mesh_of, replicate, shard_axes, shard_count
 from gmt_jax.mask_ratio import axes_of
-from gmt_jax.selection import Selector
+from gmt_jax.selection import Selector, as_arrays
 from gmt_jax.tree_paths import path_name
 from gmt_jax.types import Mask, PyTree, StackedAxes
 
@@ -210,18 +210,31 @@ def _report(sums: _Sums) -> MaskReport:
     )
 
 
+def masked_fraction(mask: Mask, params: PyTree) -> jax.Array:
+    """The fraction of all entries at which a mask is False, a float32 scalar.
+
+    Args:
+      mask: a tree with an array of bools for each leaf, broadcastable to it.
+      params: the tree of arrays.
+    """
+    pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(params), strict=True)
+    sizes = [(part, leaf.size * shard_count(leaf)) for part, leaf in pairs if leaf.size]
+    entries = sum(size for _, size in sizes)
+    return jnp.asarray(sum((1 - _mean(part)) * (size / entries) for part, size in sizes), "float32")
+
+
+def _mean(part: jax.Array) -> jax.Array:
+    mean, shards = jnp.mean(part, dtype=jnp.float32), shard_axes(part)
+    return lax.pmean(mean, shards) if shards else mean
+
+
 def zero_fraction(updates: optax.Updates) -> jax.Array:
     """The fraction of entries that are zero, a float32 scalar: a measure for `optax.monitor`.
 
     After `gmt_mask` in a chain, it is the masked fraction, and that of zeros in the gradient.
     """
-    leaves = jax.tree.leaves(updates)
-    size = sum(jnp.size(leaf) for leaf in leaves)
-    zeros = [
-        jnp.mean(leaf == jnp.zeros((), leaf.dtype), dtype=jnp.float32) * (leaf.size / size)
-        for leaf in leaves
-    ]
-    return jnp.sum(jnp.stack(zeros)) if zeros else jnp.float32(0)
+    updates = as_arrays(updates)
+    return masked_fraction(jax.tree.map(lambda u: u != jnp.zeros((), u.dtype), updates), updates)
 
 
 def ever_nonzero() -> optax.GradientTransformationExtraArgs:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gmt_jax.report import reported
+from gmt_jax.report import masked_fraction, reported
 from gmt_jax.scores import ScoreFunction, score_selector
-from gmt_jax.selection import LargestScores, Selector, apply_mask
+from gmt_jax.selection import LargestScores, Selector, apply_mask, as_arrays
 from gmt_jax.structured import refuse_constants
 from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, PyTree, StackedAxes
 
@@ -236,11 +236,7 @@ def train_only(
         del params
         mask = jax.tree.broadcast(schedule(grads)(state.count), grads)
         refuse_constants(mask, state.count)
-        leaves = jax.tree.leaves(grads)
-        means = [jnp.mean(part, dtype=jnp.float32) for part in jax.tree.leaves(mask)]
-        entries = sum(g.size for g in leaves)
-        trained = sum(mean * (g.size / entries) for mean, g in zip(means, leaves, strict=True))
-        fraction = jnp.asarray(1 - trained, jnp.float32)
+        fraction = masked_fraction(mask, grads)
         return mask, ScheduledState(jnp.asarray(optax.safe_increment(state.count)), fraction)
 
     return selective(inner, lambda _: Selector(init, select), stacked_axes, apply_to, report)
@@ -276,6 +272,7 @@ def selective(
     first = with_report(None)  # Refuses options that make no sense.
 
     def init_fn(params: optax.Params) -> SelectiveState:
+        params = as_arrays(params)
         return SelectiveState(inner.init(params), first.init(params))
 
     def update_fn(
@@ -285,7 +282,7 @@ def selective(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SelectiveState]:
         inner_state, now = state.inner_state, extra_args.get("report", True)
-        grads = updates
+        grads, params = as_arrays((updates, params))
         if apply_to == "update":
             updates, inner_state = inner.update(grads, inner_state, params, **extra_args)
         selector = with_report(inner_state, now)

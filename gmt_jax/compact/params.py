@@ -4,6 +4,7 @@ The weights keep their dtype, bfloat16 as a rule. Only the chosen entries have f
 values, and only these have moments and a gradient.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -107,6 +108,8 @@ def plan_forms(
             )
         if ratio == 0:
             return Form(Whole, 0.0)
+        if not math.prod(leaf.shape):
+            return Form(Frozen, ratio)
         if rows is not None and len(leaf.shape) == 2 and re.search(rows, name):
             return Form(Rows if ratio < 1 else Frozen, ratio)
         none = not leaf.shape or not slots_per_group(ratio)
