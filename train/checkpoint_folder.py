@@ -132,6 +132,13 @@ class CheckpointFolder:
             fault = str(error)
         return None if all_true(fault is None) else fault or "is damaged, as another process found"
 
+    def is_gone(self, step: int) -> bool:
+        """Whether a run that is live has removed a checkpoint, which was there before."""
+        folder = self.step(step)
+        if mirror := mirror_of(folder):
+            return mirror.store.read(f"{mirror.name(folder)}/{manifest.NAME}") is None
+        return not folder.exists()
+
     def set_aside(self, damaged: Mapping[int, str], used: int, *, rename: bool) -> None:
         """Reports damaged checkpoints, and renames them so that their steps can be saved again."""
         for step, fault in damaged.items():
@@ -161,8 +168,8 @@ def _progress(folder: Path, verify: Verify) -> Iterator[Advance]:
     number, parts = process_share()
     console, total = Console(stderr=True), 0
     if verify == "full" and number == 0 and console.is_terminal:
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        total = sum(path.stat().st_size for path in files if path.name != manifest.NAME) // parts
+        with contextlib.suppress(DamagedError):
+            total = manifest.read_manifest(folder).num_bytes // parts
     columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console, transient=True, disable=total < _SHOWN) as progress:
         task = progress.add_task(f"verifying step {folder.name}", total=total)

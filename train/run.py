@@ -12,13 +12,12 @@ from typing import Any
 
 from . import lease
 from .best import Best
-from .buckets.apart import check_for_all
+from .buckets.apart import whole_for_all
 from .buckets.mirror import is_writer, shown
 from .config import RESUMABLE_KEYS, Config, differing_keys, dump_config, load_config
-from .distributed.processes import all_true, barrier, same_number
+from .distributed.processes import barrier, same_number
 from .errors import UserError
 from .files import append, atomic_file
-from .manifest import DamagedError, Manifest, Verify
 
 
 class Run:
@@ -129,12 +128,12 @@ class Run:
         if last is None:
             return False
         verify = config.checkpoint.verify
-        if _whole(self.checkpoints / str(last), verify) is None:
+        if whole_for_all(self.checkpoints / str(last), verify) is None:
             return False
         if config.export_dtype is None:
             return True
         step = best.saved_step(self.checkpoints) if best is not None else None
-        exported = _whole(self.export, verify)
+        exported = whole_for_all(self.export, verify)
         wanted = {"step": last if step is None else step, "dtype": config.export_dtype}
         return exported is not None and exported.facts == wanted
 
@@ -162,9 +161,17 @@ class Run:
         return self._clock
 
     def _data_facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        if self.data_file.is_file():
-            facts = json.loads(self.data_file.read_text(encoding="utf-8"))
+        if not self.data_file.is_file():
+            return {}
+        try:
+            facts: dict[str, Any] = json.loads(self.data_file.read_text(encoding="utf-8"))
+            datetime.fromisoformat(facts["started"])
+            _ = facts["contents"].items()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(
+                f"{self.data_file}: is damaged; bring it back from a copy, or from the facts that "
+                "the manifest.json of a checkpoint has"
+            ) from None
         return facts
 
     def check_contents(
@@ -257,14 +264,6 @@ def is_foreign(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     return not all(left.fullmatch(f.name) for f in folder.iterdir())
-
-
-def _whole(folder: Path, verify: Verify) -> Manifest | None:
-    """The manifest of a folder that is as it says; each process reads its share of the files."""
-    found = None
-    with contextlib.suppress(DamagedError):
-        found = check_for_all(folder, verify)
-    return found if all_true(found is not None) else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -34,10 +34,20 @@ def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
     run = Run(folder)
     if not (run.config_file.is_file() or run.checkpoints.is_dir()):
         raise UserError(f"{folder} is not a run: it has no config.yaml and no checkpoints")
-    checkpoints = CheckpointFolder(run.checkpoints)
-    faults = {step: checkpoints.fault(step) for step in checkpoints.steps}
-    for step, fault in faults.items():
-        yield fault is None, f"checkpoint {step}: {fault or 'whole'}"
+    checkpoints, resumable = CheckpointFolder(run.checkpoints), True
+    faults: dict[int, str | None] = {}
+    while not faults and (steps := checkpoints.steps):
+        for step in steps:
+            fault = checkpoints.fault(step)
+            if fault is not None and checkpoints.is_gone(step):
+                continue  # A run that is live has removed it.
+            faults[step] = fault
+            yield fault is None, f"checkpoint {step}: {fault or 'whole'}"
+    try:
+        _ = run.facts if run.config_file.is_file() else None
+    except UserError as damaged:
+        resumable = False
+        yield False, str(damaged)
     bring(run.export)
     if run.export.exists():
         try:
@@ -50,9 +60,13 @@ def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
             try:
                 yield True, f"{file.name}: {sum(1 for _ in read_records(file)):,} records"
             except UserError as damaged:
+                resumable = False
                 yield False, str(damaged)
     whole = [step for step, fault in faults.items() if fault is None]
-    yield bool(whole), f"can be resumed from step {whole[-1]}" if whole else "cannot be resumed"
+    if whole and not resumable:
+        yield False, f"cannot be resumed from step {whole[-1]} until its other files are whole"
+    else:
+        yield bool(whole), f"can be resumed from step {whole[-1]}" if whole else "cannot be resumed"
 
 
 def train_tiny(folder: Path, kill: bool) -> str:

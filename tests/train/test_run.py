@@ -115,6 +115,20 @@ def test_a_run_has_one_clock_and_one_start(write_config: Write) -> None:
     assert Run(run.folder).clock() == datetime(2024, 7, 9, 5, 6, 7)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"started": "2024-07-09T05:06:07"}', '{"started": "x", "contents": {}}'],
+)
+def test_damaged_facts_of_a_start_are_named(write_config: Write, text: str) -> None:
+    config = load_config(write_config())
+    run = Run(Path(config.run))
+    run.start(config)
+    run.data_file.write_text(text)
+    for read in (Run(run.folder).clock, lambda: Run(run.folder).check_contents({})):
+        with pytest.raises(UserError, match=r"data\.json: is damaged; bring it back from a copy"):
+            read()
+
+
 def test_a_run_without_facts_of_its_start_goes_on(write_config: Write) -> None:
     config = load_config(write_config())
     run = Run(Path(config.run))

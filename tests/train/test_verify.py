@@ -35,6 +35,34 @@ def test_every_part_of_a_run_is_reported(tmp_path: Path) -> None:
     with run.metrics_file.open("a") as out:
         out.write("{\n")
     lines = list(verify_run(tmp_path))
-    assert [ok for ok, _ in lines] == [True, False, False, False, True]
+    assert [ok for ok, _ in lines] == [True, False, False, False, False]
     assert lines[1][1] == "checkpoint 6: data has other content"
-    assert lines[-1][1] == "can be resumed from step 4"
+    assert lines[-1][1] == "cannot be resumed from step 4 until its other files are whole"
+    run.metrics_file.unlink()
+    assert list(verify_run(tmp_path))[-1] == (True, "can be resumed from step 4")
+    run.config_file.write_text("steps: [")
+    assert [ok for ok, _ in verify_run(tmp_path)][2:] == [False, False, False]
+
+
+def test_what_a_live_run_removes_meanwhile_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fault = CheckpointFolder(Run(tmp_path).checkpoints), CheckpointFolder.fault
+
+    def save(step: int) -> None:
+        folder.saving(step).mkdir(parents=True)
+        (folder.saving(step) / "data").write_text(str(step))
+        folder.commit(step, {})
+
+    def find_fault(self: CheckpointFolder, step: int) -> str | None:
+        if step == 4:
+            save(6)
+            folder.prune(1, None)
+        return fault(self, step)
+
+    save(4)
+    monkeypatch.setattr(CheckpointFolder, "fault", find_fault)
+    assert list(verify_run(tmp_path)) == [
+        (True, "checkpoint 6: whole"),
+        (True, "can be resumed from step 6"),
+    ]

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..distributed.processes import is_main_process, process_share, wait_for_all
+from ..distributed.processes import all_true, is_main_process, process_share, wait_for_all
 from ..errors import UserError
 from ..manifest import NAME as MANIFEST
 from ..manifest import (
     Advance,
+    DamagedError,
     Manifest,
     Verify,
     check_folder,
@@ -82,6 +83,14 @@ def check_for_all(folder: Path, verify: Verify, advance: Advance = lambda _: Non
         return _check(mirror, folder, verify, advance)
     bring_for_all(folder)
     return check_folder(folder, verify, process_share(), advance)
+
+
+def whole_for_all(folder: Path, verify: Verify) -> Manifest | None:
+    """The manifest of a folder that is as it says, in all processes; None if it is not."""
+    found = None
+    with contextlib.suppress(DamagedError):
+        found = check_for_all(folder, verify)
+    return found if all_true(found is not None) else None
 
 
 def _check(mirror: Mirror, folder: Path, verify: Verify, advance: Advance) -> Manifest:
