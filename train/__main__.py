@@ -75,6 +75,10 @@ def _execute(args: argparse.Namespace) -> int:
         return RESUME_STATUS if resumable else 128 + stop.number
     except UserError as error:
         show(error)
+    except RuntimeError as error:
+        if "determine home directory" not in str(error):  # Of a package that has files there.
+            raise
+        show(UserError("this user has no home folder; set HOME to a folder"))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:

@@ -128,6 +128,20 @@ def check_destination(path: Path, replaceable: Collection[str] = ()) -> None:
         )
 
 
+def expand(path: str | Path) -> Path:
+    """A path, with ~ and ~NAME as home folders.
+
+    Raises:
+      UserError: if there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path}: this user has no such home folder; name another path, or set HOME"
+        ) from None
+
+
 def shipped(path: Path) -> Path:
     """A file or folder; one that does not exist is looked for among the program's own `configs/`.
 

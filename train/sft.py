@@ -112,7 +112,7 @@ def _train(config: Config, run: Run, console: Console) -> bool:
     contents["the tokens that end a completion"] = str(ends.ids)
     contents["the reference model"] = reference.digest
     if config.lora is not None and config.lora.adapter is not None:
-        contents["the adapter"] = digest_files([fetch(config.lora.adapter).expanduser() / WEIGHTS])
+        contents["the adapter"] = digest_files([fetch(config.lora.adapter) / WEIGHTS])
     run.check_contents(contents)  # Before the data, which take longer.
     data = _open(config, tokenizer, model, mesh, run, reference, console)
     contents |= data.digests

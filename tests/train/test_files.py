@@ -18,6 +18,7 @@ from train.files import (
     atomic_file,
     atomic_folder,
     check_destination,
+    expand,
     shipped,
 )
 
@@ -226,6 +227,21 @@ def test_a_parent_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
             pytest.fail("the body must not run")
         assert str(caught.value).startswith(f"{out}: cannot be written (")
         assert len(caught.value.lines) == 1
+
+
+def test_a_home_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand("~/.cache") == Path("/home/me/.cache")
+    with pytest.raises(UserError, match=r"^~nobody-here/x: this user has no such home folder"):
+        expand("~nobody-here/x")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # As in a container that runs as any number.
+    with pytest.raises(UserError, match=r"no such home folder; name another path, or set HOME"):
+        expand("~/.cache")
 
 
 def test_a_config_that_is_not_here_is_the_programs_own(

@@ -54,6 +54,10 @@ def _main_of(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
         (UserError("a.yaml: wrong;\n  correct it"), ["a.yaml: wrong; correct it"]),
         (DataError(["a:1: x", "b:2: y"]), ["a:1: x", "b:2: y"]),
         (
+            RuntimeError("Could not determine home directory."),
+            ["this user has no home folder; set HOME to a folder"],
+        ),
+        (
             ModuleNotFoundError(name="orbax.checkpoint"),
             [f"the package orbax is not installed; install the extra: {INSTALL}"],
         ),
@@ -73,7 +77,9 @@ def test_an_error_of_the_users_is_a_line_and_status_2(
     assert capsys.readouterr().err == "".join(f"gmt-train: error: {line}\n" for line in lines)
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError(name="mine"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError(name="mine"), ValueError("a bug"), RuntimeError()]
+)
 def test_an_error_of_ours_is_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(type(error)):
         _main_of(monkeypatch, error)

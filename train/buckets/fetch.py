@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from .. import lease
 from ..errors import UserError, warn
-from ..files import DestinationExistsError, atomic_folder
+from ..files import DestinationExistsError, atomic_folder, expand
 from ..manifest import NAME as MANIFEST
 from .address import is_address, last_name
 from .store import Object, Store
@@ -23,13 +23,13 @@ _WILD = frozenset("*?[")
 def cache_folder() -> Path:
     """Where downloads and the folders of runs at addresses are; it may be deleted between runs."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "gmt-jax" / "buckets"
+    return expand(home) / "gmt-jax" / "buckets"
 
 
 def cache_path(place: str) -> Path:
     """The folder here of a cache, wherever that is."""
     if not is_address(place):
-        return Path(place).expanduser()
+        return expand(place)
     return cache_folder() / "caches" / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
@@ -67,7 +67,7 @@ def fetch(place: str, patterns: Sequence[str] = ("*",)) -> Path:
       UserError: if there is nothing, or it cannot be downloaded.
     """
     if not is_address(place):
-        return Path(place)
+        return expand(place)
     store = Store(place)
     objects = store.objects()
     if "" in objects:  # An object of this very name.
@@ -121,7 +121,7 @@ def destination(place: str | Path) -> Iterator[Path]:
       UserError: if something is at the address, or it cannot be uploaded.
     """
     if not is_address(place):
-        yield Path(place)
+        yield expand(place)
         return
     store = Store(str(place))
     if there := list(store.objects()):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import jax
 from .. import lease as local_lease
 from ..distributed.processes import all_true, barrier, is_main_process, same_number
 from ..errors import UserError, warn
+from ..files import expand
 from .address import is_address, last_name
 from .fetch import cache_folder, named, scratch
 from .lease import Lease
@@ -33,7 +35,7 @@ def writing(place: str) -> Iterator[Path]:
       UserError: if another process writes there, or the bucket cannot be reached.
     """
     if not is_address(place):
-        yield Path(place)
+        yield expand(place)
         return
     address = place.rstrip("/")
     top = cache_folder() / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -88,7 +90,10 @@ def reading(place: str | Path) -> Iterator[str]:
     Raises:
       UserError: if the bucket cannot be reached.
     """
-    if not is_address(place) or Store(str(place)).read(CONFIG) is None:
+    if not is_address(place):
+        yield os.path.expanduser(place)
+        return
+    if Store(str(place)).read(CONFIG) is None:
         yield str(place)
         return
     with scratch("readers") as top:

@@ -14,6 +14,7 @@ from ..buckets.fetch import cache_path
 from ..config import Config
 from ..config.data import DataSection, Source
 from ..errors import DataError, UserError
+from ..files import expand
 from .chat import RecordReader
 from .pairs import PairStore
 from .python_stdlib import NAME, PREFERENCES, load_stdlib
@@ -167,7 +168,7 @@ def _check_eval_sources(data: DataSection, eval_sources: Sequence[Source], key: 
 
 
 def _has_splits(path: str) -> bool:
-    return path not in STDLIB and (is_hub_name(path) or Path(path).expanduser().is_dir())
+    return path not in STDLIB and (is_hub_name(path) or expand(path).is_dir())
 
 
 @contextmanager

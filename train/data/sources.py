@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from ..buckets.address import is_address
 from ..buckets.fetch import fetch_files
 from ..errors import UserError
+from ..files import expand
 from .compressed import SUFFIXES as COMPRESSED
 from .compressed import open_compressed
 from .digest import digest
@@ -79,7 +80,7 @@ def find_files(source: str) -> list[Path]:
     """The files of a path or pattern, sorted by name."""
     if is_address(source):
         return fetch_files(source)
-    path = Path(source).expanduser()
+    path = expand(source)
     if path.exists():
         return _refuse_pipes([path])
     paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]

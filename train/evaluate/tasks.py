@@ -193,7 +193,7 @@ def _check_code(task: dict[str, Any], run_code: bool) -> None:
 
 
 def _checked(path: str, where: str) -> str:
-    file = fetch(path).expanduser()
+    file = fetch(path)
     if not file.is_file():
         raise UserError(f"{where}: {path} does not exist; name it by --data SPLIT=FILE")
     return str(file)

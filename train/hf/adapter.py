@@ -76,7 +76,7 @@ def read_adapter(section: LoraSection, values: Any, shardings: Any) -> Any:
       UserError: if the files hold another adapter than the section has, or none.
     """
     assert section.adapter is not None
-    folder = local_copy(section.adapter).expanduser()
+    folder = local_copy(section.adapter)
     _check_config(folder / CONFIG, section)
     with open_safetensors(folder / WEIGHTS) as file:
         wanted = {name: param.shape[1:] for name, (param, _) in _tensors(values)}

@@ -35,7 +35,7 @@ def resolve_model(
     Raises:
       UserError: if it is neither a folder nor on the hub, or cannot be downloaded.
     """
-    folder = shipped(fetch(name_or_path, patterns).expanduser())
+    folder = shipped(fetch(name_or_path, patterns))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: has no config.json; name a model's folder")

@@ -5,7 +5,6 @@ import re
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ def redact(value: Any) -> Any:
         if len(secret) >= 8 and _SECRET_NAME.search(name):
             value = value.replace(secret, _HIDDEN)
     value = _SECRET_TEXT.sub(_HIDDEN, value)
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # Which is ~ where there is none.
     return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if len(home) > 1 else value
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from train.__main__ import main
 from train.buckets import lease, store
+from train.buckets.fetch import destination
 from train.buckets.mirror import mirror_of
 from train.buckets.store import Store
 from train.buckets.workplace import reading, reading_run, writing
@@ -21,6 +22,12 @@ from train.fit import fit
 def test_a_folder_is_itself(tmp_path: Path) -> None:
     with writing(str(tmp_path)) as folder, reading(tmp_path) as read, reading_run(tmp_path) as run:
         assert (folder, read, run) == (tmp_path, str(tmp_path), tmp_path)
+
+
+def test_a_run_in_the_home_folder_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with writing("~/run") as folder, reading("~/run") as read, destination("~/out") as out:
+        assert (folder, Path(read), out) == (tmp_path / "run", tmp_path / "run", tmp_path / "out")
 
 
 def test_what_is_written_is_in_the_bucket_and_is_read_from_there(
