@@ -22,7 +22,7 @@ from gmt_jax.types import Key, PyTree, StackedAxes
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 # One probability for all leaves, or a mapping of regular expressions searched in their paths.
-SkipRatio: TypeAlias = float | Mapping[str, float]
+SkipRatio: TypeAlias = float | jax.Array | Mapping[str, float | jax.Array]
 _SKIP_RATIO = "skip_ratio is the probability that a tensor is not updated"
 
 
@@ -70,7 +70,7 @@ def skip_update(
         of a leaf: they are the same on every sharding and after a restart.
       skip_ratio: the probability, in [0, 1), with which a tensor is left out; one for all, or by
         path: of a mapping's keys, regular expressions, the first that is found in a leaf's path
-        applies.
+        applies. It may be an array, as from ``optax.inject_hyperparams``.
       stacked_axes: the axes of a leaf that index separate tensors, as in ``gmt_mask``.
 
     Returns:
@@ -210,13 +210,14 @@ def _skipping(
         made, masked = [], jnp.float32(0)
         for (path, u), scale, axes in zip(flat, scales, layout.stacked_axes, strict=True):
             ratio = _ratio_of(skip_ratio, path)
-            if ratio == 0 or not u.size:
+            if not u.size or (_is_known(ratio) and ratio == 0):
                 made.append(u)
                 continue
             stack = tuple(u.shape[axis] for axis in axes)
-            kept = jax.random.bernoulli(path_key(path, draw), 1 - ratio, stack)
-            factor = jnp.full(stack, 1 / (1 - ratio)) if scale is None else scale
-            scaled = u * along(factor, u.ndim, axes).astype(u.dtype)
+            # In float32, so that a ratio of any dtype draws the same.
+            kept = jax.random.bernoulli(path_key(path, draw), jnp.float32(1 - ratio), stack)
+            factor = 1 / (1 - ratio) if scale is None else jnp.where(ratio == 0, 1, scale)
+            scaled = u * along(jnp.broadcast_to(factor, stack), u.ndim, axes).astype(u.dtype)
             made.append(apply_mask(scaled, along(kept, u.ndim, axes), -0.0))
             share = u.size * shard_count(u) / layout.entries
             masked += (1 - jnp.mean(kept, dtype=jnp.float32)) * share
@@ -254,14 +255,19 @@ def _cosine(g: jax.Array, moment: jax.Array, stacked_axes: tuple[int, ...]) -> j
     return cosine.astype(jnp.float32)
 
 
+def _is_known(ratio: float | jax.Array) -> bool:
+    """Whether this is a number, not an array, which may be traced."""
+    return not isinstance(ratio, jax.Array)
+
+
 def _check_skip_ratio(skip_ratio: SkipRatio) -> None:
     for ratio in skip_ratio.values() if isinstance(skip_ratio, Mapping) else [skip_ratio]:
         check_fraction(_SKIP_RATIO, ratio)
-        if ratio == 1:
+        if _is_known(ratio) and ratio == 1:
             raise ValueError(f"{_SKIP_RATIO}; with 1 nothing would be trained")
 
 
-def _ratio_of(skip_ratio: SkipRatio, path: KeyPath) -> float:
+def _ratio_of(skip_ratio: SkipRatio, path: KeyPath) -> float | jax.Array:
     """The ratio of the first pattern found in a leaf's path."""
     if not isinstance(skip_ratio, Mapping):
         return skip_ratio

@@ -77,6 +77,26 @@ def test_whole_tensors_are_skipped_or_scaled(
     assert float(state.masked_fraction) == pytest.approx(skipped / run.size, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+@pytest.mark.parametrize("name", SKIPPING)
+def test_an_injected_ratio_skips_what_a_number_does(name: str, ratio: float, dtype: str) -> None:
+    params = {key: jnp.linspace(1.0, 2.0, 4).astype(dtype) for key in "abcdef"}
+    optimizers = (
+        SKIPPING[name](optax.sgd(1.0, momentum=0.9), 0, ratio),
+        optax.inject_hyperparams(SKIPPING[name])(
+            optax.sgd(1.0, momentum=0.9), key=0, skip_ratio=ratio
+        ),
+    )
+    with jax.numpy_dtype_promotion("standard"):  # for optax's sgd
+        number, array = (
+            jax.jit(optimizer.update)(params, optimizer.init(params), params)[0]
+            for optimizer in optimizers
+        )
+    assert len({bool(jnp.all(u == 0)) for u in number.values()}) == (2 if ratio else 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), array, number)
+
+
 def aligned(optimizer: Any, gradients: list[Any]) -> Any:
     state = optimizer.init(gradients[0])
     for gradient in gradients:
