@@ -6,6 +6,7 @@ import jax
 import optax
 
 from gmt_jax.selective import by_score
+from gmt_jax.tree_paths import without_box
 from gmt_jax.types import MaskRatio, PyTree, StackedAxes
 
 _MOMENTS = ("mu", "trace", "ema")  # optax's names of a first moment
@@ -82,15 +83,16 @@ def first_moment(state: optax.OptState, like: PyTree) -> PyTree:
     Raises:
       ValueError: if there is none.
     """
-    leaves, treedef = jax.tree.flatten(like)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(like)
     for name in _MOMENTS:
-        found: list[Any] = [None] * len(leaves)
+        found: list[Any] = [None] * len(flat)
         for _, tree in optax.tree.get_all_with_path(state, name):
-            parts = jax.tree.leaves(tree, is_leaf=_is_masked)
-            if len(parts) != len(leaves):
-                continue  # A parameter of that name.
-            for index, (part, leaf) in enumerate(zip(parts, leaves, strict=True)):
-                if not _is_masked(part) and part.shape == leaf.shape:
+            # By path: `optax.partition` leaves out the parts of other optimizers, and a parameter
+            # of that name is found too, in every tree of the state that is like the parameters.
+            parts = {without_box(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+            for index, (path, leaf) in enumerate(flat):
+                part = parts.get(without_box(path))
+                if part is not None and part.shape == leaf.shape:
                     found[index] = part
         if all(part is not None for part in found):
             return jax.tree.unflatten(treedef, found)
@@ -98,8 +100,3 @@ def first_moment(state: optax.OptState, like: PyTree) -> PyTree:
         "the optimizer's state has no first moment for every parameter "
         f"({', '.join(_MOMENTS)}); take one of the Adam family, Lion, Muon or SGD with momentum"
     )
-
-
-def _is_masked(node: PyTree) -> bool:
-    """Whether this is what `optax.partition` puts in the place of another optimizer's leaves."""
-    return isinstance(node, optax.MaskedNode)

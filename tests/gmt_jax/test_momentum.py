@@ -53,6 +53,28 @@ def test_the_first_moment_is_found_in_each_optimizer() -> None:
         first_moment(optax.sgd(1.0).init(params), params)
 
 
+def test_no_other_part_of_the_state_is_taken_for_the_moment_of_a_parameter_called_mu() -> None:
+    for params in ({"mu": jnp.ones(2)}, {"mu": {"w": jnp.ones(2), "b": jnp.ones(1)}}):
+        optimizer = optax.adam(1.0)
+        with jax.numpy_dtype_promotion("standard"):
+            _, state = optimizer.update(params, optimizer.init(params))
+        moment = first_moment(state, params)
+        jax.tree.map(np.testing.assert_array_equal, moment, state[0].mu)
+
+
+def test_moments_are_found_where_one_label_stands_for_many_parameters() -> None:
+    params = {"embed": jnp.ones(2), "layers": {"w": jnp.ones(3), "b": jnp.full(2, 2.0)}}
+    labels = {"embed": "a", "layers": "b"}
+    optimizer = optax.partition({"a": optax.adam(1.0), "b": optax.lion(1.0, b2=0.9)}, labels)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = optimizer.update(params, optimizer.init(params), params)
+    jax.tree.map(
+        lambda moment, g: np.testing.assert_allclose(moment, 0.1 * g, rtol=1e-6),
+        first_moment(state, params),
+        params,
+    )
+
+
 def test_the_examples_run() -> None:
     result = doctest.testmod(gmt_jax.momentum)
     assert result.attempted > 0
