@@ -4,8 +4,10 @@ Most are a score and a time at which a mask is selected: they take the options o
 keyword and pass them on. `hft` and `lisa` take those of `train_only`.
 """
 
-from collections.abc import Mapping
-from typing import TypeAlias, TypedDict, Unpack
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 import jax
 import optax
@@ -17,6 +19,7 @@ from gmt_jax.types import Key, MaskRatio, MaskSchedule, StackedAxes
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
+Method = TypeVar("Method", bound=Callable[..., Optimizer])
 
 
 class ScheduleOptions(TypedDict, total=False):
@@ -52,6 +55,25 @@ class FisherOptions(MaskOptions, total=False):
     every: int | None
 
 
+def _listing(options: type, **defaults: Any) -> Callable[[Method], Method]:
+    """Lists the options in a method's signature, by which `optax.inject_hyperparams` calls it."""
+    of_score = inspect.signature(by_score).parameters
+    listed = [of_score[name] for name in options.__annotations__]
+    listed = [p.replace(default=defaults.get(p.name, p.default)) for p in listed]
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        def with_defaults(*args: Any, **options: Any) -> Optimizer:
+            return method(*args, **defaults | options)
+
+        *own, _ = inspect.signature(method).parameters.values()
+        with_defaults.__signature__ = inspect.Signature([*own, *listed])  # type: ignore[attr-defined]
+        return cast("Method", with_defaults)
+
+    return decorate
+
+
+@_listing(TimedOptions)
 def random_mask(
     inner: Inner, mask_ratio: MaskRatio, key: Key, **options: Unpack[TimedOptions]
 ) -> Optimizer:
@@ -74,6 +96,7 @@ def random_mask(
     return by_score(inner, mask_ratio, score="random", key=key, **options)
 
 
+@_listing(WarmupOptions)
 def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[WarmupOptions]) -> Optimizer:
     """SIFT: the entries with the largest gradients at the first update, from then on.
 
@@ -100,6 +123,7 @@ def one_off(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[WarmupOptions
     return by_score(inner, mask_ratio, every=None, **options)
 
 
+@_listing(WarmupOptions)
 def every_few(
     inner: Inner, mask_ratio: MaskRatio, every: int, **options: Unpack[WarmupOptions]
 ) -> Optimizer:
@@ -123,6 +147,7 @@ def every_few(
     return by_score(inner, mask_ratio, every=every, **options)
 
 
+@_listing(TimedOptions, every=None)
 def gradient_to_weight(
     inner: Inner, mask_ratio: MaskRatio, **options: Unpack[TimedOptions]
 ) -> Optimizer:
@@ -145,10 +170,10 @@ def gradient_to_weight(
     References:
       `GEM <https://arxiv.org/abs/2508.16191>`_, 2025. Only its score is taken over.
     """
-    options.setdefault("every", None)
     return by_score(inner, mask_ratio, score="gradient_to_weight", **options)
 
 
+@_listing(TimedOptions, every=None)
 def magnitude(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[TimedOptions]) -> Optimizer:
     """The entries with the largest weights |w| before the first update, from then on.
 
@@ -164,10 +189,10 @@ def magnitude(inner: Inner, mask_ratio: MaskRatio, **options: Unpack[TimedOption
       >>> print(updates)
       [-0. -3.]
     """
-    options.setdefault("every", None)
     return by_score(inner, mask_ratio, score="weight", **options)
 
 
+@_listing(FisherOptions, every=None, scope="global")
 def fisher(
     inner: Inner, mask_ratio: MaskRatio, warmup: int, **options: Unpack[FisherOptions]
 ) -> Optimizer:
@@ -194,11 +219,10 @@ def fisher(
       Sung et al., `Training Neural Networks with Fixed Sparse Masks
       <https://arxiv.org/abs/2111.09839>`_, 2021.
     """
-    options.setdefault("every", None)
-    options.setdefault("scope", "global")
     return by_score(inner, mask_ratio, score="fisher", warmup=warmup, **options)
 
 
+@_listing(ScheduleOptions)
 def hft(
     inner: Inner,
     key: Key,
@@ -239,6 +263,7 @@ def hft(
     return train_only(inner, schedule, **options)
 
 
+@_listing(ScheduleOptions)
 def lisa(
     inner: Inner,
     num_layers: int,

@@ -131,8 +131,14 @@ def read_model(
 
     Raises:
       ValueError: if paths have no role, or layers lack members of a group (all of these are
-        named), or if there are no layers, or parameters disagree on their number.
+        named), or if there are no layers, or parameters disagree on their number, or if
+        `layer_axis` is no integer.
     """
+    if not isinstance(layer_axis, int):
+        raise ValueError(
+            f"layer_axis is the axis of stacked layers, an integer; got {layer_axis!r} (under "
+            "optax.inject_hyperparams, name it in static_args)"
+        )
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
     found = [(path_name(path).replace(".", "/"), tuple(leaf.shape)) for path, leaf in flat]
     maybe = [_role_of(name, shape, roles) for name, shape in found]

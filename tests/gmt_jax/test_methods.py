@@ -1,6 +1,7 @@
 """The named methods, against their rules in NumPy."""
 
 import doctest
+from inspect import signature
 from typing import Any
 
 import jax
@@ -121,6 +122,40 @@ def test_only_scheduled_weights_move(name: str, run: Any, steps: int, compiled: 
         found = optax.tree.get(state, "masked_fraction")
         np.testing.assert_allclose(found, 1 - fraction, rtol=1e-6)
         params = after
+
+
+STATIC = ("every", "warmup", "layer_axis")
+INJECTED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "random_mask": (random_mask, {"mask_ratio": 0.5, "key": 1}),
+    "one_off": (one_off, {"mask_ratio": 0.5, "warmup": 0}),
+    "every_few": (every_few, {"mask_ratio": 0.5, "every": 2}),
+    "gradient_to_weight": (gradient_to_weight, {"mask_ratio": 0.5}),
+    "magnitude": (magnitude, {"mask_ratio": 0.5}),
+    "fisher": (fisher, {"mask_ratio": 0.5, "warmup": 0}),
+    "hft": (hft, {"key": 0, "every": 2}),
+    "lisa": (lisa, {"num_layers": 1, "key": 0, "every": 2}),
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_hyperparameters_may_be_injected(name: str) -> None:
+    method, arguments = INJECTED[name]
+    static = [argument for argument in STATIC if argument in signature(method).parameters]
+    plain = method(optax.sgd(1.0), **arguments)
+    injected = optax.inject_hyperparams(method, static)(optax.sgd(1.0), **arguments)
+    states = [optimizer.init(llama(0)) for optimizer in (plain, injected)]
+    for step in range(2):
+        updates, other = (
+            optimizer.update(llama(step), state, llama(0))[0]
+            for optimizer, state in zip((plain, injected), states, strict=True)
+        )
+        jax.tree.map(np.testing.assert_array_equal, updates, other)
+
+
+def test_an_axis_of_layers_that_is_injected_is_refused() -> None:
+    optimizer = optax.inject_hyperparams(hft)(optax.sgd(1.0), key=0, every=2)
+    with pytest.raises(ValueError, match=r"layer_axis is .* name it in static_args"):
+        optimizer.init(llama(0))
 
 
 def test_the_examples_run() -> None:
