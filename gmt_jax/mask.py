@@ -72,8 +72,9 @@ def gmt_mask(
 
     Raises:
       ValueError: if ``mask_ratio`` or ``tolerance`` is outside [0, 1], if ``scope`` is unknown, or
-        global although tensors are given separate ratios or stacked axes; and when first given the
-        parameters or gradients, if ``stacked_axes`` does not fit them.
+        global although tensors are given separate ratios or stacked axes, or if a key of
+        ``mask_ratio`` is no regular expression; and when first given the parameters or gradients,
+        if ``stacked_axes`` does not fit them, or no key is found in a path.
       TypeError: when first given a leaf that is neither float nor complex.
 
     Inside ``jax.shard_map``, a leaf that varies over mesh axes is one shard of its tensor: the mask

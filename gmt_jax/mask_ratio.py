@@ -1,7 +1,6 @@
 """How many entries of each tensor are masked, from ratios, their paths and the stacked axes."""
 
 import numbers
-import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,7 +12,7 @@ from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
 from gmt_jax._threshold.uint64 import Array, UInt64, add, uint64
-from gmt_jax.tree_paths import path_name, without_box
+from gmt_jax.tree_paths import expression, first_found, path_name, without_box
 from gmt_jax.types import Leaf, MaskRatio, Ratio, StackedAxes
 
 # The decimal places of a traced fraction: 10**7 is exact in float32.
@@ -23,7 +22,9 @@ _MASK_RATIO = "mask_ratio is the fraction of gradient entries to mask"
 
 def check_mask_ratio(mask_ratio: MaskRatio) -> None:
     """Raises ValueError if a ratio is not a number in [0, 1]; schedules are checked when called."""
-    for ratio in mask_ratio.values() if isinstance(mask_ratio, Mapping) else [mask_ratio]:
+    by_pattern = mask_ratio if isinstance(mask_ratio, Mapping) else {"": mask_ratio}
+    for pattern, ratio in by_pattern.items():
+        expression("mask_ratio", pattern)
         if not callable(ratio):
             check_fraction(_MASK_RATIO, ratio)
 
@@ -56,7 +57,7 @@ def num_masked(
     if not isinstance(mask_ratio, Mapping):
         return fraction_of(_at(mask_ratio, count), sizes)
     parts = [
-        fraction_of(_at(_ratio_of(mask_ratio, path), count), [size])
+        fraction_of(_at(first_found("mask_ratio", mask_ratio, path), count), [size])
         for path, size in zip(paths, sizes, strict=True)
     ]
     traced = any(isinstance(part.low, jax.Array) for part in parts)
@@ -149,14 +150,3 @@ def _at(ratio: Ratio, count: jax.Array) -> ArrayLike:
     value = ratio(count) if callable(ratio) else ratio
     check_fraction(_MASK_RATIO, value)
     return value
-
-
-def _ratio_of(ratios: Mapping[str, Ratio], path: KeyPath) -> Ratio:
-    """The ratio of the first pattern found in a leaf's path."""
-    name = path_name(path)
-    for pattern, ratio in ratios.items():
-        if re.search(pattern, name):
-            return ratio
-    raise ValueError(
-        f"no pattern of mask_ratio is found in {name}; add '.*' last for all other leaves"
-    )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gmt_jax.tree_paths import path_name
+from gmt_jax.tree_paths import expression, path_name
 from gmt_jax.types import Mask
 
 # A parameter below its module, and the box in which haliax or Flax holds its array.
@@ -155,7 +155,7 @@ def read_model(
 
 def _role_of(name: str, shape: tuple[int, ...], roles: Mapping[str, str]) -> ParamRole | None:
     for role, pattern in roles.items():
-        if match := re.fullmatch(pattern, name):
+        if match := expression("roles", pattern).fullmatch(name):
             layer = match.groupdict().get("layer")
             return ParamRole(role, None if layer is None else int(layer), shape)
     return None

@@ -33,7 +33,7 @@ from gmt_jax.mask_ratio import (
     fraction_of,
     num_masked,
 )
-from gmt_jax.tree_paths import path_pattern
+from gmt_jax.tree_paths import first_found, path_pattern
 from gmt_jax.types import Leaf, Mask, MaskRatio, PyTree, StackedAxes
 
 State = TypeVar("State")
@@ -94,6 +94,9 @@ class LargestScores:
         """The state before the first update, from parameters or their shapes."""
         flat = _flatten(params)[0]
         layout, mesh = self.layout(flat), mesh_of([leaf for _, leaf in flat])
+        if isinstance(self.mask_ratio, Mapping):
+            for path, _ in flat:  # Refuses a path without a ratio before anything is trained.
+                first_found("mask_ratio", self.mask_ratio, path)
         dtypes = [float32_or_wider(leaf.dtype) for _, leaf in flat]
         widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
         return GmtMaskState(

@@ -1,6 +1,5 @@
 """skip_update and magma: whole tensors are left out of an update at random."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +15,7 @@ from gmt_jax._threshold.replication import mesh_of, replicate, shard_axes, shard
 from gmt_jax.mask_ratio import axes_of, check_fraction
 from gmt_jax.momentum import first_moment
 from gmt_jax.selection import apply_mask, as_arrays
-from gmt_jax.tree_paths import as_key, path_key, path_name
+from gmt_jax.tree_paths import as_key, expression, first_found, path_key
 from gmt_jax.types import Key, PyTree, StackedAxes
 
 Inner: TypeAlias = optax.GradientTransformation
@@ -261,20 +260,15 @@ def _is_known(ratio: float | jax.Array) -> bool:
 
 
 def _check_skip_ratio(skip_ratio: SkipRatio) -> None:
-    for ratio in skip_ratio.values() if isinstance(skip_ratio, Mapping) else [skip_ratio]:
+    by_pattern = skip_ratio if isinstance(skip_ratio, Mapping) else {"": skip_ratio}
+    for pattern, ratio in by_pattern.items():
+        expression("skip_ratio", pattern)
         check_fraction(_SKIP_RATIO, ratio)
         if _is_known(ratio) and ratio == 1:
             raise ValueError(f"{_SKIP_RATIO}; with 1 nothing would be trained")
 
 
 def _ratio_of(skip_ratio: SkipRatio, path: KeyPath) -> float | jax.Array:
-    """The ratio of the first pattern found in a leaf's path."""
     if not isinstance(skip_ratio, Mapping):
         return skip_ratio
-    name = path_name(path)
-    for pattern, ratio in skip_ratio.items():
-        if re.search(pattern, name):
-            return ratio
-    raise ValueError(
-        f"no pattern of skip_ratio is found in {name}; add '.*' last for all other leaves"
-    )
+    return first_found("skip_ratio", skip_ratio, path)

@@ -2,12 +2,16 @@
 
 import re
 import zlib
+from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import DictKey, GetAttrKey, KeyPath
 
 from gmt_jax.types import Key
+
+Value = TypeVar("Value")
 
 
 def path_name(path: KeyPath) -> str:
@@ -18,6 +22,25 @@ def path_name(path: KeyPath) -> str:
 def path_pattern(path: KeyPath) -> str:
     """The name of a path without its numbers: one for a matrix in all layers."""
     return re.sub("[0-9]+", "*", _name(path))
+
+
+def expression(option: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression that an option gives; ValueError if it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{option}: {pattern!r} is no regular expression: {error}") from None
+
+
+def first_found(option: str, by_pattern: Mapping[str, Value], path: KeyPath) -> Value:
+    """The value of the first pattern that is found in a path; ValueError if none is."""
+    name = path_name(path)
+    for pattern, value in by_pattern.items():
+        if expression(option, pattern).search(name):
+            return value
+    raise ValueError(
+        f"no pattern of {option} is found in {name}; add '.*' last for all other leaves"
+    )
 
 
 def path_key(path: KeyPath, key: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ values, and only these have moments and a gradient.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jax.sharding import NamedSharding
 from gmt_jax.compact import choices
 from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
 from gmt_jax.compact.slots import EMPTY, GROUP, num_groups, slots_per_group
-from gmt_jax.tree_paths import path_name
+from gmt_jax.tree_paths import expression, first_found, path_name
 from gmt_jax.types import Mask, PyTree
 
 
@@ -87,7 +86,7 @@ def plan_forms(
       A tree of `Form`.
 
     Raises:
-      ValueError: if no pattern of `mask_ratio` is found in a path.
+      ValueError: if no pattern of `mask_ratio` is found in a path, or one is no regular expression.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,17 +99,13 @@ def plan_forms(
     ratios = mask_ratio if isinstance(mask_ratio, Mapping) else {"": mask_ratio}
 
     def form_of(path: Any, leaf: Any) -> Form:
-        name = path_name(path)
-        ratio = next((ratios[pattern] for pattern in ratios if re.search(pattern, name)), None)
-        if ratio is None:
-            raise ValueError(
-                f"no pattern of mask_ratio is found in {name}; add '.*' last for all other leaves"
-            )
+        ratio = first_found("mask_ratio", ratios, path)
         if ratio == 0:
             return Form(Whole, 0.0)
         if not math.prod(leaf.shape):
             return Form(Frozen, ratio)
-        if rows is not None and len(leaf.shape) == 2 and re.search(rows, name):
+        by_rows = rows is not None and expression("rows", rows).search(path_name(path))
+        if by_rows and len(leaf.shape) == 2:
             return Form(Rows if ratio < 1 else Frozen, ratio)
         none = not leaf.shape or not slots_per_group(ratio)
         return Form(Frozen if none else Slots, ratio)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from gmt_jax import gmt
+from gmt_jax import balanced, gmt, hft, skip_update
 from gmt_jax.report import by_leaf
 
 DTYPES = (
@@ -149,3 +149,25 @@ def test_what_is_no_float_is_refused_by_name() -> None:
     for scope in ("tensor", "global"):
         with pytest.raises(TypeError, match="gmt_mask needs float or complex gradients, but b is"):
             gmt(optax.sgd(1.0), 0.5, scope=scope).init({"a": jnp.ones(2), "b": jnp.ones(2, int)})
+
+
+BY_PATTERN: dict[str, Any] = {
+    "mask_ratio": lambda pattern: gmt(optax.sgd(1.0), {pattern: 0.5}),
+    "mask_ratio, balanced": lambda pattern: balanced(optax.sgd(1.0), {pattern: 0.5}),
+    "rows": lambda pattern: balanced(optax.sgd(1.0), 0.5, rows=pattern),
+    "skip_ratio": lambda pattern: skip_update(optax.sgd(1.0), 0, {pattern: 0.5}),
+    "roles": lambda pattern: hft(optax.sgd(1.0), 0, 1, roles={"a.b": pattern}),
+}
+
+
+@pytest.mark.parametrize("option", BY_PATTERN)
+def test_what_is_no_expression_is_refused_before_anything_is_trained(option: str) -> None:
+    message = rf"{option.split(',')[0]}: '\*' is no regular expression: nothing to repeat"
+    with pytest.raises(ValueError, match=message):
+        BY_PATTERN[option]("*").init({"w": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize("option", [name for name in BY_PATTERN if "ratio" in name])
+def test_a_path_without_a_ratio_is_refused_before_anything_is_trained(option: str) -> None:
+    with pytest.raises(ValueError, match=r"no pattern of .*_ratio is found in w; add"):
+        BY_PATTERN[option]("other").init({"w": jnp.ones((2, 2))})
