@@ -35,16 +35,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Missing parents are created. After an error `path` is as it was.
 
     Raises:
+      DestinationExistsError: if `path` is a folder or a device, such as /dev/null.
       UserError: if the file cannot be written.
     """
     destination = path.resolve()
-    with _user_errors(path), _temporary(destination, Path.touch) as (new, _):
-        try:
-            yield new
-            _flush_file(new)
-            new.replace(destination)
-        finally:
-            new.unlink(missing_ok=True)
+    with _user_errors(path):
+        _check_is_file(path)
+        with _temporary(destination, Path.touch) as (new, _):
+            try:
+                yield new
+                _flush_file(new)
+                new.replace(destination)
+            finally:
+                new.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """Refuses a file that `atomic_file` could not write, before the work for it is done."""
+    with _user_errors(path):
+        _check_is_file(path)
+        top = next(parent for parent in path.resolve().parents if parent.exists())
+    if not (top.is_dir() and os.access(top, os.W_OK)):
+        raise UserError(f"{path}: cannot be written ({top} is no folder, or not writable)")
 
 
 def append(path: Path, text: str) -> None:
@@ -137,9 +149,8 @@ def expand(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(
-            f"{path}: this user has no such home folder; name another path, or set HOME"
-        ) from None
+        reason = "this user has no such home folder; name another path, or set HOME"
+        raise UserError(f"{path}: {reason}") from None
 
 
 def shipped(path: Path) -> Path:
@@ -162,6 +173,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _check_is_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise DestinationExistsError(f"{path} is a file; choose another folder with --out")
+
+
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # A device would be replaced by a file.
+        raise DestinationExistsError(f"{path} is no regular file; choose another with --out")
 
 
 def _names(destination: Path) -> tuple[Path, Path]:
@@ -256,9 +272,8 @@ def _user_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{path}: cannot be written ({where}{reason})") from error
+        raise UserError(f"{path}: cannot be written ({where}{error.strerror or error})") from error
 
 
 def flush_folder(folder: Path) -> None:

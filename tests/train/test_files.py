@@ -18,6 +18,7 @@ from train.files import (
     atomic_file,
     atomic_folder,
     check_destination,
+    check_file,
     expand,
     shipped,
 )
@@ -227,6 +228,30 @@ def test_a_parent_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
             pytest.fail("the body must not run")
         assert str(caught.value).startswith(f"{out}: cannot be written (")
         assert len(caught.value.lines) == 1
+
+
+def test_a_folder_and_a_device_are_no_files_to_replace(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for out in (tmp_path, pipe):
+        with pytest.raises(DestinationExistsError, match="is no regular file"), atomic_file(out):
+            pytest.fail("the body must not run")
+        with pytest.raises(DestinationExistsError, match="is no regular file"):
+            check_file(out)
+    assert pipe.is_fifo()
+
+
+def test_a_file_that_cannot_be_written_is_known_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "new/folder/out")
+    with pytest.raises(UserError, match=r"cannot be written \(\S+/file is no folder, or not w"):
+        check_file(tmp_path / "file/out")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=r"^\S+/out: cannot be written"):
+        check_file(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_home_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,11 +110,11 @@ def _add_generate(commands: Commands) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from ..buckets.fetch import destination
+    from ..buckets.fetch import optional_destination
     from ..buckets.workplace import reading
     from ..data.prompts import Prompt, read_prompts
     from ..errors import UserError, printable, warn
-    from ..files import atomic_file
+    from ..files import atomic_file, check_file
     from ..generate import Sampling
     from ..restore import complete_prompts
 
@@ -124,7 +124,9 @@ def _generate(args: argparse.Namespace) -> None:
         raise UserError("generate: give prompts, or a file of them by --prompts FILE")
     if args.file:
         records = read_prompts(args.file)
-    with reading(args.model) as model:
+    with reading(args.model) as model, optional_destination(args.out) as out:
+        if out is not None:
+            check_file(out)
         completions = complete_prompts(
             model,
             [prompt for _, prompt in records],
@@ -136,13 +138,14 @@ def _generate(args: argparse.Namespace) -> None:
             dtype=args.dtype,
             mesh=parse_mesh(args.mesh),
         )
-    lines = [
-        json.dumps({**record, "completion": completion}, ensure_ascii=False)
-        for (record, _), completion in zip(records, completions, strict=True)
-    ]
+        lines = [
+            json.dumps({**record, "completion": completion}, ensure_ascii=False)
+            for (record, _), completion in zip(records, completions, strict=True)
+        ]
+        if out is not None:
+            with atomic_file(out) as new:
+                new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if args.out:
-        with destination(args.out) as out, atomic_file(out) as new:
-            new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         print(f"wrote {args.out}")
     else:
         for completion in lines if args.file else completions:

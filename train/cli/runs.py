@@ -49,6 +49,7 @@ def _report(args: argparse.Namespace) -> None:
     from ..buckets.mirror import shown
     from ..buckets.workplace import reading_run
     from ..errors import UserError
+    from ..files import check_file
 
     try:
         from ..observe.page import write_report
@@ -60,6 +61,7 @@ def _report(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         runs = [stack.enter_context(reading_run(run)) for run in args.run]
         out = stack.enter_context(destination(args.out or runs[0] / "report.html"))
+        check_file(out)
         dropped = [_delta_drop(folder) for folder in runs] if args.delta_drop else []
         write_report(runs, out, args.examples, dropped)
         written = args.out or shown(out)

@@ -15,7 +15,7 @@ from lm_eval import evaluate as lm_evaluate
 from lm_eval.utils import handle_non_serializable, make_table
 
 from ..errors import UserError
-from ..files import atomic_file
+from ..files import atomic_file, check_file
 from .backend import GmtTrainLM
 from .tasks import Data, load_tasks
 
@@ -67,6 +67,8 @@ def evaluate(
     Raises:
       UserError: if the model or a task cannot be read.
     """
+    if out is not None:
+        check_file(out / "results.json")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # Their data is read before the weights, which takes longer.
     loaded = load_tasks(tasks, data, num_fewshot=settings.num_fewshot, run_code=settings.run_code)

@@ -66,6 +66,14 @@ def test_a_file_of_prompts_is_written_with_completions(
     assert capsys.readouterr().out.splitlines()[-2:] == lines
 
 
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_completed(
+    calls: list[Any], tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["generate", "m", "one", "--out", str(tmp_path)]) == 2
+    assert f"error: {tmp_path} is no regular file" in capsys.readouterr().err
+    assert not calls
+
+
 @pytest.mark.parametrize("given", [[], ["one", "--prompts", "file.jsonl"]])
 def test_prompts_are_given_in_one_way(given: list[str], calls: list[Any], capsys: Capture) -> None:
     assert main(["generate", "m", *given]) == 2
