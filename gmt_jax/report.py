@@ -259,9 +259,9 @@ def ever_nonzero() -> optax.GradientTransformationExtraArgs:
 def without_choice(
     state: PyTree, params: PyTree, stacked_axes: StackedAxes = None
 ) -> dict[str, int]:
-    """The leaves whose latest mask keeps entries with a score of zero, by name.
+    """The leaves in which position decided what a mask that lasts keeps, by name.
 
-    Fewer entries than the mask keeps had another score, so that their position decided.
+    The mask keeps some of the entries with a score of zero: fewer had another score than are kept.
 
     Args:
       state: the state of an optimizer with a threshold for each tensor, outside jit.
@@ -282,7 +282,19 @@ def without_choice(
       >>> without_choice(state, params)
       {'unseen': 1}
     """
-    thresholds = by_leaf(optax.tree.get(state, "threshold"), params, stacked_axes)
-    flat = jax.tree_util.tree_leaves_with_path(thresholds)
-    counts = {path_name(path): int(np.sum(np.asarray(t) == 0)) for path, t in flat}
+    thresholds = by_leaf(_field(state, "GmtMaskState", "threshold"), params, stacked_axes)
+    masks = jax.tree.leaves(_field(state, "ScoredState", "mask"))
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    counts = {}
+    for (path, leaf), t, mask in zip(flat, jax.tree.leaves(thresholds), masks, strict=bool(masks)):
+        axes = tuple({*range(len(leaf.shape))} - {*axes_of(stacked_axes, path, leaf)})
+        some, all_ = replicate((jnp.any(mask, axes), jnp.all(mask, axes)), mesh_of([mask]))
+        counts[path_name(path)] = int(np.sum((np.asarray(t) == 0) & np.asarray(some & ~all_)))
     return {name: count for name, count in counts.items() if count}
+
+
+def _field(state: PyTree, of: str, name: str) -> Any:
+    """The field of a state of this kind, and of no parameter that is called alike."""
+    return optax.tree.get(
+        state, name, filtering=lambda path, _: getattr(path[-1], "tuple_name", None) == of
+    )

@@ -191,3 +191,19 @@ def test_tensors_in_which_the_position_decided_are_named() -> None:
     _, state = optimizer.update(params, optimizer.init(params), params)
     assert without_choice(state, params, {"embed": 0, "w": None}) == {"embed": 1}
     assert int(jnp.sum(optax.tree.get(state, "mask")["embed"])) == 40
+
+
+def test_where_everything_or_nothing_is_kept_no_position_decided() -> None:
+    """Beside a parameter that is called as a field of the state is."""
+    params = {"mask": jnp.zeros(4).at[0].set(1.0), "threshold": jnp.arange(4.0)}
+    optimizers = {
+        "all of a leaf": one_off(optax.sgd(1.0, momentum=0.5), {"mask": 0.0, ".*": 0.5}),
+        "nothing yet": one_off(optax.sgd(1.0, momentum=0.5), 0.5, warmup=3),
+        "all that are equal": gmt(optax.sgd(1.0, momentum=0.5), 0.5),
+    }
+    for optimizer in optimizers.values():
+        _, state = optimizer.update(params, optimizer.init(params), params)
+        assert without_choice(state, params) == {}
+    optimizer = one_off(optax.sgd(1.0, momentum=0.5), 0.5)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    assert without_choice(state, params) == {"mask": 1}
