@@ -128,7 +128,9 @@ def _take(weight: jax.Array, rows: jax.Array, values: jax.Array, indices: jax.Ar
 def _take_forward(
     weight: jax.Array, rows: jax.Array, values: jax.Array, indices: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return jnp.take(weight, indices, axis=0), (rows, indices)
+    # From the end, as jnp.take counts them.
+    from_start = jnp.where(indices < 0, indices + weight.shape[0], indices)
+    return jnp.take(weight, indices, axis=0), (rows, from_start)
 
 
 def _take_backward(residuals: tuple[jax.Array, jax.Array], d_taken: jax.Array) -> Any:

@@ -40,3 +40,19 @@ def test_embeddings_without_rows_are_looked_up_as_arrays(net16: Any) -> None:
             np.asarray(compact.take(node, tokens)).astype("f4"),
             np.asarray(table)[tokens].astype("f4"),
         )
+
+
+@pytest.mark.parametrize("tokens", [[0, 3, 3], [-1, -6, 3], [8, -9, 1]])
+def test_rows_are_counted_from_the_end_as_by_take(tokens: list[int]) -> None:
+    table = {"embed": jnp.arange(18.0).reshape(9, 2)}
+    chosen = {"embed": compact.Rows(jnp.array([0, 3, 8]))}
+    params = compact.CompactParams(table, chosen, compact.read(chosen, table))
+    at = jnp.array(tokens)
+
+    def loss(values: Any) -> jax.Array:
+        attached = compact.attach(params._replace(values=values))
+        return jnp.sum(jnp.square(compact.take(attached["embed"], at)))
+
+    whole = jax.grad(lambda table: jnp.sum(jnp.square(jnp.take(table, at, axis=0))))(table["embed"])
+    grads = jax.grad(loss)(params.values)
+    np.testing.assert_array_equal(grads["embed"], whole[jnp.array([0, 3, 8])])
