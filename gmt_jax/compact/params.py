@@ -86,7 +86,8 @@ def plan_forms(
       A tree of `Form`.
 
     Raises:
-      ValueError: if no pattern of `mask_ratio` is found in a path, or one is no regular expression.
+      ValueError: if no pattern of `mask_ratio` is found in a path, or one is no regular expression,
+        or if a fraction below 1 would leave no slot in a group.
 
     Example:
       >>> import jax.numpy as jnp
@@ -107,8 +108,14 @@ def plan_forms(
         by_rows = rows is not None and expression("rows", rows).search(path_name(path))
         if by_rows and len(leaf.shape) == 2:
             return Form(Rows if ratio < 1 else Frozen, ratio)
-        none = not leaf.shape or not slots_per_group(ratio)
-        return Form(Frozen if none else Slots, ratio)
+        if ratio == 1 or not leaf.shape:
+            return Form(Frozen, ratio)
+        if not slots_per_group(ratio):
+            raise ValueError(
+                f"mask_ratio {ratio} is less than half an entry of {GROUP}, so that nothing of "
+                f"{path_name(path)} would be trained; take 0.996 or less, or 1 to leave it out"
+            )
+        return Form(Slots, ratio)
 
     return jax.tree_util.tree_map_with_path(form_of, params)
 

@@ -40,6 +40,17 @@ def test_forms_follow_from_paths_and_ratios() -> None:
         compact.plan_forms(_tree(), {"norm": 0.5})
 
 
+def test_a_ratio_that_leaves_no_slot_is_refused_by_name() -> None:
+    weights = _tree()
+    with pytest.raises(ValueError, match=r"mask_ratio 0.997 .* nothing of layers/w would be"):
+        compact.plan_forms(weights, {"layers": 0.997, ".*": 1.0})
+    assert compact.plan_forms(weights, 0.996)["layers"]["w"] == Form(Slots, 0.996)
+    assert compact.plan_forms(weights, {"layers": 1.0, ".*": 0.5})["layers"]["w"].kind is Frozen
+    for rows in ("embed", "embed|w"):  # Of few rows, one is left.
+        ratios = {"embed": 0.997, ".*": 1.0}
+        assert compact.plan_forms(weights, ratios, rows=rows)["embed"].kind is Rows
+
+
 @pytest.fixture(name="params")
 def _params() -> compact.CompactParams:
     weights = _tree()
