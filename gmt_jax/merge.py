@@ -42,7 +42,8 @@ def dare(base: PyTree, tuned: PyTree, drop_rate: float | jax.Array, key: Key) ->
     Raises:
       ValueError: if ``drop_rate`` is outside [0, 1), or a leaf (which is named) differs in shape or
         dtype between the trees.
-      TypeError: if a leaf (which is named) is not of a float dtype.
+      TypeError: if a leaf (which is named) is not of a float dtype, or of one that jax would round:
+        float64 while 64 bits are off.
 
     Example:
       >>> import jax
@@ -89,7 +90,8 @@ def interpolate(base: PyTree, tuned: PyTree, weight: float | jax.Array) -> PyTre
     Raises:
       ValueError: if ``weight`` is outside [0, 1], or a leaf (which is named) differs in shape or
         dtype between the trees.
-      TypeError: if a leaf (which is named) is not of a float dtype.
+      TypeError: if a leaf (which is named) is not of a float dtype, or of one that jax would round:
+        float64 while 64 bits are off.
 
     Example:
       >>> import jax.numpy as jnp
@@ -146,3 +148,8 @@ def _check(path: KeyPath, base: Leaf, tuned: Leaf) -> None:
         )
     if not jnp.issubdtype(base.dtype, jnp.floating):
         raise TypeError(f"{path_name(path)}: weights to merge must be floats, not {base.dtype}")
+    if jax.dtypes.canonicalize_dtype(base.dtype) != base.dtype:
+        raise TypeError(
+            f"{path_name(path)}: jax rounds {base.dtype} to 32 bits; set jax_enable_x64, or give "
+            "float32"
+        )

@@ -174,3 +174,8 @@ def test_leaves_that_cannot_be_merged_are_named(merge: Callable[..., Any]) -> No
         merge({"x": {"y": jnp.ones(3)}}, {"x": {"y": jnp.ones(4)}})
     with pytest.raises(TypeError, match="x: weights to merge must be floats, not int32"):
         merge({"x": jnp.arange(3)}, {"x": jnp.arange(3)})
+    wide = {"x": np.zeros(3)}
+    with pytest.raises(TypeError, match="x: jax rounds float64 to 32 bits; set jax_enable_x64"):
+        merge(wide, wide)
+    with jax.enable_x64(True):
+        assert merge(wide, wide)["x"].dtype == np.float64
