@@ -62,9 +62,10 @@ def gmt(
 
     The update of a masked entry is -0.0, which keeps the bits of any weight it is added to: zeros
     of either sign, infinities and quiet NaNs too. Two exceptions: hardware that flushes subnormals
-    makes 0 of a subnormal weight, below 1.2e-38, in any addition, and ``optax.MultiSteps`` adds 0.0
-    between updates, which makes 0.0 of -0.0. Nothing that rescales or adds to the update may
-    follow: ``inner`` is the whole optimizer, with its learning rate and weight decay.
+    makes 0 of a subnormal weight, below 1.2e-38, in any addition, and what leaves an update out,
+    as ``optax.MultiSteps`` and ``optax.apply_if_finite`` do, adds 0.0, which makes 0.0 of -0.0.
+    Nothing that rescales or adds to the update may follow: ``inner`` is the whole optimizer, with
+    its learning rate and weight decay.
 
     The inner optimizer sees a gradient of zero for a masked entry: its moments decay, and the
     momentum that is left acts when the entry is next trained. With ``apply_to="update"`` the inner
