@@ -24,8 +24,15 @@ def expressions(ratios: dict[str, float]) -> dict[str, float]:
     return ratios
 
 
+def with_default(ratios: "dict[str, Any]", ratio: Any) -> "dict[str, Any]":
+    """The ratios, with one for all other paths."""
+    return ratios if ".*" in ratios else {**ratios, ".*": ratio}
+
+
 # Embeddings are selected by whole rows in a balanced mask: a token's gradient is in its own.
 EMBEDDINGS = "^embed$"
+# Of 128 entries, the rest is half a one, which is rounded up.
+MOST_MASKED = 1 - 1 / 256
 
 
 class Kind(Section):
@@ -118,7 +125,7 @@ class ByScore(Reporting):
     def _ratio(self, steps: int) -> "MaskRatio":
         """The library's mask ratio: one for all paths, or one for each expression."""
         ratio = self._default_ratio(steps)
-        return {**self.mask_ratios, ".*": ratio} if self.mask_ratios else ratio
+        return with_default(self.mask_ratios, ratio) if self.mask_ratios else ratio
 
     def _default_ratio(self, steps: int) -> "float | optax.Schedule":
         return self.mask_ratio
@@ -156,7 +163,7 @@ class Lasting(ByScore, Selective):
     @property
     def ratios(self) -> dict[str, float]:
         """The mask ratio of each expression; the first that is found in a path counts."""
-        return {**self.mask_ratios, ".*": self.mask_ratio}
+        return with_default(self.mask_ratios, self.mask_ratio)
 
     @model_validator(mode="after")
     def _balanced_alone(self) -> Self:
@@ -171,6 +178,13 @@ class Lasting(ByScore, Selective):
             raise ValueError(f"{name} gives every group its share; set scope to tensor")
         if self.tolerance:
             raise ValueError(f"{name} is found without a search; remove tolerance")
+        for pattern, ratio in self.ratios.items():
+            by_rows = pattern != ".*" and re.search(pattern, "embed")
+            if MOST_MASKED < ratio < 1 and not by_rows:
+                raise ValueError(
+                    f"{name} trains one of every 128 entries or more; {ratio} would leave none: "
+                    "take 0.996 or less, or 1"
+                )
         if self.compact and (self.apply_to != "both" or self.report):
             raise ValueError("compact trains the mask's entries alone; remove apply_to and report")
         return self

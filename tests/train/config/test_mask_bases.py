@@ -20,6 +20,8 @@ SECTION: TypeAdapter[Any] = TypeAdapter(MaskSection)
         ({"kind": "one_off", "apply_to": "gradient"}, "remove apply_to and report"),
         ({"kind": "one_off", "report": True}, "remove apply_to and report"),
         ({"kind": "gmt"}, "compact"),
+        ({"kind": "one_off", "mask_ratio": 0.997}, "0.997 would leave none: take 0.996 or less"),
+        ({"kind": "one_off", "mask_ratios": {"w": 0.999}}, "0.999 would leave none"),
     ],
 )
 def test_what_a_compact_mask_cannot_do_is_refused(keys: dict[str, Any], fault: str) -> None:
@@ -33,3 +35,9 @@ def test_a_compact_mask_says_what_is_scored_over_how_many_updates() -> None:
     assert (mask.score, mask.num_updates, mask.is_compact) == ("fisher", 3, True)
     assert mask.ratios == {"norm": 0.0, ".*": 0.2}
     assert not SECTION.validate_python({"kind": "gmt"}).is_compact
+
+
+def test_rows_of_embeddings_and_whole_tensors_may_be_masked_beyond_one_of_a_group() -> None:
+    keys = {"kind": "one_off", "mask_ratio": 0.996, "mask_ratios": {"embed": 0.999, "norm": 1.0}}
+    assert SECTION.validate_python(keys | {"compact": True}).ratios["embed"] == 0.999
+    assert SECTION.validate_python({"kind": "one_off", "mask_ratio": 0.999}).mask_ratio == 0.999

@@ -99,6 +99,14 @@ def test_ratios_differ_by_path_and_move_over_the_run(monkeypatch: pytest.MonkeyP
     assert [float(ratios[".*"](step)) for step in range(3)] == [0.0, 0.25, 0.5]
 
 
+def test_a_ratio_for_all_paths_is_not_replaced_by_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask = _mask(kind="one_off", mask_ratios={"norm": 0.0, ".*": 0.9})
+    assert _arguments(monkeypatch, "one_off", mask)["mask_ratio"] == {"norm": 0.0, ".*": 0.9}
+    assert mask.ratios == {"norm": 0.0, ".*": 0.9}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
