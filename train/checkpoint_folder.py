@@ -18,6 +18,7 @@ from . import manifest
 from .buckets import apart
 from .buckets.mirror import is_writer, mirror_of, shown
 from .distributed.processes import all_true, barrier, is_main_process, process_share
+from .distributed.rendezvous import vouching
 from .errors import UserError, warn
 from .files import flush_entries, flush_folder
 from .manifest import Advance, DamagedError, Verify
@@ -84,6 +85,10 @@ class CheckpointFolder:
         if own := apart.own_mirror(self.path):
             apart.commit(own, self.step(step), {**facts, "step": step})
             return
+        with vouching:
+            self._commit(step, facts)
+
+    def _commit(self, step: int, facts: Mapping[str, Any]) -> None:
         saving, mirror = self.saving(step), mirror_of(self.path)
         manifest.write_manifest(saving, {**facts, "step": step})
         flush_folder(saving)

@@ -96,6 +96,8 @@ def _abort(error: BaseException, peers: Peers | None) -> NoReturn:
         error, status = UserError(str(error) or "interrupted"), RESUME_STATUS
     if not isinstance(error, UserError):
         time.sleep(_GRACE)
+        if peers is not None:
+            peers.wait_if_aborting()
         traceback.print_exception(error)
         error = UserError(f"{type(error).__name__}, see above")
     if peers is not None:

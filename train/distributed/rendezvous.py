@@ -25,6 +25,9 @@ from .secret import VARIABLE, find_secret, is_proof, proof
 
 _GOODBYE = "goodbye"
 _COMPLETE = "all connected"
+# Held while process 0 vouches for what all have written: it needs none of the others for that.
+vouching = threading.Lock()
+_VOUCHING = 90.0  # Seconds that an exit waits for it; jax ends who has lost a process after 100.
 _RETRY_INTERVAL = 0.2  # Seconds between two attempts to reach process 0.
 
 
@@ -73,6 +76,11 @@ class Peers:
         self.broadcast(message)
         exit_now(error, status)
 
+    def wait_if_aborting(self) -> None:
+        """Does not return where another thread is about to end this process."""
+        if self._aborting.locked():
+            threading.Event().wait()
+
     def _watch(self) -> None:
         """Aborts when a peer dies or fails; runs until all have said goodbye."""
         with selectors.DefaultSelector() as selector:
@@ -95,6 +103,7 @@ def exit_now(error: UserError, status: int = 2) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:  # Whether that can be written or not.
+        vouching.acquire(timeout=_VOUCHING)
         os._exit(status)
 
 

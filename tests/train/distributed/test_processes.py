@@ -312,6 +312,39 @@ assert (folder / "late").exists()
 """
 
 
+# Process 1 is gone while process 0 vouches for what both have written.
+GONE = f"""{SCRIPT}
+import os
+from train import manifest
+from train.loop import Callback
+
+write_manifest, folder = manifest.write_manifest, Path(args.folder)
+
+def slow(*given):
+    (folder / "begun").touch()
+    time.sleep(6)
+    write_manifest(*given)
+
+def end(params, step):
+    while args.process_id == 1:
+        if (folder / "begun").exists():
+            os._exit(9)
+
+manifest.write_manifest = slow
+with process_group(spec, 300):
+    options |= {{"mesh": make_mesh(), "save_every": 2, "callbacks": [Callback(on_save=end)]}}
+    fit(w, loss, optax.sgd(0.1), lambda step: {{"x": np.ones((16, 1), np.float32)}}, 9, **options)
+"""
+
+
+def test_what_was_written_is_saved_though_a_process_is_gone(tmp_path: Path) -> None:
+    with _processes(str(tmp_path / "run"), program=("-c", GONE)) as started:
+        status, _, errors = _ended(started[0])
+    message = "gmt-train: error: process 1 is gone; see what it printed\n"
+    assert (status, errors) == (2, message)
+    assert (tmp_path / "run/checkpoints/2").is_dir()
+
+
 def test_no_process_ends_before_what_process_0_does_alone(tmp_path: Path) -> None:
     with _processes(str(tmp_path / "run"), program=("-c", LATE)) as started:
         for process in started:
