@@ -17,7 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..generate import BATCH_SIZE, Sampling, complete
 from ..hf.bounds import rendering
 from ..hf.evaluations import add_evaluation
@@ -122,7 +122,10 @@ class GmtTrainLM(TemplateLM):
         """Adds results of this model to the run's, if it is a run."""
         run, step = self._model.run, self._model.step
         if run is not None and step is not None:
-            add_evaluation(run.folder, step, results)
+            try:
+                add_evaluation(run.folder, step, results)
+            except UserError as error:  # What was computed for hours is shown.
+                warn(f"{error}; the results are not kept with the run")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: object

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..files import atomic_file
 
 Record = Mapping[str, Any]
 FILE = "evaluations.jsonl"  # In a run's folder, beside its other records.
@@ -32,26 +33,33 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """The evaluations of a run by its folder, in their order.
 
     Raises:
-      UserError: for a line that is not JSON's.
+      UserError: for a line that is no evaluation.
     """
     try:
-        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        lines = (folder / FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(
-            f"{folder / FILE}: has a line that is not JSON ({error}); remove it"
-        ) from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+            _ = records[-1]["step"], records[-1]["results"].items()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(
+                f"{folder / FILE}:{number}: is not an evaluation; remove the line"
+            ) from None
+    return records
 
 
 def add_evaluation(folder: Path, step: int, results: Mapping[str, Any]) -> None:
     """Appends lm-eval's results to a run's; its weights are those after `step` updates."""
     kept = ("results", "n-shot", "n-samples", "versions", "settings", "versions_of")
     record = {"step": step, **{key: results[key] for key in kept if key in results}}
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, default=str) + "\n")
+    file = folder / FILE
+    before = file.read_bytes() if file.is_file() else b""
+    with atomic_file(file) as new:  # Without the end of a line that an older version cut off.
+        line = json.dumps(record, default=str).encode() + b"\n"
+        new.write_bytes(before[: before.rfind(b"\n") + 1] + line)
 
 
 def newest_figures(records: Sequence[Record]) -> list[Figure]:

@@ -115,6 +115,16 @@ def test_the_results_of_a_run_are_kept_with_it(backend: GmtTrainLM, tmp_path: Pa
     backend.keep({"results": {}})  # A folder's are not.
 
 
+def test_results_that_cannot_be_kept_are_shown(
+    backend: GmtTrainLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evaluations.jsonl").mkdir()
+    model = copy(backend)
+    model._model = SimpleNamespace(run=SimpleNamespace(folder=tmp_path), step=7)
+    model.keep({"results": {}})
+    assert "the results are not kept with the run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

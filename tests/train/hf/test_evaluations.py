@@ -75,8 +75,13 @@ def test_the_hub_reads_the_metadata(write_config: Callable[..., Path], tmp_path:
     ]
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['{"ste', "[]", '{"step": 1}', "\xff"])
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     assert read_evaluations(tmp_path) == []
-    (tmp_path / "evaluations.jsonl").write_text('{"step": 1}\n{"ste')
-    with pytest.raises(UserError, match=r"evaluations\.jsonl: has a line that is not JSON"):
+    add_evaluation(tmp_path, 1, _results(0.1))
+    with (tmp_path / "evaluations.jsonl").open("ab") as file:
+        file.write(line.encode("latin-1"))
+    with pytest.raises(UserError, match=r"evaluations\.jsonl:2: is not an evaluation; remove"):
         read_evaluations(tmp_path)
+    add_evaluation(tmp_path, 2, _results(0.2))  # In place of a line that was cut off.
+    assert [record["step"] for record in read_evaluations(tmp_path)] == [1, 2]
