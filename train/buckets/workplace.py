@@ -93,7 +93,8 @@ def reading(place: str | Path) -> Iterator[str]:
     if not is_address(place):
         yield os.path.expanduser(place)
         return
-    if Store(str(place)).read(CONFIG) is None:
+    store = Store(str(place))  # What `fit` writes has checkpoints alone.
+    if store.read(CONFIG) is None and not store.objects("checkpoints"):
         yield str(place)
         return
     with scratch("readers") as top:

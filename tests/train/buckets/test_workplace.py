@@ -102,7 +102,9 @@ def test_a_bucket_that_cannot_be_reached_is_one_line_and_leaves_no_lease(
         pass
 
 
-def test_fit_goes_on_at_an_address(bucket: Any, tmp_path: Path) -> None:
+def test_fit_goes_on_at_an_address(
+    bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(steps: int, folder: str, **options: Any) -> Any:
         return fit(
             {"w": jnp.ones(4)},
@@ -122,6 +124,8 @@ def test_fit_goes_on_at_an_address(bucket: Any, tmp_path: Path) -> None:
     resumed = run(4, bucket.address, resume=True)
     np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
     assert [record["loss"] for record in resumed.records] == [r["loss"] for r in whole.records]
+    assert main(["verify", bucket.address]) == 0
+    assert capsys.readouterr().out.endswith("can be resumed from step 4\n")
     names = set(Store(bucket.address).objects())
     assert {"metrics.jsonl", "checkpoints/4/manifest.json"} <= names
     assert ".lease.json" not in names
