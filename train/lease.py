@@ -52,7 +52,8 @@ def take(folder: Path) -> bool:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Holds the lease of a folder if that exists; gives it back at the end, whoever took it."""
-    mine = folder.resolve() not in _held
+    folder = folder.resolve()  # It may be relative to a working folder that is changed meanwhile.
+    mine = folder not in _held
     if folder.is_dir():
         take(folder)
     try:

@@ -26,9 +26,10 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config_file = folder / "config.yaml"
-        self.metrics_file = folder / "metrics.jsonl"
-        self.samples_file = folder / "samples.jsonl"
-        self.tensors_file = folder / "tensors.jsonl"
+        top = folder.absolute()  # Where records go though a script changes its working folder.
+        self.metrics_file = top / "metrics.jsonl"
+        self.samples_file = top / "samples.jsonl"
+        self.tensors_file = top / "tensors.jsonl"
         self.data_file = folder / "data.json"  # The first start, and what was found then.
         self._clock: datetime | None = None
         self._existed = self.config_file.is_file()

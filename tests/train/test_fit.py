@@ -312,6 +312,19 @@ def test_a_folder_is_neither_written_over_nor_taken(tmp_path: Path) -> None:
         train(folder=tmp_path, resume=True)
 
 
+def test_a_script_may_change_its_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    move = Callback(on_start=lambda _: os.chdir(tmp_path / "elsewhere"))
+    train = partial(fit, start(), linear, SGD, batch_of, folder="run", log_every=1)
+    monkeypatch.chdir(tmp_path)
+    assert len(train(steps=2, callbacks=[move]).records) == 2
+    assert not list((tmp_path / "elsewhere").iterdir())
+    os.chdir(tmp_path)
+    assert len(train(steps=3, resume=True).records) == 3
+
+
 def test_a_last_save_that_cannot_begin_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
