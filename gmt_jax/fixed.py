@@ -11,9 +11,8 @@ from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.replication import mesh_of, replicate
 from gmt_jax.report import masked_fraction
-from gmt_jax.selection import LargestScores, Selector
+from gmt_jax.selection import LargestScores, Selector, check_mask
 from gmt_jax.selective import selective
-from gmt_jax.tree_paths import path_name
 from gmt_jax.types import Leaf, Mask, MaskRatio, PyTree, StackedAxes
 
 State = TypeVar("State")
@@ -172,18 +171,8 @@ def _whole(mask: Mask, like: PyTree) -> Mask:
 
 
 def _whole_leaf(path: KeyPath, mask: Leaf, like: Leaf) -> Leaf:
+    check_mask(path, mask, like)
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"a mask is a tree of bools, but {path_name(path)} is {mask.dtype}")
-    try:
-        fits = np.broadcast_shapes(mask.shape, like.shape) == tuple(like.shape)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"the mask of {path_name(path)} has shape {list(mask.shape)}, its parameter "
-            f"{list(like.shape)}"
-        )
     tracers = isinstance(like, jax.core.Tracer) or isinstance(mask, jax.core.Tracer)
     if isinstance(like, jax.Array) and not tracers:
         whole = mask if mask.shape == like.shape else np.broadcast_to(np.asarray(mask), like.shape)

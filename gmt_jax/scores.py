@@ -11,7 +11,7 @@ from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.float_bits import float32_or_wider
 from gmt_jax._threshold.replication import shard_axes, shard_index
-from gmt_jax.selection import GmtMaskState, LargestScores, Selector
+from gmt_jax.selection import GmtMaskState, LargestScores, Selector, check_mask
 from gmt_jax.tree_paths import as_key, path_key
 from gmt_jax.types import Key, Mask, PyTree
 
@@ -72,14 +72,14 @@ def score_selector(
             squares = jax.tree.map(lambda total, g: total + _square(g), squares, grads)
 
         def select_anew() -> tuple[Mask, GmtMaskState]:
-            if score == "fisher":
-                scores = squares
-            elif score == "random":
+            if score == "random":
                 scores = _random_scores(grads, key, 0 if every is None else since_warmup // every)
             else:
-                scores = _scores(score, grads, params)
+                scores = squares if score == "fisher" else _scores(score, grads, params)
             # A mask that lasts keeps exactly as many entries as it says.
-            return largest.select(scores, state.latest, break_ties=not every_update)
+            mask, latest = largest.select(scores, state.latest, break_ties=not every_update)
+            jax.tree_util.tree_map_with_path(check_mask, mask, grads)
+            return mask, latest
 
         def keep() -> tuple[Mask, GmtMaskState]:
             fraction = jnp.where(since_warmup < 0, 1, state.latest.masked_fraction)

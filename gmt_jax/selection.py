@@ -33,7 +33,7 @@ from gmt_jax.mask_ratio import (
     fraction_of,
     num_masked,
 )
-from gmt_jax.tree_paths import first_found, path_pattern
+from gmt_jax.tree_paths import first_found, path_name, path_pattern
 from gmt_jax.types import Leaf, Mask, MaskRatio, PyTree, StackedAxes
 
 State = TypeVar("State")
@@ -179,6 +179,22 @@ def _real(leaf: Leaf) -> jax.Array:
     """
     leaf = lax.stop_gradient(jnp.asarray(leaf))
     return lax.optimization_barrier(jnp.abs(leaf)) if jnp.iscomplexobj(leaf) else leaf
+
+
+def check_mask(path: KeyPath, mask: Leaf | bool, like: Leaf) -> None:
+    """Raises an error that names the leaf unless a mask is of bools and broadcasts to it."""
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"a mask is a tree of bools, but {path_name(path)} is {mask.dtype}")
+    try:
+        fits = np.broadcast_shapes(mask.shape, like.shape) == tuple(like.shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the mask of {path_name(path)} has shape {list(mask.shape)}, its parameter "
+            f"{list(like.shape)}"
+        )
 
 
 def apply_mask(update: jax.Array, mask: jax.Array, zero: float = 0.0) -> jax.Array:

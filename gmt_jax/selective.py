@@ -10,7 +10,7 @@ import optax
 
 from gmt_jax.report import masked_fraction, reported
 from gmt_jax.scores import ScoreFunction, score_selector
-from gmt_jax.selection import LargestScores, Selector, apply_mask, as_arrays
+from gmt_jax.selection import LargestScores, Selector, apply_mask, as_arrays, check_mask
 from gmt_jax.structured import refuse_constants
 from gmt_jax.types import Key, Mask, MaskRatio, MaskSchedule, PyTree, StackedAxes
 
@@ -211,8 +211,8 @@ def train_only(
       The optimizer, whose state is a ``SelectiveState``.
 
     Raises:
-      ValueError: if ``apply_to`` is unknown; and when first given the parameters, what ``schedule``
-        raises.
+      ValueError: if ``apply_to`` is unknown; when first given the parameters, what ``schedule``
+        raises; and at an update, if its mask does not fit the gradient.
 
     Example:
       >>> import jax.numpy as jnp
@@ -237,6 +237,7 @@ def train_only(
         del params
         mask = jax.tree.broadcast(schedule(grads)(state.count), grads)
         refuse_constants(mask, state.count)
+        jax.tree_util.tree_map_with_path(check_mask, mask, grads)
         fraction = masked_fraction(mask, grads)
         return mask, ScheduledState(jnp.asarray(optax.safe_increment(state.count)), fraction)
 

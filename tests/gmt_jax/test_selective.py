@@ -141,6 +141,33 @@ def test_parameters_that_a_schedule_refuses_are_refused_before_training() -> Non
         train_only(optax.sgd(1.0), schedule).init({"a": jnp.ones(2)})
 
 
+@pytest.mark.parametrize("report", [False, True])
+@pytest.mark.parametrize(
+    ("part", "fault", "message"),
+    [
+        (np.ones((2, 3), bool), ValueError, r"mask of a has shape \[2, 3\], its parameter \[3\]"),
+        (np.ones(2, bool), ValueError, r"mask of a has shape \[2\], its parameter \[3\]"),
+        (np.ones(3), TypeError, "a mask is a tree of bools, but a is float64"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused_by_name(
+    part: Any, fault: Any, message: str, report: bool
+) -> None:
+    """It would broadcast the update, and with it the weight, to its own shape."""
+    optimizer = train_only(optax.sgd(1.0), lambda params: lambda count: {"a": part}, report=report)
+    params = {"a": jnp.ones(3)}
+    for update in (optimizer.update, jax.jit(optimizer.update)):
+        with pytest.raises(fault, match=message):
+            update(params, optimizer.init(params), params)
+
+
+def test_a_score_of_another_shape_is_refused_by_name() -> None:
+    optimizer = by_score(optax.sgd(1.0), 0.5, score=lambda g, w, _: {"a": jnp.ones((2, 3))})
+    params = {"a": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"mask of a has shape \[2, 3\], its parameter \[3\]"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 def test_the_examples_run() -> None:
     with jax.numpy_dtype_promotion("standard"):  # for optax's AdamW
         result = doctest.testmod(gmt_jax.selective)
