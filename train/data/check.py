@@ -187,7 +187,7 @@ def _mark(example: Example, tokenizer: Any, max_length: int, console: Console) -
     for piece, has_loss in mark_loss(example, tokenizer, max_length):
         if not has_loss:
             text.append(piece, style="dim")
-        elif console.is_terminal and not console.no_color:
+        elif console.color_system and not console.no_color:  # A dumb terminal has none.
             text.append(piece, style="bold green")
         else:
             text.append(f"⟦{piece}⟧")

@@ -37,6 +37,8 @@ class Display:
     def __init__(self, steps: int, console: Console | None = None) -> None:
         self._steps = steps
         self._console = console or Console()
+        # A dumb terminal would show nothing until the end.
+        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._shown: dict[str, Any] = {}
         self._view = View()
         columns = (
@@ -58,7 +60,7 @@ class Display:
         for record in records:
             self._view.add(record)
         self._bar.update(self._task, completed=done)
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
 
     def stop(self) -> None:
@@ -74,7 +76,7 @@ class Display:
             return
         left = record.get("seconds_left")
         time_left = "" if left is None else f"{_clock(left)} left"
-        if not self._console.is_terminal:
+        if not self._is_live:
             line = f"step {record['step']}/{self._steps}  {_figures(record)}  {time_left}"
             print(line.rstrip(), flush=True)
             return

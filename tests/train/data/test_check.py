@@ -78,6 +78,9 @@ def test_what_is_learned_is_in_colour_on_a_terminal(
     out = capsys.readouterr().out
     assert "\x1b[1;32m0" in out
     assert "⟦" not in out
+    dumb = Console(force_terminal=True, color_system=None, width=80)
+    check(load_config(write_config()), dumb, num_shown=1)
+    assert "⟦0" in capsys.readouterr().out
 
 
 def test_every_fault_is_told(check: Check) -> None:

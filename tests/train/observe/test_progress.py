@@ -38,6 +38,15 @@ def test_plain_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_plain_lines_on_a_dumb_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with displaying(Console(force_terminal=True)) as display:
+        display.show({"step": 3, "eval_loss": 1.25})
+        assert capsys.readouterr().out == "step 3/10  eval loss 1.2500\n"
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_live_display_on_a_terminal(width: int) -> None:
     screen = io.StringIO()
