@@ -1,6 +1,7 @@
 """The command line: python -m train COMMAND, also installed as gmt-train."""
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -20,6 +21,8 @@ INSTALL_GGUF = 'pip install "gmt-jax[train,gguf]"'
 INSTALL_EVALUATE = 'pip install "gmt-jax[train,evaluate]"'
 # Packages that few commands need.
 INSTALLS = {"gguf": INSTALL_GGUF, "lm_eval": INSTALL_EVALUATE}
+# Where nothing can be written: what a command writes names its place, and packages do not.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # The extras' packages, by the names they are imported under.
 PACKAGES = {
     "datasets", "flax", "gguf", "grain", "huggingface_hub", "jinja2", "lm_eval", "orbax",
@@ -75,6 +78,10 @@ def _execute(args: argparse.Namespace) -> int:
         return RESUME_STATUS if resumable else 128 + stop.number
     except UserError as error:
         show(error)
+    except OSError as error:
+        if error.errno not in FULL and "usable temporary directory" not in str(error):
+            raise
+        show(UserError(f"{error}; make room there, or set TMPDIR for temporary files"))
     except RuntimeError as error:
         if "determine home directory" not in str(error):  # Of a package that has files there.
             raise

@@ -54,6 +54,13 @@ def _main_of(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
         (UserError("a.yaml: wrong;\n  correct it"), ["a.yaml: wrong; correct it"]),
         (DataError(["a:1: x", "b:2: y"]), ["a:1: x", "b:2: y"]),
         (
+            OSError(28, "No space left on device", "/t/a"),
+            [
+                "[Errno 28] No space left on device: '/t/a'; make room there, or set TMPDIR for "
+                "temporary files"
+            ],
+        ),
+        (
             RuntimeError("Could not determine home directory."),
             ["this user has no home folder; set HOME to a folder"],
         ),
@@ -78,7 +85,8 @@ def test_an_error_of_the_users_is_a_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "error", [ModuleNotFoundError(name="mine"), ValueError("a bug"), RuntimeError()]
+    "error",
+    [ModuleNotFoundError(name="mine"), ValueError("a bug"), RuntimeError(), OSError(5, "I/O")],
 )
 def test_an_error_of_ours_is_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(type(error)):
