@@ -101,6 +101,8 @@ def row_scores(scores: jax.Array) -> jax.Array:
 
 def read(choice: Choice, array: jax.Array) -> jax.Array | None:
     """The chosen entries of an array, float32; None if nothing is chosen."""
+    if jnp.iscomplexobj(array):
+        raise TypeError(f"values are float32, which has no room for {array.dtype}")
     if isinstance(choice, Slots):
         return read_slots(array, choice.positions)
     if isinstance(choice, Rows):

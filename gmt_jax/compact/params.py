@@ -88,6 +88,7 @@ def plan_forms(
     Raises:
       ValueError: if no pattern of `mask_ratio` is found in a path, or one is no regular expression,
         or if a fraction below 1 would leave no slot in a group.
+      TypeError: if an array of other numbers than floats has a fraction below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,6 +102,11 @@ def plan_forms(
 
     def form_of(path: Any, leaf: Any) -> Form:
         ratio = first_found("mask_ratio", ratios, path)
+        if ratio < 1 and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{path_name(path)} is {leaf.dtype}, and only floats are trained; give it a "
+                "mask_ratio of 1"
+            )
         if ratio == 0:
             return Form(Whole, 0.0)
         if not math.prod(leaf.shape):

@@ -51,6 +51,17 @@ def test_a_ratio_that_leaves_no_slot_is_refused_by_name() -> None:
         assert compact.plan_forms(weights, ratios, rows=rows)["embed"].kind is Rows
 
 
+def test_integers_and_complex_numbers_are_refused() -> None:
+    weights = {"step": jnp.arange(3), "w": jnp.ones(256, jnp.complex64)}
+    for ratio in (0.0, 0.5):
+        with pytest.raises(TypeError, match="step is int32, and only floats are trained"):
+            compact.plan_forms(weights, ratio)
+    forms = compact.plan_forms(weights, {"step": 1.0, ".*": 0.5})
+    chosen = compact.choose(forms, weights)
+    with pytest.raises(TypeError, match="values are float32, which has no room for complex64"):
+        compact.read(chosen, weights)
+
+
 @pytest.fixture(name="params")
 def _params() -> compact.CompactParams:
     weights = _tree()
