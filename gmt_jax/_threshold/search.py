@@ -87,7 +87,7 @@ class _Bracket(NamedTuple):
     Attributes:
       low, high: integers [R].
       below_low, below_high: the number of entries below low and below high, [R].
-      stalled: bool [R]: whether the latest pass left most of the entries in the bracket.
+      stalled: bool [R]: whether the latest pass left many more entries than even parts would have.
     """
 
     low: jax.Array
@@ -268,7 +268,9 @@ def _narrow(bracket: _Bracket, candidates: jax.Array, reading: RowsRead, ranks: 
     low = jnp.maximum(low, bracket.low + reading.smallest)
     high = jnp.minimum(high, bracket.low + reading.largest + 1)
     narrower = _Bracket(low, high, below_low, below_high, bracket.stalled)
-    stalled = as_float(narrower.entries) > as_float(bracket.entries) / 4
+    # Twice what even parts would have left: to divide evenly again must not look like a stall.
+    most = as_float(bracket.entries) * (2 / (len(candidates) + 1))
+    stalled = as_float(narrower.entries) > most
     return narrower._replace(stalled=stalled)
 
 

@@ -66,6 +66,22 @@ def test_fewer_passes_find_it_within_a_tolerance(name: str) -> None:
         assert passes <= 4
 
 
+@pytest.mark.parametrize("name", ["normal", "steep"])
+def test_few_passes_suffice_for_many_leaves_whose_thresholds_moved(name: str) -> None:
+    """With three candidates, even division leaves a quarter: it must not be taken for a stall."""
+    rng, size = np.random.default_rng(0), 1 << 16
+    draw = {"normal": rng.standard_normal, "steep": lambda n: np.exp(-3 * rng.exponential(size=n))}
+    leaves = [jnp.asarray(draw[name](size), jnp.float32) for _ in range(search.MANY_LEAVES)]
+    layout = TensorLayout(tuple(leaf.shape for leaf in leaves), ((),) * len(leaves))
+    dtypes = comparison_dtypes([leaf.dtype for leaf in leaves], layout)
+    m = 4 * size // 5
+    right = np.array([np.partition(np.abs(leaf), m)[m] for leaf in leaves])
+    ranks = uint64([m] * len(leaves))
+    found = find(leaves, dtypes, layout, ranks, jnp.asarray(1.5 * right), None)
+    np.testing.assert_array_equal(found.threshold, right)
+    assert int(found.passes) <= 11
+
+
 def test_tensors_that_are_too_small_for_a_tolerance_are_not_searched_on_for_it() -> None:
     rng = np.random.default_rng(3)
     shapes = ((100, 900), (N,))
