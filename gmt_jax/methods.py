@@ -66,8 +66,8 @@ def _listing(options: type, **defaults: Any) -> Callable[[Method], Method]:
         def with_defaults(*args: Any, **options: Any) -> Optimizer:
             return method(*args, **defaults | options)
 
-        *own, _ = inspect.signature(method).parameters.values()
-        with_defaults.__signature__ = inspect.Signature([*own, *listed])  # type: ignore[attr-defined]
+        *own, _ = (shown := inspect.signature(method)).parameters.values()
+        vars(with_defaults)["__signature__"] = shown.replace(parameters=[*own, *listed])
         return cast("Method", with_defaults)
 
     return decorate
