@@ -50,7 +50,7 @@ def randoms(params: Tree, grads: Tree) -> Any:
 
 
 def print_family(
-    title: str, params: Tree, grads: Tree, stacked_axes: dict[str, int | None], rounds: int
+    title: str, params: Tree, grads: list[Tree], stacked_axes: dict[str, int | None], rounds: int
 ) -> None:
     """One row for each method. Parameters and moments are kept for one method at a time."""
     print(f"\n{title}\n\n| AdamW under | ms | gmt, ms | of gmt | its scores alone, ms |")
@@ -64,7 +64,7 @@ def print_family(
             ),
         }
         if scores:
-            compared["scores"] = partial(jax.jit(scores), params, grads)
+            compared["scores"] = partial(jax.jit(scores), params, grads[0])
         ms = {key: 1e3 * seconds for key, seconds in timed(compared, rounds).items()}
         alone = f"{ms['scores']:,.0f}" if scores else ""
         print(

@@ -2,7 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,29 @@ Tree = dict[str, jax.Array]
 Method = Callable[[], Any]
 
 
-def adamw(tree: Tree, *first: optax.GradientTransformation) -> Method:
-    """An AdamW update after other transformations."""
-    return adamw_under(tree, optax.chain(*first, optax.adamw(1e-5)), tree)
+def adamw(gradients: Sequence[Tree], *first: optax.GradientTransformation) -> Method:
+    """An AdamW update after other transformations, of parameters like the gradients."""
+    return adamw_under(gradients[0], optax.chain(*first, optax.adamw(1e-5)), gradients)
 
 
-def adamw_under(params: Tree, optimizer: optax.GradientTransformation, grads: Tree) -> Method:
-    """An update with donated parameters and state, as in training."""
+def adamw_under(
+    params: Tree, optimizer: optax.GradientTransformation, gradients: Sequence[Tree]
+) -> Method:
+    """An update with donated parameters and state, as in training, with each gradient in turn."""
 
-    compiled = donating_update(optimizer)
+    compiled, turns = donating_update(optimizer), cycle(gradients)
     held = [jax.tree.map(jnp.copy, params), jax.jit(optimizer.init)(params)]
 
     def run() -> Any:
-        held[:] = compiled(*held, grads)
+        held[:] = compiled(*held, next(turns))
         return held
 
     return run
+
+
+def like_another_batch(gradient: Tree) -> Tree:
+    """Other entries of a tree of random numbers, as much larger as the next batch's often are."""
+    return {name: 1.15 * jnp.roll(g, 1, -1) for name, g in gradient.items()}
 
 
 def donating_update(optimizer: optax.GradientTransformation) -> Any:
@@ -65,7 +73,7 @@ def seconds_to_compile(tree: Any, *first: optax.GradientTransformation) -> float
 
 
 class Model:
-    """A model with its weights, and 2 x 256 tokens of the standard library's source."""
+    """A model with its weights, and two batches of 2 x 256 tokens of the standard library."""
 
     def __init__(self, folder: Path) -> None:
         self.config = load_model_config(folder)
@@ -75,29 +83,33 @@ class Model:
             zip(self.params, (stacked_axes(path) for path, _ in flat), strict=True)
         )
         ids = load_tokenizer(folder, None)(Path(argparse.__file__).read_text())["input_ids"]
-        rows = np.array(ids[: 2 * 257], np.int32).reshape(2, 257)
-        columns = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((2, 256))}
-        self.batch = {name: jnp.asarray(column) for name, column in columns.items()}
+        rows = np.array(ids[: 4 * 257], np.int32).reshape(2, 2, 257)
+        tokens, targets = jnp.asarray(rows[:, :, :-1]), jnp.asarray(rows[:, :, 1:])
+        weights = jnp.ones((2, 256))
+        self.batches = [
+            {"tokens": tokens[i], "targets": targets[i], "weights": weights} for i in range(2)
+        ]
 
-    def loss(self, params: Tree) -> jax.Array:
+    def loss(self, params: Tree, batch: Tree) -> jax.Array:
         """The loss in nats per token."""
         tree = jax.tree.unflatten(self.treedef, list(params.values()))
-        sums = Sft(self.config)(tree, self.batch)
+        sums = Sft(self.config)(tree, batch)
         return sums.loss / sums.weight
 
     def step(self, *first: optax.GradientTransformation) -> Method:
-        """A training step with AdamW."""
+        """A training step with AdamW, with each batch in turn."""
         optimizer = optax.chain(*first, optax.adamw(1e-5))
 
-        def update(params: Tree, state: Any) -> Any:
-            updates, state = optimizer.update(jax.grad(self.loss)(params), state, params)
+        def update(params: Tree, state: Any, batch: Tree) -> Any:
+            updates, state = optimizer.update(jax.grad(self.loss)(params, batch), state, params)
             return optax.apply_updates(params, updates), state
 
         compiled = jax.jit(update, donate_argnums=(0, 1))
         held = [jax.tree.map(jnp.copy, self.params), jax.jit(optimizer.init)(self.params)]
+        turns = cycle(self.batches)
 
         def run() -> Any:
-            held[:] = compiled(*held)
+            held[:] = compiled(*held, next(turns))
             return held
 
         return run
