@@ -117,7 +117,6 @@ class Checkpoints:
         parts = _by_name(state)
         # Waited for: a step beside it, with collectives of its own, can starve on CPUs.
         if infinite := name_infinite(are_finite(parts)):
-            self.settle()
             raise _not_finite(step, infinite, self.latest_step)
         facts = self._facts | {"arrays": describe_arrays(parts)}
         try:

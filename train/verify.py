@@ -36,7 +36,9 @@ def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
         raise UserError(f"{folder} is not a run: it has no config.yaml and no checkpoints")
     checkpoints, resumable = CheckpointFolder(run.checkpoints), True
     faults: dict[int, str | None] = {}
-    while not faults and (steps := checkpoints.steps):
+    seen: set[int] = set()  # A mirror goes on listing what the bucket no longer has.
+    while not faults and (steps := [step for step in checkpoints.steps if step not in seen]):
+        seen.update(steps)
         for step in steps:
             fault = checkpoints.fault(step)
             if fault is not None and checkpoints.is_gone(step):

@@ -66,3 +66,19 @@ def test_what_a_live_run_removes_meanwhile_is_not_damaged(
         (True, "checkpoint 6: whole"),
         (True, "can be resumed from step 6"),
     ]
+
+
+def test_a_mirror_of_checkpoints_that_are_all_gone_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists them still, when the bucket has none of them any more."""
+    asked: list[int] = []
+
+    def is_gone(_: CheckpointFolder, step: int) -> bool:
+        asked.append(step)
+        assert asked == [4], "again"
+        return True
+
+    monkeypatch.setattr(CheckpointFolder, "is_gone", is_gone)
+    (Run(tmp_path).checkpoints / "4").mkdir(parents=True)  # Without the manifest that it had.
+    assert list(verify_run(tmp_path)) == [(False, "cannot be resumed")]
