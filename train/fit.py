@@ -139,8 +139,8 @@ def fit(
         ``Measure()``; the report of a mask is then computed at these updates alone.
 
     Returns:
-      The trained parameters, and the optimizer's state. SIGINT or SIGTERM ends training after the
-      current update, which is saved.
+      The trained parameters, and the optimizer's state. SIGINT, SIGTERM or SIGHUP ends training
+      after the current update, which is saved.
 
     Raises:
       UserError: if the folder holds a run and ``resume`` is false, if shardings do not fit, if the

@@ -88,7 +88,7 @@ def train(
     before: Sequence[Record] = (),
     best: Best | None = None,
 ) -> TrainState:
-    """Updates the state until `cadence.steps`, or until SIGINT or SIGTERM asks to stop.
+    """Updates the state until `cadence.steps`, or until SIGINT, SIGTERM or SIGHUP asks to stop.
 
     The state that is returned is saved, if there are checkpoints. The loop waits for the device
     only where there is something to log, to evaluate or to save. Data is transferred between host

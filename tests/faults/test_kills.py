@@ -14,7 +14,7 @@ KINDS = ("padded", "packed", "bucketed", "streamed", "accumulated", "random mask
 RESUME_STATUS = 75
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_is_ended_goes_on_to_the_same_bits(
     seed: int,
     draw: random.Random,

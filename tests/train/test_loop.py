@@ -203,7 +203,7 @@ def test_a_finished_loop_does_nothing(tmp_path: Path) -> None:
     assert not run.metrics_file.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_after_the_update_and_saves(tmp_path: Path, number: int) -> None:
     handler = signal.getsignal(number)
     state, saves, _ = _run(tmp_path, at={5: lambda: os.kill(os.getpid(), number)})

@@ -1,7 +1,8 @@
-"""Stopping cleanly on SIGINT (Ctrl-C) or SIGTERM (a preempted machine), in every phase.
+"""Stopping cleanly on SIGINT (Ctrl-C), SIGTERM (a preempted machine) or SIGHUP (a lost terminal).
 
 The first signal ends a command at once where nothing is lost by that: while it loads, compiles or
-exports. The training loop finishes its update and saves. A second signal ends the process at once.
+exports. The training loop finishes its update and saves. A second signal ends the process at once,
+unless it is SIGHUP, which a terminal sends more than once, and nobody to insist.
 """
 
 import contextlib
@@ -10,7 +11,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -18,7 +20,8 @@ from typing import Any
 from ..errors import UserError, show
 
 RESUME_STATUS = 75  # The exit status of a run that was stopped and can be resumed.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_INSISTING = (signal.SIGINT, signal.SIGTERM)  # Those that end the process when they come second.
 # Seconds in which Python must have noticed a signal. It does not while it waits for a compiler.
 _PATIENCE = 3.0
 
@@ -44,19 +47,22 @@ class _Watch:
         self._thread.start()
 
     def _wait(self) -> None:
-        number = self._next(None)
-        if number and (self._next(_PATIENCE) or not (self.handled.is_set() or self.deferred)):
+        number = self._next(None, _SIGNALS)
+        second = number and self._next(_PATIENCE, _INSISTING)
+        if number and (second or not (self.handled.is_set() or self.deferred)):
             self._end(number)
-        if number and self._next(None):  # The second one, while Python waits for a long call.
+        if number and self._next(None, _INSISTING):  # While Python waits for a long call.
             self._end(number)
 
-    def _next(self, seconds: float | None) -> int:
-        """The next signal of ours; 0 after so many seconds, or if the watch is closed."""
-        self._ours.settimeout(seconds)
+    def _next(self, seconds: float | None, signals: Iterable[int]) -> int:
+        """The next of these signals; 0 after so many seconds, or if the watch is closed."""
+        end = None if seconds is None else time.monotonic() + seconds
         with contextlib.suppress(OSError):
-            while number := self._ours.recv(1):
-                if number[0] in _SIGNALS:
-                    return number[0]
+            while True:
+                self._ours.settimeout(None if end is None else max(end - time.monotonic(), 1e-3))
+                number = self._ours.recv(1)
+                if not number or number[0] in signals:
+                    return number[0] if number else 0
         return 0
 
     def _end(self, number: int) -> None:
@@ -99,23 +105,35 @@ def stop_on_signals() -> Iterator[None]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if watch.handled.is_set() and number not in _INSISTING:
+            return  # The training loop has stopped, and what it saved is perhaps being uploaded.
         watch.handled.set()
-        for handled in _SIGNALS:
-            signal.signal(handled, signal.SIG_DFL)
+        _let_the_second_end(replaced)
         raise StoppedError(number)
 
-    previous = {n: signal.getsignal(n) for n in _SIGNALS}
+    replaced = _handlers(_SIGNALS)
     watch = _watch = _Watch()
     try:
-        for number, handler in previous.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, handle)
+        for number in replaced:
+            signal.signal(number, handle)
         yield
     finally:
         _watch = None
         watch.close()
-        for number, handler in previous.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+def _handlers(signals: Iterable[int]) -> dict[int, Any]:
+    """The handlers of signals that are not ignored, which are to be replaced and put back."""
+    handlers = {number: signal.getsignal(number) for number in signals}
+    return {number: h for number, h in handlers.items() if h is not signal.SIG_IGN}
+
+
+def _let_the_second_end(signals: Iterable[int]) -> None:
+    """Leaves the next of these signals to the system, which ends the process; but see SIGHUP."""
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL if number in _INSISTING else signal.SIG_IGN)
 
 
 class Guard:
@@ -156,31 +174,29 @@ class Guard:
 def preemption_guard() -> Iterator[Guard]:
     """Yields a guard that is to be called after every step.
 
-    It returns True once SIGINT or SIGTERM has come, in every process after the same step even if
-    only one of them got the signal. A second signal ends the program at once.
+    It returns True once a signal has come, in every process after the same step even if only one
+    of them got it. A second one ends the program at once, but for SIGHUP.
     """
     import jax
 
     distributed = jax.process_count() > 1
     guard = Guard(distributed)
     # With several processes jax itself handles SIGTERM and passes it on to the others.
-    signals = _SIGNALS[:1] if distributed else _SIGNALS
+    signals = [n for n in _SIGNALS if not (distributed and n == signal.SIGTERM)]
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if _watch is not None:
-            _watch.handled.set()
         if not guard.deferring and callable(previous[number]):
             previous[number](number, frame)
+        if _watch is not None:
+            _watch.handled.set()
         guard.signalled = True
-        for handled in signals:
-            signal.signal(handled, signal.SIG_DFL)
+        _let_the_second_end(previous)
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)
 
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in signals}
-        previous |= {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
+        previous = _handlers(signals)
         for number in previous:
             signal.signal(number, handle)
     guard.defer(True)
