@@ -12,7 +12,7 @@ from gmt_jax import compact
 from gmt_jax.scores import Score, score_selector
 from gmt_jax.selection import GmtMaskState
 from gmt_jax.selective import selective
-from gmt_jax.types import Mask, MaskRatio, PyTree, StackedAxes
+from gmt_jax.types import Mask, MaskRatio, PyTree, StackedAxes, is_number
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BalancedScores:
     def __post_init__(self) -> None:
         ratios = self.mask_ratio
         values = ratios.values() if isinstance(ratios, Mapping) else [ratios]
-        if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in values):
+        if not all(is_number(value) and 0 <= value <= 1 for value in values):
             raise ValueError(
                 "a balanced mask has the same number of entries in every group: mask_ratio is one "
                 f"number in [0, 1], or one for each expression; got {ratios!r}"

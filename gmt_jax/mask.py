@@ -45,11 +45,11 @@ def gmt_mask(
       mask_ratio: the fraction that is MASKED (not the fraction that is kept), in [0, 1].
         A number is read as the decimal that it prints as: 0.29 of 100 is 29. A schedule is called
         with the number of updates done. An array may be traced, as ``optax.inject_hyperparams``
-        makes it; it is clipped to [0, 1] and read as the shortest decimal that its dtype rounds to
-        it, of at most seven places. With bfloat16 parameters ``optax.inject_hyperparams`` makes
-        bfloat16 of it, which has no 0.995 but only 0.996: give it
-        ``hyperparam_dtype=jnp.float32``. A mapping gives different ratios by
-        path: of its keys, regular expressions, the first that is found in the path of a leaf
+        makes it; it is clipped to [0, 1] (NaN, which cannot be refused there, masks nothing) and
+        read as the shortest decimal that its dtype rounds to it, of at most seven places. With
+        bfloat16 parameters ``optax.inject_hyperparams`` makes bfloat16 of it, which has no 0.995
+        but only 0.996: give it ``hyperparam_dtype=jnp.float32``. A mapping gives different ratios
+        by path: of its keys, regular expressions, the first that is found in the path of a leaf
         applies: ``{"embed|norm": 0.0, "attention": 0.5, ".*": 0.2}``.
       scope: ``"tensor"``: each tensor has its own threshold. ``"global"``: the whole tree has one
         threshold, with :math:`n` and :math:`m` counted over all entries together, in any dtypes.

@@ -1,6 +1,5 @@
 """How many entries of each tensor are masked, from ratios, their paths and the stacked axes."""
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,7 +12,7 @@ from jax.typing import ArrayLike
 
 from gmt_jax._threshold.uint64 import Array, UInt64, add, uint64
 from gmt_jax.tree_paths import expression, first_found, path_name, without_box
-from gmt_jax.types import Leaf, MaskRatio, Ratio, StackedAxes
+from gmt_jax.types import Leaf, MaskRatio, Ratio, StackedAxes, is_integer, is_number
 
 # The decimal places of a traced fraction: 10**7 is exact in float32.
 PLACES = 7
@@ -32,13 +31,13 @@ def check_mask_ratio(mask_ratio: MaskRatio) -> None:
 def check_fraction(meaning: str, value: object) -> None:
     """Raises ValueError if `value` is not a number in [0, 1].
 
-    Of an array only the shape is checked, because its value may be traced.
+    Of jax's arrays only the shape is checked, because their values may be traced.
     """
-    if isinstance(value, (jax.Array, np.ndarray)):
+    if isinstance(value, jax.Array):
         valid = value.ndim == 0
     else:
-        valid = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
-        valid = valid and not isinstance(value, bool)
+        number = value[()] if isinstance(value, np.ndarray) else value
+        valid = is_number(number) and not isinstance(number, bool) and 0 <= float(number) <= 1
     if not valid:
         raise ValueError(f"{meaning}, one number in [0, 1]; got {value!r}")
 
@@ -75,11 +74,12 @@ def fraction_of(fraction: ArrayLike, sizes: Sequence[int]) -> UInt64:
 def _array_fraction_of(fraction: jax.Array, sizes: Sequence[int]) -> UInt64:
     """⌊fraction · size⌋ for each size, in integers, with a traced fraction read as a decimal.
 
-    The fraction is clipped to [0, 1] and read as the shortest decimal that its dtype rounds to it:
-    a float32 0.29 is 0.29, and a bfloat16 0.99609375 is 0.996.
+    The fraction is clipped to [0, 1], NaN to 0, and read as the shortest decimal that its dtype
+    rounds to it: a float32 0.29 is 0.29, and a bfloat16 0.99609375 is 0.996.
     """
     scale = 10**PLACES
-    units = _decimal_units(jnp.clip(fraction.astype(jnp.float32), 0, 1), fraction.dtype)
+    known = jnp.nan_to_num(fraction.astype(jnp.float32))
+    units = _decimal_units(jnp.clip(known, 0, 1), fraction.dtype)
     # Long multiplication and division at once, seven bits of the sizes at a time: the remainder
     # is below 10**7 < 2**24, so that every intermediate fits 32 bits.
     quotient = UInt64(*(jnp.zeros(len(sizes), jnp.uint32) for _ in range(2)))
@@ -137,7 +137,7 @@ def axes_of(stacked_axes: StackedAxes, path: KeyPath, leaf: Leaf) -> tuple[int, 
 
 
 def _is_axis(axis: object) -> bool:
-    return isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
+    return is_integer(axis) and not isinstance(axis, bool)
 
 
 def _is_axes(node: object) -> bool:

@@ -1,6 +1,5 @@
 """Merges of base and tuned weights after training: drop and rescale, or interpolate."""
 
-import numbers
 from collections.abc import Callable
 
 import jax
@@ -11,7 +10,7 @@ from jax.tree_util import KeyPath
 
 from gmt_jax._threshold.float_bits import float32_or_wider
 from gmt_jax.tree_paths import as_key, path_key, path_name
-from gmt_jax.types import Key, Leaf, PyTree
+from gmt_jax.types import Key, Leaf, PyTree, is_number
 
 
 def dare(base: PyTree, tuned: PyTree, drop_rate: float | jax.Array, key: Key) -> PyTree:
@@ -134,10 +133,11 @@ def _moved(base: jax.Array, tuned: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _is_number(number: object, valid: Callable[[float], bool]) -> bool:
-    """Whether this is one valid number. The value of an array is not checked: it may be traced."""
-    if isinstance(number, (jax.Array, np.ndarray)):
+    """Whether this is one valid number; of jax's arrays, which may be traced, one number at all."""
+    if isinstance(number, jax.Array):
         return number.ndim == 0
-    return isinstance(number, numbers.Real) and valid(float(number))
+    number = number[()] if isinstance(number, np.ndarray) else number
+    return is_number(number) and valid(float(number))
 
 
 def _check(path: KeyPath, base: Leaf, tuned: Leaf) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gmt_jax.tree_paths import expression, path_name
-from gmt_jax.types import Mask
+from gmt_jax.types import Mask, is_integer
 
 # A parameter below its module, and the box in which haliax or Flax holds its array.
 _PARAM = "(?:/(?:weight|kernel|bias|scale|embedding|w|b))?(?:/(?:0|value))?"
@@ -134,7 +134,7 @@ def read_model(
         named), or if there are no layers, or parameters disagree on their number, or if
         `layer_axis` is no integer.
     """
-    if not isinstance(layer_axis, int):
+    if not is_integer(layer_axis):
         raise ValueError(
             f"layer_axis is the axis of stacked layers, an integer; got {layer_axis!r} (under "
             "optax.inject_hyperparams, name it in static_args)"

@@ -13,7 +13,7 @@ from gmt_jax._threshold.float_bits import float32_or_wider
 from gmt_jax._threshold.replication import shard_axes, shard_index
 from gmt_jax.selection import GmtMaskState, LargestScores, Selector, check_mask
 from gmt_jax.tree_paths import as_key, path_key
-from gmt_jax.types import Key, Mask, PyTree
+from gmt_jax.types import Key, Mask, PyTree, is_integer
 
 # The name of a score, or a function of the gradient and the parameters that returns the scores.
 Score: TypeAlias = str | Callable[[optax.Updates, optax.Params | None], PyTree]
@@ -46,7 +46,7 @@ def score_selector(
     The arguments are those of `by_score`; a function that is the score has two arguments here, the
     gradient and the parameters.
     """
-    _check_options(score, every, warmup)
+    every, warmup = _checked(score, every, warmup)
     every_update = every == 1 and warmup == 0
     if every_update and score == "fisher":
         score = "gradient"  # The squares of a single gradient are ordered as the gradient is.
@@ -111,20 +111,22 @@ def _is_due(since_warmup: jax.Array, every: int | None) -> jax.Array:
     return (since_warmup >= 0) & (since_warmup % every == 0)
 
 
-def _check_options(score: Score, every: int | None, warmup: int) -> None:
+def _checked(score: Score, every: int | None, warmup: int) -> tuple[int | None, int]:
+    """`every` and `warmup` as integers of Python."""
     if not callable(score) and score not in SCORES:
         raise ValueError(f"score is one of {', '.join(SCORES)} or a function; got {score!r}")
-    if every is not None:
-        _check_updates("every", every, 1)
-    _check_updates("warmup", warmup, 0)
+    every = None if every is None else _num_updates("every", every, 1)
+    return every, _num_updates("warmup", warmup, 0)
 
 
-def _check_updates(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+def _num_updates(name: str, value: object, least: int) -> int:
+    """The integer that an option is; ValueError if it is none, or too small."""
+    if not is_integer(value) or value < least:
         raise ValueError(
             f"{name} is a number of updates, an integer of at least {least}; got {value!r} (under "
             "optax.inject_hyperparams, name it in static_args)"
         )
+    return int(value)
 
 
 def _scores(score: Score, grads: optax.Updates, params: optax.Params | None) -> PyTree:

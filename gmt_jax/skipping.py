@@ -16,7 +16,7 @@ from gmt_jax.mask_ratio import axes_of, check_fraction
 from gmt_jax.momentum import first_moment
 from gmt_jax.selection import apply_mask, as_arrays
 from gmt_jax.tree_paths import as_key, expression, first_found, path_key
-from gmt_jax.types import Key, PyTree, StackedAxes
+from gmt_jax.types import Key, PyTree, StackedAxes, is_number
 
 Inner: TypeAlias = optax.GradientTransformation
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
@@ -69,7 +69,8 @@ def skip_update(
         of a leaf: they are the same on every sharding and after a restart.
       skip_ratio: the probability, in [0, 1), with which a tensor is left out; one for all, or by
         path: of a mapping's keys, regular expressions, the first that is found in a leaf's path
-        applies. It may be an array, as from ``optax.inject_hyperparams``.
+        applies. It may be an array, as from ``optax.inject_hyperparams``, whose value is not
+        checked: NaN leaves every tensor out.
       stacked_axes: the axes of a leaf that index separate tensors, as in ``gmt_mask``.
 
     Returns:
@@ -159,7 +160,7 @@ def magma(
       <https://arxiv.org/abs/2602.15322>`_, 2026, algorithm 1.
     """
     _check_skip_ratio(skip_ratio)
-    if isinstance(temperature, (int, float)) and temperature <= 0:
+    if is_number(temperature) and not temperature > 0:
         raise ValueError(f"temperature is a positive number; got {temperature!r}")
     return _skipping(inner, key, skip_ratio, stacked_axes, temperature)
 
@@ -269,6 +270,6 @@ def _check_skip_ratio(skip_ratio: SkipRatio) -> None:
 
 
 def _ratio_of(skip_ratio: SkipRatio, path: KeyPath) -> float | jax.Array:
-    if not isinstance(skip_ratio, Mapping):
-        return skip_ratio
-    return first_found("skip_ratio", skip_ratio, path)
+    by_pattern = skip_ratio if isinstance(skip_ratio, Mapping) else {"": skip_ratio}
+    ratio = first_found("skip_ratio", by_pattern, path)
+    return float(ratio) if _is_known(ratio) else ratio

@@ -14,7 +14,7 @@ import optax
 
 from gmt_jax.param_roles import ROLES, read_model
 from gmt_jax.tree_paths import as_key, path_name
-from gmt_jax.types import Key, Mask, MaskSchedule
+from gmt_jax.types import Key, Mask, MaskSchedule, is_number
 
 
 def hft_schedule(
@@ -126,7 +126,7 @@ def lisa_schedule(
     """
     _check_positive(every=every, num_layers=num_layers)
     model = read_model(params, roles, layer_axis)
-    if isinstance(num_layers, int) and num_layers > model.num_layers:
+    if is_number(num_layers) and num_layers > model.num_layers:
         raise ValueError(f"cannot train {num_layers} of {model.num_layers} layers")
 
     def schedule(count: jax.Array | int) -> Mask:
@@ -181,5 +181,5 @@ def _lowest(drawn: jax.Array, most: jax.Array | int) -> jax.Array:
 
 def _check_positive(**numbers: object) -> None:
     for name, number in numbers.items():
-        if isinstance(number, (int, float)) and number < 1:
+        if is_number(number) and not number >= 1:
             raise ValueError(f"{name} must be at least 1, got {number}")

@@ -64,10 +64,13 @@ def without_box(path: KeyPath) -> KeyPath:
 
 
 def as_key(key: Key) -> jax.Array:
-    """The key itself, or `jax.random.key(n)` for an integer n, which may be traced."""
+    """The key itself, or `jax.random.key(n)` for an integer n, which may be traced.
+
+    It may have the old form, as from `jax.random.PRNGKey`.
+    """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
-    return jax.random.key(key)
+    return jax.random.wrap_key_data(jnp.asarray(key)) if jnp.ndim(key) else jax.random.key(key)
 
 
 def _name(path: KeyPath) -> str:

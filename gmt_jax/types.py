@@ -1,7 +1,8 @@
 """Names for the types that the library's functions take and return."""
 
+import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import numpy as np
@@ -25,3 +26,13 @@ MaskRatio: TypeAlias = Ratio | Mapping[str, Ratio]
 # The axis that indexes tensors, a tuple of them, or None: for all leaves, as a function of a leaf's
 # path, or as a tree prefix.
 StackedAxes: TypeAlias = int | tuple[int, ...] | Callable[[KeyPath], Any] | PyTree | None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether this is a real number of Python or NumPy; an array is none, as it may be traced."""
+    return isinstance(value, numbers.Real)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether this is an integer of Python or NumPy."""
+    return isinstance(value, numbers.Integral)

@@ -18,7 +18,7 @@ from gmt_jax.compact import choices
 from gmt_jax.compact.choices import Choice, Frozen, Rows, Slots, Whole, is_choice
 from gmt_jax.compact.slots import EMPTY, GROUP, num_groups, slots_per_group
 from gmt_jax.tree_paths import expression, first_found, path_name
-from gmt_jax.types import Mask, PyTree
+from gmt_jax.types import Mask, PyTree, is_number
 
 
 class Node:
@@ -86,8 +86,8 @@ def plan_forms(
       A tree of `Form`.
 
     Raises:
-      ValueError: if no pattern of `mask_ratio` is found in a path, or one is no regular expression,
-        or if a fraction below 1 would leave no slot in a group.
+      ValueError: if a fraction is no number in [0, 1], or one below 1 would leave no slot in a
+        group; if no pattern of `mask_ratio` is found in a path, or one is no regular expression.
       TypeError: if an array of other numbers than floats has a fraction below 1.
 
     Example:
@@ -99,6 +99,12 @@ def plan_forms(
       {'embed': 'Rows', 'norm': 'Whole'}
     """
     ratios = mask_ratio if isinstance(mask_ratio, Mapping) else {"": mask_ratio}
+    for ratio in ratios.values():
+        if not (is_number(ratio) and 0 <= ratio <= 1):
+            raise ValueError(
+                "mask_ratio is the fraction that is not trained, one number in [0, 1]; "
+                f"got {ratio!r}"
+            )
 
     def form_of(path: Any, leaf: Any) -> Form:
         ratio = first_found("mask_ratio", ratios, path)

@@ -1,6 +1,7 @@
 """The balanced mask over whole weights."""
 
 import doctest
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,6 +41,14 @@ def test_it_trains_what_compact_would_and_only_that(score: Any) -> None:
     for name in params:
         np.testing.assert_array_equal(np.asarray(updates[name]) != 0, mask[name])
     assert optax.tree.get(state, "masked_fraction") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ratio", [np.float32(0.75), Fraction(3, 4), 1, np.int64(1)])
+def test_a_ratio_may_be_a_number_of_any_type(ratio: Any) -> None:
+    params = jnp.zeros(128)
+    optimizer = balanced(optax.sgd(1.0), ratio)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    assert optax.tree.get(state, "masked_fraction") == float(ratio)
 
 
 def test_a_schedule_is_refused() -> None:

@@ -56,7 +56,7 @@ def test_any_kind_of_number_is_read_as_the_decimal_it_was_written_as(n: int) -> 
             assert integers(fraction_of(number, [n])) == expected
 
 
-@pytest.mark.parametrize("ratio", [-0.5, 1.5, float("inf")])
+@pytest.mark.parametrize("ratio", [-0.5, 1.5, float("inf"), float("nan")])
 def test_an_array_out_of_range_is_clipped(ratio: float) -> None:
     assert integers(fraction_of(jnp.float32(ratio), [10])) == [10 if ratio > 0 else 0]
 
@@ -92,15 +92,18 @@ def test_a_schedule_is_called_with_the_updates_done_and_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "ratio", [-0.1, 1.1, float("nan"), float("inf"), True, "0.5", np.ones(2), {"a": 1.5}], ids=repr
+    "ratio",
+    [-0.1, 1.1, float("nan"), float("inf"), True, "0.5", np.ones(2), np.array(1.1), {"a": 1.5}],
+    ids=repr,
 )
 def test_a_ratio_that_is_no_fraction_is_refused(ratio: Any) -> None:
     with pytest.raises(ValueError, match=r"mask_ratio is the fraction .* one number in"):
         check_mask_ratio(ratio)
 
 
-def test_the_value_of_an_array_is_not_checked() -> None:
+def test_the_value_of_an_array_is_checked_unless_it_may_be_traced() -> None:
     check_fraction("x", jnp.float32(2))
+    check_fraction("x", np.array(0.5))
 
 
 def axes(

@@ -154,7 +154,7 @@ def test_a_traced_rate_and_weight_serve_all_values_with_one_program() -> None:
     assert dropped._cache_size() == between._cache_size() == 1
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 1.5, float("nan"), "0.5", None])
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.0, np.array(1.5), float("nan"), "0.5", None])
 def test_a_rate_that_is_not_one_is_refused(rate: Any) -> None:
     with pytest.raises(ValueError, match=r"drop_rate is the share of changes to drop"):
         dare({}, {}, rate, KEY)

@@ -218,7 +218,7 @@ def test_what_has_no_one_role_is_refused(path: str) -> None:
 def test_another_layer_axis_than_that_of_the_tree_is_refused() -> None:
     tree = theirs("maxtext")
     tree["params/decoder/layers/mlp/wo/kernel"] = jax.ShapeDtypeStruct((5, NUM_LAYERS, 2), "f4")
-    assert read_model(tree, layer_axis=1).num_layers == NUM_LAYERS
+    assert read_model(tree, layer_axis=np.int64(1)).num_layers == NUM_LAYERS
     message = r"found 2 and 5 layers along axis 0 \(layer_axis is the axis of stacked layers\)"
     with pytest.raises(ValueError, match=message):
         read_model(tree)

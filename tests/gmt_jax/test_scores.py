@@ -35,7 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
         lambda run, step, w: run.largest(run.gradient(step)),
     ),
     "gradient, for three updates": (
-        {"score": "gradient", "every": 3},
+        {"score": "gradient", "every": np.int64(3), "warmup": np.int32(0)},
         lambda run, step, w: run.largest(run.gradient(step // 3 * 3)),
     ),
     "gradient, for good after a warm-up": (

@@ -153,8 +153,9 @@ def test_a_ratio_that_skips_everything_or_is_none_is_refused(ratio: Any) -> None
 def test_a_path_without_a_ratio_and_a_temperature_of_zero_are_refused() -> None:
     with pytest.raises(ValueError, match="no pattern of skip_ratio is found in b"):
         magma(optax.sgd(1.0), 0, {"a": 0.5}).init({"b": jnp.ones(2)})
-    with pytest.raises(ValueError, match="temperature is a positive number"):
-        magma(optax.sgd(1.0), 0, temperature=0)
+    for temperature in (0, np.float32(-1), float("nan")):
+        with pytest.raises(ValueError, match="temperature is a positive number"):
+            magma(optax.sgd(1.0), 0, temperature=temperature)
 
 
 def test_the_examples_run() -> None:

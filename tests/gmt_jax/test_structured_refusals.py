@@ -4,6 +4,7 @@ import doctest
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -38,9 +39,11 @@ def test_an_unknown_model_is_refused_before_it_is_trained(name: str) -> None:
     ("bad", "message"),
     [
         (lambda: hft_schedule(LAYERS, 0, every=0), "every must be at least 1, got 0"),
+        (lambda: hft_schedule(LAYERS, 0, every=np.int64(0)), "every must be at least 1, got 0"),
         (lambda: lisa_schedule(LAYERS, 1, 0, every=-1), "every must be at least 1, got -1"),
         (lambda: lisa_schedule(LAYERS, 0, 0, every=1), "num_layers must be at least 1, got 0"),
         (lambda: lisa_schedule(LAYERS, 9, 0, every=1), "cannot train 9 of 8 layers"),
+        (lambda: lisa_schedule(LAYERS, np.int64(9), 0, every=1), "cannot train 9 of 8 layers"),
     ],
 )
 def test_impossible_numbers_are_refused(bad: Any, message: str) -> None:

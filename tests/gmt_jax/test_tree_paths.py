@@ -33,7 +33,9 @@ def test_the_key_of_a_leaf_depends_on_its_path_alone() -> None:
     assert len({int(jax.random.bits(path_key(path, key))) for path in among}) == 3
 
 
-@pytest.mark.parametrize("key", [3, np.int32(3), jnp.int32(3), jax.random.key(3)], ids=repr)
+@pytest.mark.parametrize(
+    "key", [3, np.int32(3), jnp.int32(3), jax.random.key(3), jax.random.PRNGKey(3)], ids=repr
+)
 def test_an_integer_is_the_key_of_that_seed(key: object) -> None:
     assert as_key(key) == jax.random.key(3)  # type: ignore[arg-type]
 

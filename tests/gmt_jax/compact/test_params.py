@@ -51,6 +51,12 @@ def test_a_ratio_that_leaves_no_slot_is_refused_by_name() -> None:
         assert compact.plan_forms(weights, ratios, rows=rows)["embed"].kind is Rows
 
 
+@pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan"), jnp.float32(0.5)])
+def test_a_ratio_that_is_no_fraction_is_refused(ratio: Any) -> None:
+    with pytest.raises(ValueError, match="mask_ratio is the fraction that is not trained, one"):
+        compact.plan_forms(_tree(), {"layers": ratio, ".*": 0.5})
+
+
 def test_integers_and_complex_numbers_are_refused() -> None:
     weights = {"step": jnp.arange(3), "w": jnp.ones(256, jnp.complex64)}
     for ratio in (0.0, 0.5):
