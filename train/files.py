@@ -136,7 +136,7 @@ def check_destination(path: Path, replaceable: Collection[str] = ()) -> None:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise DestinationExistsError(
             f"{path} is not empty: it holds {', '.join(others[:3])}{more}; "
-            "choose another folder with --out, or remove it"
+            "choose another folder, or remove it"
         )
 
 
@@ -172,12 +172,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _check_is_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
-        raise DestinationExistsError(f"{path} is a file; choose another folder with --out")
+        raise DestinationExistsError(f"{path} is a file; choose another folder, or remove it")
 
 
 def _check_is_file(path: Path) -> None:
     if path.exists() and not path.is_file():  # A device would be replaced by a file.
-        raise DestinationExistsError(f"{path} is no regular file; choose another with --out")
+        raise DestinationExistsError(f"{path} is no regular file; choose another path")
 
 
 def _names(destination: Path) -> tuple[Path, Path]:

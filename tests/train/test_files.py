@@ -165,7 +165,7 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
 def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path, replace: bool) -> None:
     (tmp_path / "out").write_text("a file")
     with (
-        pytest.raises(DestinationExistsError, match="out is a file"),
+        pytest.raises(DestinationExistsError, match="out is a file; choose another folder, or rem"),
         atomic_folder(tmp_path / "out", replace=replace),
     ):
         pytest.fail("the body must not run")
@@ -233,7 +233,7 @@ def test_a_parent_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_a_folder_and_a_device_are_no_files_to_replace(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     for out in (tmp_path, pipe):
-        with pytest.raises(DestinationExistsError, match="is no regular file"), atomic_file(out):
+        with pytest.raises(DestinationExistsError, match="choose another path"), atomic_file(out):
             pytest.fail("the body must not run")
         with pytest.raises(DestinationExistsError, match="is no regular file"):
             check_file(out)
