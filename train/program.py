@@ -18,6 +18,7 @@ from .config import Config
 from .config.lora import LoraSection
 from .config.mask_bases import EMBEDDINGS, Lasting, Reporting
 from .config.mask_kinds import FixedMask
+from .errors import UserError
 from .hf.adapter import read_adapter, target_paths
 from .hf.mask import check_mask, load_mask, mask_forms
 from .measure import Measure
@@ -54,11 +55,15 @@ def make_forms(mask: Lasting | FixedMask, model: ModelConfig, weights: Params) -
     """How entries of each parameter are chosen, of a compact mask; those of a file are counted.
 
     Raises:
-      UserError: if a file holds no mask of the model, or one that does not fit its slots.
+      UserError: if a file holds no mask of the model, or one that does not fit its slots, or if a
+        mask ratio leaves none.
     """
     if isinstance(mask, FixedMask):
         return mask_forms(fetch(mask.file), model, mask.slots)
-    return compact.plan_forms(weights, mask.ratios, rows=EMBEDDINGS)
+    try:
+        return compact.plan_forms(weights, mask.ratios, rows=EMBEDDINGS)
+    except ValueError as error:
+        raise UserError(f"optimizer.mask: {error}") from None
 
 
 def make_abstract_lora(section: LoraSection, weights: Params) -> LoraParams:
@@ -163,11 +168,12 @@ class Program:
         return state_shardings(self.mesh, self.optimizer, self.abstract_params, params)
 
     def check_mask(self) -> None:
-        """Checks the mask that the config gives by file, if it does.
+        """Checks that the mask fits the model.
 
         Raises:
-          UserError: if the file holds no mask of the model.
+          UserError: if it does not, or if the config names a file that holds none.
         """
+        _ = self.shardings  # Those of the state that the mask begins with.
         if isinstance(self.config.optimizer.mask, FixedMask):
             check_mask(fetch(self.config.optimizer.mask.file), self.model)
 

@@ -57,6 +57,23 @@ def test_attention_that_the_devices_cannot_compute_is_refused_before_anything_is
     assert not Path(config.run).exists()
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("kind: lisa, num_layers: 9, every: 1", "cannot train 9 of 2 layers"),
+        ("kind: one_off, compact: true, mask_ratios: {embed|norm: 0.999}", "norm.* take 0.996 or"),
+        ("kind: one_off, selection: balanced, mask_ratios: {embed|norm: 0.999}", "norm.* take 0.9"),
+    ],
+)
+def test_a_mask_that_does_not_fit_the_model_is_refused_before_anything_is_written(
+    write_config: Callable[..., Path], mask: str, message: str
+) -> None:
+    config = load_config(write_config(), [f"optimizer.mask={{{mask}}}"])
+    with pytest.raises(UserError, match=f"^optimizer.mask: .*{message}"):
+        sft(config, resume=False, console=Console(quiet=True))
+    assert not Path(config.run).exists()
+
+
 @pytest.mark.parametrize("folder", [None, "elsewhere"])
 def test_compiled_programs_are_kept_in_the_cache_unless_jax_has_a_folder(
     write_config: Callable[..., Path], folder: str | None

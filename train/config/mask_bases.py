@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeA
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ..errors import UserError
 from .base import Fraction, Section
 
 if TYPE_CHECKING:
@@ -27,6 +28,19 @@ def expressions(ratios: dict[str, float]) -> dict[str, float]:
 def with_default(ratios: "dict[str, Any]", ratio: Any) -> "dict[str, Any]":
     """The ratios, with one for all other paths."""
     return ratios if ".*" in ratios else {**ratios, ".*": ratio}
+
+
+def refusing(optimizer: "Optimizer") -> "Optimizer":
+    """The optimizer, whose `init` refuses in one line a model that the mask does not fit."""
+    import optax
+
+    def init(params: optax.Params) -> optax.OptState:
+        try:
+            return optimizer.init(params)
+        except ValueError as error:
+            raise UserError(f"optimizer.mask: {error}") from None
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
 
 
 # Embeddings are selected by whole rows in a balanced mask: a token's gradient is in its own.
@@ -197,7 +211,7 @@ class Lasting(ByScore, Selective):
             return super().build(inner, steps, key, stacked_axes)
         import gmt_jax
 
-        return gmt_jax.balanced(
+        balanced = gmt_jax.balanced(
             inner,
             self.ratios,
             rows=EMBEDDINGS,
@@ -207,6 +221,7 @@ class Lasting(ByScore, Selective):
             apply_to=self.apply_to,
             report=self.report,
         )
+        return refusing(balanced)
 
     def _arguments(self, steps: int, key: int) -> dict[str, Any]:
         arguments = super()._arguments(steps, key)

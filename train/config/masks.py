@@ -6,9 +6,8 @@ The library, and with it jax, is imported when a mask is built: reading a config
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from ..errors import UserError
 from .base import Count, CountOrZero
-from .mask_bases import Kind, Lasting, Scheduled, Selective
+from .mask_bases import Kind, Lasting, Scheduled, Selective, refusing
 
 if TYPE_CHECKING:
     import optax
@@ -124,17 +123,7 @@ class _ByRole(Selective):
         self, inner: "Optimizer", steps: int, key: int, stacked_axes: "StackedAxes"
     ) -> "Optimizer":
         """Returns the optimizer; its `init` refuses a model whose parameters have other roles."""
-        import optax
-
-        optimizer = super().build(inner, steps, key, stacked_axes)
-
-        def init(params: optax.Params) -> optax.OptState:
-            try:
-                return optimizer.init(params)
-            except ValueError as error:
-                raise UserError(f"optimizer.mask: {error}") from None
-
-        return optax.GradientTransformationExtraArgs(init, optimizer.update)
+        return refusing(super().build(inner, steps, key, stacked_axes))
 
     def _arguments(self, steps: int, key: int) -> dict[str, Any]:
         return super()._arguments(steps, key) | {"key": key}
