@@ -19,7 +19,7 @@ from .buckets.workplace import writing
 from .callbacks import make_callbacks
 from .checkpoint import Checkpoints
 from .compact_checkpoint import Base, CompactCheckpoints
-from .config import Config, make_config
+from .config import Config, dotted, make_config
 from .data.digest import digest_files
 from .data.loader import RunData, open_data
 from .data.rows import keep_rows
@@ -157,11 +157,10 @@ def _open(
     now = run.clock()
     with main_process_first("tokenised data", DATA_TIMEOUT):
         data = open_data(config, tokenizer, model.vocab_size, mesh, console, now, reference.digest)
-    settings = config.model_dump(exclude={"cache"})
-    check_equal(
-        "the config, the data or the run's folder",
-        f"{settings} {data.digests} {reference.digest} {run.checkpoints.is_dir()}",
-    )
+    contents = {**dotted(config, {"cache"}), **data.digests, **data.named_digests}
+    contents["the reference model"] = reference.digest
+    contents["whether the run's folder has checkpoints"] = run.checkpoints.is_dir()
+    check_equal({name: str(content) for name, content in contents.items()})
     return data
 
 

@@ -1,6 +1,6 @@
 """A run's config: all sections, and reading it from YAML."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -221,12 +221,11 @@ def dump_config(config: Config) -> str:
 
 def differing_keys(a: Config, b: Config, ignore: frozenset[str]) -> list[str]:
     """Returns the dotted keys in which two configs differ, apart from some top-level keys."""
-    left, right = (
-        {
-            key: value
-            for key, value in flatten(config.model_dump(exclude=set(ignore)))
-            if not isinstance(value, dict)
-        }
-        for config in (a, b)
-    )
+    left, right = dotted(a, ignore), dotted(b, ignore)
     return [key for key in left | right if left.get(key) != right.get(key)]
+
+
+def dotted(config: Config, ignore: Collection[str]) -> dict[str, Any]:
+    """Returns the values of a config by their dotted keys, apart from some top-level keys."""
+    flat = flatten(config.model_dump(exclude=set(ignore)))
+    return {key: value for key, value in flat if not isinstance(value, dict)}

@@ -2,11 +2,12 @@
 
 import hashlib
 import itertools
+import json
 import re
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -167,16 +168,36 @@ def all_true(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(flag)).all())
 
 
-def check_equal(what: str, content: str) -> None:
-    """Checks that `content` is the same in all processes.
+def check_equal(contents: Mapping[str, str]) -> None:
+    """Checks that contents, which have names, are the same in all processes.
 
     Raises:
-      UserError: naming the processes whose content differs from process 0's.
+      UserError: naming what differs, and the processes in which it is not as in process 0.
     """
     if jax.process_count() == 1:
         return
-    digest = np.frombuffer(hashlib.blake2b(content.encode(), digest_size=8).digest(), np.uint32)
+    text = json.dumps(contents, sort_keys=True).encode()
+    digest = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), np.uint32)
     digests = multihost_utils.process_allgather(digest)
-    different = [str(i) for i, other in enumerate(digests) if (other != digests[0]).any()]
-    if different:
-        raise UserError(f"{what} differs between process 0 and process {', '.join(different)}")
+    if (digests == digests[0]).all():
+        return
+    first, *others = map(json.loads, _gather(text))
+    names = sorted({name for other in others for name in _differing(first, other)})
+    processes = [str(n) for n, other in enumerate(others, 1) if _differing(first, other)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    raise UserError(
+        f"process {', '.join(processes)} differs from process 0 in {', '.join(names[:5])}{more}"
+    )
+
+
+def _gather(text: bytes) -> list[bytes]:
+    """The texts of all processes, which call it together."""
+    sizes = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.frombuffer(text.ljust(sizes.max(), b"\0"), np.uint8)
+    texts = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(texts, sizes, strict=True)]
+
+
+def _differing(a: dict[str, str], b: dict[str, str]) -> set[str]:
+    """The names of what is not the same in both."""
+    return {name for name in a | b if a.get(name) != b.get(name)}
