@@ -35,7 +35,7 @@ class Run:
         self._existed = self.config_file.is_file()
         self.stopped = False  # By a signal, before its last update.
         self.checkpoints = folder / "checkpoints"
-        self.export = folder / "export"
+        self.export, self.adapter = folder / "export", folder / "adapter"
 
     @classmethod
     def open(cls, folder: Path) -> "Run":

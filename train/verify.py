@@ -26,7 +26,7 @@ _STEPS, _KILLED_AT = 8, 5
 
 
 def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
-    """Yields whether each checkpoint, export and file of records is whole, with a line on it.
+    """Yields whether each checkpoint, export, adapter and file of records is whole, with a line.
 
     Raises:
       UserError: if there is no run in the folder.
@@ -50,13 +50,14 @@ def verify_run(folder: Path) -> Iterator[tuple[bool, str]]:
     except UserError as damaged:
         resumable = False
         yield False, str(damaged)
-    bring(run.export)
-    if run.export.exists():
-        try:
-            facts = check_folder(run.export).facts
-            yield True, f"export: whole, of step {facts.get('step')}"
-        except DamagedError as damage:
-            yield False, f"export: {damage}"
+    for folder in (run.export, run.adapter):
+        bring(folder)
+        if folder.exists():
+            try:
+                facts = check_folder(folder).facts
+                yield True, f"{folder.name}: whole, of step {facts.get('step')}"
+            except DamagedError as damage:
+                yield False, f"{folder.name}: {damage}"
     for file in (run.metrics_file, run.samples_file, run.tensors_file):
         if file.exists():
             try:

@@ -20,28 +20,31 @@ def test_every_part_of_a_run_is_reported(tmp_path: Path) -> None:
         folder.saving(step).mkdir(parents=True)
         (folder.saving(step) / "data").write_text(str(step))
         folder.commit(step, {})
-    run.export.mkdir()
-    write_manifest(run.export, {"step": 6})
+    for part in (run.export, run.adapter):
+        part.mkdir()
+        write_manifest(part, {"step": 6})
     run.log({"step": 6})
     assert list(verify_run(tmp_path)) == [
         (True, "checkpoint 4: whole"),
         (True, "checkpoint 6: whole"),
         (True, "export: whole, of step 6"),
+        (True, "adapter: whole, of step 6"),
         (True, "metrics.jsonl: 1 records"),
         (True, "can be resumed from step 6"),
     ]
     (folder.step(6) / "data").write_text("7")
     (run.export / "manifest.json").unlink()
+    (run.adapter / "manifest.json").write_text("{}")
     with run.metrics_file.open("a") as out:
         out.write("{\n")
     lines = list(verify_run(tmp_path))
-    assert [ok for ok, _ in lines] == [True, False, False, False, False]
+    assert [ok for ok, _ in lines] == [True, False, False, False, False, False]
     assert lines[1][1] == "checkpoint 6: data has other content"
     assert lines[-1][1] == "cannot be resumed from step 4 until its other files are whole"
     run.metrics_file.unlink()
     assert list(verify_run(tmp_path))[-1] == (True, "can be resumed from step 4")
     run.config_file.write_text("steps: [")
-    assert [ok for ok, _ in verify_run(tmp_path)][2:] == [False, False, False]
+    assert [ok for ok, _ in verify_run(tmp_path)][2:] == [False] * 4
 
 
 def test_what_a_live_run_removes_meanwhile_is_not_damaged(

@@ -13,6 +13,7 @@ from ..config.lora import LoraSection
 from ..distributed.processes import is_main_process
 from ..errors import UserError
 from ..files import atomic_folder, write_json
+from ..manifest import write_manifest
 from ..model.lora import LoraParams
 from ..model.param_table import PARAM_SPECS
 from .safetensors import (
@@ -41,11 +42,14 @@ def target_paths(modules: Collection[str]) -> frozenset[str]:
     return frozenset(spec.path for spec in PARAM_SPECS if spec.name.endswith(endings))
 
 
-def export_adapter(params: LoraParams, section: LoraSection, base: str, out: Path) -> None:
+def export_adapter(
+    params: LoraParams, section: LoraSection, base: str, out: Path, step: int | None = None
+) -> None:
     """Writes an adapter's folder: all, or nothing. All processes call it, and the first writes.
 
     Args:
       base: the name of the base, as PEFT looks for it.
+      step: the update after which the factors are those; the manifest notes it.
 
     Raises:
       UserError: if `out` is not empty or cannot be written.
@@ -64,6 +68,7 @@ def export_adapter(params: LoraParams, section: LoraSection, base: str, out: Pat
     with atomic_folder(out, replace=False) as folder:
         write_safetensors(folder / WEIGHTS, specs, fetch, {"format": "pt"})
         write_json(folder / CONFIG, _config(section, base))
+        write_manifest(folder, {"step": step, "dtype": "float32"})
 
 
 def read_adapter(section: LoraSection, values: Any, shardings: Any) -> Any:
