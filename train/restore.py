@@ -40,7 +40,7 @@ from .sharding import abstract, make_mesh, param_shardings
 from .step import plain_params
 
 
-def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
+def export_run(folder: Path, out: Path | None, dtype: str | None = None) -> Path:
     """Writes a run's newest weights as a Hugging Face folder, and returns its path.
 
     If the run keeps its best checkpoint, the weights are those.
@@ -48,14 +48,19 @@ def export_run(folder: Path, out: Path | None, dtype: str) -> Path:
     Args:
       folder: the run's folder.
       out: the folder to write; None replaces the run's own export.
-      dtype: of the stored weights, float32 or bfloat16.
+      dtype: of the stored weights, float32 or bfloat16; None: as the run's `export_dtype`.
 
     Raises:
-      UserError: if `folder` is not a run with a checkpoint, or `out` is not empty.
+      UserError: if `folder` is not a run with a checkpoint, `out` is not empty, or the run's own
+        export has another dtype.
     """
     run = Run.open(folder)
+    own = run.config().export_dtype
+    dtype = dtype or own or "bfloat16"
     if out is not None:
         check_destination(out)
+    elif dtype != (own or dtype):  # The run would write it again when it is resumed.
+        raise UserError(f"{run.export} is in {own}, as export_dtype says; set --out for {dtype}")
     config, base, model, step, params = _newest(run)
     export(
         model,
@@ -81,13 +86,12 @@ def export_run_adapter(folder: Path, out: Path | None) -> Path:
       UserError: as `export_run`, and if the run trains no adapter.
     """
     run = Run.open(folder)
-    section, name = run.config().lora, run.config().model.path
+    out, section = out or run.adapter, run.config().lora
     if section is None:
         raise UserError(f"{folder} trains no adapter; export it without --adapter")
-    out = out or run.folder / "adapter"
     check_destination(out)
-    params = _newest(run)[-1]
-    export_adapter(params, section, name, out)
+    config, *_, step, params = _newest(run)
+    export_adapter(params, section, config.model.path, out, step)
     return out
 
 
@@ -267,8 +271,7 @@ def restore(
     shardings = _shardings(model, mesh)
     like = _params_with_base(config, model, mesh)
     shapes = abstract(abstract_params(model), shardings)
-    verify = config.checkpoint.verify
-    with Checkpoints(run.checkpoints, verify=verify, only=only) as checkpoints:
+    with Checkpoints(run.checkpoints, verify=config.checkpoint.verify, only=only) as checkpoints:
         if like is None:
             restored = checkpoints.restore_params(shapes)
             return checkpoints.restored_step, restored
@@ -284,8 +287,7 @@ def _params_with_base(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
     shardings = _shardings(model, mesh)
     if config.lora is not None:
         adapted = make_abstract_lora(config.lora, weights)
-        axes = logical_axes(model)
-        return abstract(adapted, lora_shardings(mesh, adapted, shardings, axes))
+        return abstract(adapted, lora_shardings(mesh, adapted, shardings, logical_axes(model)))
     if not config.optimizer.mask.is_compact:
         return None
     mask = config.optimizer.mask

@@ -19,6 +19,7 @@ from train.errors import UserError
 from train.generate import Sampling
 from train.hf.load import load_params
 from train.hf.tokenizer import load_tokenizer
+from train.manifest import read_manifest
 from train.model import load_model_config
 from train.restore import complete_prompts, export_run, extract_run
 from train.run import Run
@@ -65,6 +66,16 @@ def test_a_runs_own_export_is_replaced_and_what_others_put_there_stays(
     assert load_file(run.export / "model.safetensors")["model.norm.weight"].dtype == "bfloat16"
     with pytest.raises(UserError, match="export is not empty"):
         export_run(run.folder, run.export, "float32")
+
+
+def test_a_runs_own_export_is_of_the_dtype_that_it_would_write(run: Run, tmp_path: Path) -> None:
+    config = run.config_file.read_text()
+    run.config_file.write_text(config.replace("export_dtype: null", "export_dtype: float32"))
+    with pytest.raises(UserError, match="as export_dtype says; set --out for bfloat16"):
+        export_run(run.folder, None, "bfloat16")
+    assert read_manifest(export_run(run.folder, None)).facts["dtype"] == "float32"
+    out = export_run(run.folder, tmp_path / "out", "bfloat16")
+    assert read_manifest(out).facts["dtype"] == "bfloat16"
 
 
 def test_a_run_and_its_export_complete_prompts_alike(run: Run, tmp_path: Path) -> None:

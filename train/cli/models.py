@@ -26,7 +26,11 @@ def _add_export(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=place, help="the folder or address to write (default: RUN/export)"
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="that of the weights (default: the run's export_dtype, or bfloat16)",
+    )
     parser.add_argument(
         "--adapter",
         action="store_true",
@@ -38,8 +42,11 @@ def _export(args: argparse.Namespace) -> None:
     from ..buckets.fetch import optional_destination
     from ..buckets.mirror import shown
     from ..buckets.workplace import reading_run
+    from ..errors import UserError
     from ..restore import export_run, export_run_adapter
 
+    if args.adapter and args.dtype == "bfloat16":
+        raise UserError("an adapter is written in float32; remove --dtype")
     with reading_run(args.run) as run, optional_destination(args.out) as out:
         write = export_run_adapter if args.adapter else partial(export_run, dtype=args.dtype)
         folder = write(run, out)

@@ -19,6 +19,11 @@ def test_export_names_the_folder_it_wrote(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().out == "wrote r/None/float32\n"
 
 
+def test_an_adapter_of_another_dtype_is_refused(capsys: Capture) -> None:
+    assert main(["export", "r", "--adapter", "--dtype", "bfloat16"]) == 2
+    assert "an adapter is written in float32; remove --dtype" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("gguf", ["mine.gguf", None])
 def test_import_gguf_takes_a_file_or_the_packaged_model(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture, gguf: str | None
