@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gmt_jax import SelectiveState, hft, lisa, train_only
+from gmt_jax import SelectiveState, hft, lisa
 from gmt_jax.selective import ScheduledState
 from gmt_jax.structured import hft_schedule, lisa_schedule
 
@@ -295,12 +295,3 @@ def test_key_and_round_may_be_injected(kind: str) -> None:
     kept, _ = jax.jit(optimizer.update)(g, optimizer.init(g))
     alone, _ = make(kind).update(g, after(0))
     jax.tree.map(np.testing.assert_array_equal, kept, alone)
-
-
-def test_a_schedule_that_returns_an_array_of_its_own_is_refused_in_a_compiled_update() -> None:
-    mask = jnp.arange(1 << 20) % 3 == 0
-    params = jnp.zeros(1 << 20)
-    optimizer = train_only(optax.sgd(1.0), lambda params: lambda count: mask)
-    state = optimizer.init(params)
-    with pytest.raises(ValueError, match=r"would be a constant of the program.*fixed_mask"):
-        jax.eval_shape(optimizer.update, params, state, params)

@@ -3,13 +3,14 @@
 import doctest
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import gmt_jax.structured
-from gmt_jax import hft, lisa
+from gmt_jax import hft, lisa, train_only
 from gmt_jax.structured import hft_schedule, lisa_schedule
 
 LAYERS = {"layers": {"attention_norm": jnp.ones((8, 2))}}  # eight of them
@@ -49,3 +50,12 @@ def test_an_unknown_model_is_refused_before_it_is_trained(name: str) -> None:
 def test_impossible_numbers_are_refused(bad: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bad()
+
+
+def test_a_schedule_that_returns_an_array_of_its_own_is_refused_in_a_compiled_update() -> None:
+    mask = jnp.arange(1 << 20) % 3 == 0
+    params = jnp.zeros(1 << 20)
+    optimizer = train_only(optax.sgd(1.0), lambda params: lambda count: mask)
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"would be a constant of the program.*fixed_mask"):
+        jax.eval_shape(optimizer.update, params, state, params)

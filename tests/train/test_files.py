@@ -19,8 +19,6 @@ from train.files import (
     atomic_folder,
     check_destination,
     check_file,
-    expand,
-    shipped,
 )
 
 OLD, NEW = {"a": "old a", "b": "old b"}, {"a": "new a", "c": "new c"}
@@ -252,35 +250,6 @@ def test_a_file_that_cannot_be_written_is_known_before(
     with pytest.raises(UserError, match=r"^\S+/out: cannot be written"):
         check_file(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_home_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert expand("~/.cache") == Path("/home/me/.cache")
-    with pytest.raises(UserError, match=r"^~nobody-here/x: this user has no such home folder"):
-        expand("~nobody-here/x")
-
-    def unknown(uid: int) -> None:
-        raise KeyError(f"getpwuid(): uid not found: {uid}")
-
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", unknown)  # As in a container that runs as any number.
-    with pytest.raises(UserError, match=r"no such home folder; name another path, or set HOME"):
-        expand("~/.cache")
-
-
-def test_a_config_that_is_not_here_is_the_programs_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    quickstart = Path("configs/quickstart.yaml")
-    assert shipped(quickstart).read_text().startswith("# Fine-tunes SmolLM2")
-    assert shipped(Path("configs/models/llama-2-7b")).is_dir()
-    for path in ("configs/none.yaml", "quickstart.yaml", "/configs/quickstart.yaml"):
-        assert shipped(Path(path)) == Path(path)
-    quickstart.parent.mkdir()
-    quickstart.write_text("mine")
-    assert shipped(quickstart).read_text() == "mine"
 
 
 KILLED = """

@@ -188,3 +188,17 @@ def draw_record(
         return draw(tokenizer, encode_record(tokenizer, *args, **settings))
 
     return draw_record
+
+
+@pytest.fixture
+def build(tokenizer: Any, cache: Path) -> Callable[..., Any]:
+    """Builds data sets from sources and settings of `data`."""
+    from train.config.data import DataSection
+    from train.data.datasets import DataContext, build_datasets
+
+    def build(train: Any, seed: int = 0, vocab_size: int = 300, **options: Any) -> Any:
+        train = str(train) if isinstance(train, Path) else train
+        section = DataSection(train=train, **{"eval_fraction": 0.2, "max_length": 64} | options)
+        return build_datasets(section, DataContext(tokenizer, vocab_size, seed, cache))
+
+    return build

@@ -1,7 +1,6 @@
 """From settings to the examples of both splits."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import pytest
 
 from train.config.data import DataSection, Source
 from train.data.datasets import DataContext, build_datasets, build_evals
-from train.data.splits import Datasets, Split
-from train.errors import DataError, UserError
+from train.data.splits import Split
+from train.errors import UserError
 
 DEFAULTS: dict[str, Any] = {"eval_fraction": 0.2, "max_length": 64}
 
@@ -22,16 +21,6 @@ def file(tmp_path: Path) -> Path:
     texts = [f"text {i}" for i in range(20)] + ["text 0"] * 2
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
-
-
-@pytest.fixture
-def build(tokenizer: Any, cache: Path) -> Callable[..., Datasets]:
-    def build(train: Any, seed: int = 0, vocab_size: int = 300, **options: Any) -> Datasets:
-        train = str(train) if isinstance(train, Path) else train
-        section = DataSection(train=train, **DEFAULTS | options)
-        return build_datasets(section, DataContext(tokenizer, vocab_size, seed, cache))
-
-    return build
 
 
 def _texts(split: Split | None, tokenizer: Any) -> list[str]:
@@ -127,68 +116,6 @@ def test_packed_splits(build: Any, tokenizer: Any, file: Path) -> None:
     assert f"packed into {made.train.rows.num_rows} rows (" in str(made.train)
     batch = made.train.batches(2, 0).batch(0)
     assert batch["segment_ids"].max() >= 2
-
-
-RECORDS = [  # 5, 10, 10 and 3 tokens with the end
-    {"prompt": "12", "completion": "34"},
-    {"prompt": "1", "completion": "23456789"},
-    {"prompt": "12345678", "completion": "9"},
-    {"prompt": "1", "completion": "2"},
-]
-
-
-@pytest.fixture
-def long(tmp_path: Path) -> Path:
-    path = tmp_path / "long.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in RECORDS))
-    return path
-
-
-def test_what_is_too_long_is_dropped_and_reported(build: Any, long: Path) -> None:
-    split = build(long, format="completion", max_length=5, eval_fraction=0).train
-    assert split.lengths.tolist() == [5, 3]
-    assert str(split) == (
-        "training data: 2 examples, 8 tokens (5 trained on), 2 dropped as over 5 tokens"
-    )
-
-
-def test_what_is_too_long_is_cut_where_something_is_left_to_learn(build: Any, long: Path) -> None:
-    split = build(
-        long, format="completion", max_length=5, eval_fraction=0, overlong="truncate"
-    ).train
-    assert split.lengths.tolist() == [5, 5, 3]
-    assert split.batches(3, 0).eval_batch(0)["weights"][1].tolist() == [1, 1, 1, 1, 0]
-    assert str(split) == (
-        "training data: 3 examples, 13 tokens (9 trained on), 1 dropped as over 5 tokens, "
-        "1 cut to 5 tokens"
-    )
-
-
-def test_what_is_too_long_is_an_error(build: Any, long: Path) -> None:
-    options = {"format": "completion", "max_length": 5, "eval_fraction": 0, "overlong": "error"}
-    with pytest.raises(UserError) as caught:
-        build(long, **options)
-    assert str(caught.value).startswith(f"{long}:2: 10 tokens, over data.max_length 5; raise it")
-    with pytest.raises(DataError) as several:
-        build(long, **options, on_error="report")
-    assert several.value.lines == [str(caught.value)]
-    assert str(caught.value).endswith(f"(the same: {long}:3)")
-
-
-def test_faults_of_one_kind_are_one_line(build: Any, tmp_path: Path) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text("[]\n" * 60)
-    with pytest.raises(UserError, match=rf"{path}:1: is a list"):
-        build(path)
-    with pytest.raises(DataError) as caught:
-        build(path, on_error="report")
-    [line] = caught.value.lines
-    assert line.endswith(f"(the same: {path}:2, {path}:3 and 57 more)")
-
-
-def test_nothing_fits(build: Any, long: Path) -> None:
-    with pytest.raises(UserError, match=r"training data: no example is left \(4 over data.max_"):
-        build(long, format="completion", max_length=2, eval_fraction=0)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(build: Any, file: Path) -> None:
