@@ -239,7 +239,8 @@ def on_values(inner: optax.GradientTransformation) -> optax.GradientTransformati
     Adafactor, or Muon's matrices.
 
     Args:
-      inner: an optimizer, whose state has the size of the values.
+      inner: an optimizer, whose state has the size of the values. ``optax.MultiSteps`` and others
+        that accumulate trees go around it, not around the result.
 
     Returns:
       The optimizer; `compact.apply_updates` applies its updates.
