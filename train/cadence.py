@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .distributed.processes import same_number
+from .errors import UserError
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,9 @@ class Cadence:
       save_minutes: minutes after a save when the next update that is logged is saved too; 0: none
         is.
       max_skipped: updates in a row that may be skipped, after which the loop ends.
+
+    Raises:
+      UserError: if a number of updates is none.
     """
 
     steps: int
@@ -23,6 +27,12 @@ class Cadence:
     save_every: int
     save_minutes: float = 0.0
     max_skipped: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every", "save_every", "max_skipped"):
+            number = getattr(self, name)
+            if not (number >= 0 and number % 1 == 0):  # The loop would pass the end of 2.5 steps.
+                raise UserError(f"{name} is a number of updates, from 0 on; got {number!r}")
 
     def logs(self, step: int) -> bool:
         return _is_time(step, self.log_every)

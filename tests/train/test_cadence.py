@@ -1,6 +1,11 @@
 """When it is time to log, evaluate and save."""
 
+from typing import Any
+
+import pytest
+
 from train.cadence import Cadence, SaveTimer, Window
+from train.errors import UserError
 
 
 def test_zero_is_never() -> None:
@@ -8,6 +13,15 @@ def test_zero_is_never() -> None:
     assert [step for step in range(1, 11) if cadence.logs(step)] == [3, 6, 9]
     assert [step for step in range(1, 11) if cadence.saves(step)] == [5, 10]
     assert not any(map(cadence.evaluates, range(1, 11)))
+
+
+@pytest.mark.parametrize("number", [-1, 2.5, float("nan"), float("inf")])
+def test_what_is_no_number_of_updates_is_refused(number: float) -> None:
+    Cadence(5.0, 1, 1, 1)  # type: ignore[arg-type]  # As from a division.
+    for name in ("steps", "log_every", "evaluate_every", "save_every", "max_skipped"):
+        options: Any = {"steps": 5, "log_every": 1, "evaluate_every": 1, "save_every": 1}
+        with pytest.raises(UserError, match=f"^{name} is a number of updates, from 0 on; got"):
+            Cadence(**options | {name: number})
 
 
 def test_a_timer_begins_again_after_a_save() -> None:
