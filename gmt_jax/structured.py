@@ -51,7 +51,7 @@ def hft_schedule(
 
     Raises:
       ValueError: if paths have no role, or a layer lacks a member of a group (all of these are
-        named), or if `every` is less than 1.
+        named), or if `every` is no integer of at least 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -111,7 +111,7 @@ def lisa_schedule(
 
     Raises:
       ValueError: if paths have no role (all of them are named), if there are fewer layers, or if
-        `num_layers` or `every` is less than 1.
+        `num_layers` or `every` is no integer of at least 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,5 +181,5 @@ def _lowest(drawn: jax.Array, most: jax.Array | int) -> jax.Array:
 
 def _check_positive(**numbers: object) -> None:
     for name, number in numbers.items():
-        if is_number(number) and not number >= 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+        if is_number(number) and not (number >= 1 and number % 1 == 0):
+            raise ValueError(f"{name} must be an integer of at least 1, got {number}")

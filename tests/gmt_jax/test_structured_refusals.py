@@ -39,10 +39,20 @@ def test_an_unknown_model_is_refused_before_it_is_trained(name: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda: hft_schedule(LAYERS, 0, every=0), "every must be at least 1, got 0"),
-        (lambda: hft_schedule(LAYERS, 0, every=np.int64(0)), "every must be at least 1, got 0"),
-        (lambda: lisa_schedule(LAYERS, 1, 0, every=-1), "every must be at least 1, got -1"),
-        (lambda: lisa_schedule(LAYERS, 0, 0, every=1), "num_layers must be at least 1, got 0"),
+        (lambda: hft_schedule(LAYERS, 0, every=0), "every must be an integer of at least 1, got 0"),
+        (
+            lambda: hft_schedule(LAYERS, 0, every=np.int64(0)),
+            "every must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda: lisa_schedule(LAYERS, 1, 0, every=-1),
+            "every must be an integer of at least 1, got -1",
+        ),
+        (lambda: lisa_schedule(LAYERS, 2.5, 0, every=1), "num_layers must be an integer"),  # type: ignore[arg-type]
+        (
+            lambda: lisa_schedule(LAYERS, 0, 0, every=1),
+            "num_layers must be an integer of at least 1, got 0",
+        ),
         (lambda: lisa_schedule(LAYERS, 9, 0, every=1), "cannot train 9 of 8 layers"),
         (lambda: lisa_schedule(LAYERS, np.int64(9), 0, every=1), "cannot train 9 of 8 layers"),
     ],
