@@ -183,7 +183,7 @@ def _measure(
     rows = arrays(leaf, ())
     if last:
         stacks = reduce(("sum",) * 8, arrays, [leaf], last)
-        rows = [stack[0, ..., i] for stack in stacks for i in range(stack.shape[-1])]
+        rows = [result[0] for stack in stacks for result in stack]
     sums = [jnp.sum(part.astype(jnp.float32), axes[:-1]) for part in rows]
     shards = shard_axes(g)
     sums = [lax.psum(part, shards) for part in sums] if shards else sums

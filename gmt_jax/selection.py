@@ -215,6 +215,8 @@ def _choose(mask: jax.Array, update: jax.Array, fill: jax.Array) -> jax.Array:
     Chosen between the bits, because a backend may choose between bfloat16s by way of float32, which
     changes the payload of a NaN.
     """
+    if update.dtype.itemsize >= 4:
+        return jnp.where(mask, update, fill)
     word = f"uint{jnp.finfo(update.dtype).bits}"
     old, new = (lax.bitcast_convert_type(x, word) for x in (update, fill))
     return lax.bitcast_convert_type(jnp.where(mask, old, new), update.dtype)

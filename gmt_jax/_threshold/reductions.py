@@ -24,13 +24,14 @@ Operand = TypeVar("Operand")
 
 
 class Reading(NamedTuple):
-    """What one reading of L leaves finds in each of their tensors.
+    """What one reading of L leaves finds in each of their tensors, for K candidates.
 
     Attributes:
-      counts: the number of entries below each of K candidates, uint32 [L, *stack, K].
+      counts: the number of entries below each candidate, uint32 [K, L, *stack].
       counts_high: their multiples of 2**32; None where a tensor has fewer entries.
-      minima: the smallest distance of an entry of the bracket from its low end, and from its last
-        integer, [L, *stack, 2]. In an empty bracket, they are more than the bracket is wide.
+      minima: the smallest entry that is not below each candidate, and ~x of the largest entry x
+        that is not above the last integer, [K + 1, L, *stack]. Where there is none, the largest
+        integer.
     """
 
     counts: jax.Array
@@ -48,26 +49,27 @@ def read(
 
     Args:
       leaves: what `bits` takes: arrays or trees of arrays, all of one shape.
-      bits: gives the entries of a leaf as integers of at least 0.
-      bounds: [K + 2, *stack] for each leaf, of the dtype of `bits`: K candidates, as offsets from
-        the low end of the bracket; the low end; and the last integer of the bracket, likewise.
+      bits: gives the entries of a leaf as integers of at least 0, with a sign: TPUs compare those
+        much faster.
+      bounds: [K + 1, *stack] for each leaf, of the dtype of `bits`: K candidates and the last
+        integer.
       stacked_axes: the axes of the stack.
     """
 
     def arrays(entries: jax.Array, bounds: Sequence[jax.Array]) -> list[jax.Array]:
-        *candidates, low, last = bounds
-        offset = entries - low
-        counts = [(offset < candidate).astype(jnp.uint32) for candidate in candidates]
-        # Without a sign, the distances of entries outside of the bracket are above all others.
-        # Counts have one: TPUs compare integers with signs much faster.
-        distances = [offset, last - offset]
-        return counts + [lax.bitcast_convert_type(x, f"u{x.dtype}") for x in distances]
+        *candidates, last = bounds
+        none = lax.full_like(entries, jnp.iinfo(entries.dtype).max)
+        below = [entries < candidate for candidate in candidates]
+        following = [lax.select(x, none, entries) for x in below]
+        largest = lax.select(entries > last, none, ~entries)
+        return [*(x.astype(jnp.uint32) for x in below), *following, largest]
 
     entries = list(map(jax.jit(bits), leaves))
     axes, later = _counted_at_once(entries[0].shape, stacked_axes)
-    kinds = ("sum",) * (len(bounds[0]) - 2) + ("min",) * 2
-    counts, minima = reduce(kinds, arrays, entries, axes, list(map(tuple, bounds)), stacked_axes)
-    left = tuple(1 + other - sum(axis < other for axis in axes) for other in later)
+    candidates = len(bounds[0]) - 1
+    kinds = ("sum",) * candidates + ("min",) * (candidates + 1)
+    counts, minima = reduce(kinds, arrays, entries, axes, bounds, stacked_axes)
+    left = tuple(2 + other - sum(axis < other for axis in axes) for other in later)
     if not left:
         return Reading(counts, None, minima)
     high, low = map(jnp.asarray, add_up(UInt64(jnp.zeros_like(counts), counts), left))
@@ -96,7 +98,7 @@ def reduce(
     arrays: Callable[[Operand, Sequence[jax.Array]], list[jax.Array]],
     leaves: Sequence[Operand],
     axes: tuple[int, ...],
-    bounds: Sequence[Sequence[jax.Array]] = (),
+    bounds: Sequence[jax.Array] = (),
     stacked_axes: tuple[int, ...] = (),
 ) -> list[jax.Array]:
     """Sums or minima of arrays of one shape, in the form that is fast on the backend.
@@ -107,15 +109,15 @@ def reduce(
     other backends fuse many reductions into one.
 
     Args:
-      kinds: "sum" or "min" for each array; minima are of unsigned integers.
+      kinds: "sum" or "min" for each array; minima are of integers.
       arrays: makes the arrays from a leaf and its bounds, entry by entry.
       leaves: L arrays or trees of arrays, all of one shape and, best, sharded alike.
       axes: the axes to reduce.
-      bounds: arrays [*stack] for each leaf.
+      bounds: [bounds, *stack] for each leaf.
       stacked_axes: the axes of the stack.
 
     Returns:
-      The results of each run of one kind, of integers or of floats, [L, ..., results]: operations
+      The results of each run of one kind, of integers or of floats, [results, L, ...]: operations
       on them are compiled, and run, once for all.
     """
     # The results of all leaves are put together along a new first axis.
@@ -127,15 +129,14 @@ def reduce(
         return dtype.type(0 if kind == "sum" else jnp.iinfo(dtype).max)
 
     def stacks(of_leaves: Sequence[Sequence[jax.Array]]) -> list[tuple[str, jax.Array]]:
-        def kind_of(pair: tuple[str, jax.Array]) -> tuple[str, bool]:
-            return pair[0], jnp.issubdtype(pair[1].dtype, jnp.integer)
+        def kind_of(pair: tuple[str, Sequence[jax.Array]]) -> tuple[str, bool]:
+            return pair[0], jnp.issubdtype(pair[1][0].dtype, jnp.integer)
 
-        results = [lax.concatenate(result, 0) for result in zip(*of_leaves, strict=True)]
-        runs = groupby(zip(kinds, results, strict=True), kind_of)
-        return [(kind, _stack([result for _, result in run])) for (kind, _), run in runs]
+        runs = groupby(zip(kinds, zip(*of_leaves, strict=True), strict=True), kind_of)
+        return [(kind, _stack([results for _, results in run])) for (kind, _), run in runs]
 
     @jax.jit
-    def within_blocks(leaf: Operand, bounds: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    def within_blocks(leaf: Operand, bounds: jax.Array | None) -> tuple[jax.Array, ...]:
         split, within, _, kept = _blocks(jax.tree.leaves(leaf)[0], axes)
         leaf = jax.tree.map(split, leaf)
         operands = arrays(leaf, _along(bounds, leaf, [kept[axis] for axis in stacked_axes]))
@@ -147,35 +148,40 @@ def reduce(
         return tuple(lax.reduce(tuple(operands), starts, join, within))
 
     @jax.jit
-    def one_by_one(leaf: Operand, bounds: Sequence[jax.Array]) -> list[jax.Array]:
+    def one_by_one(leaf: Operand, bounds: jax.Array | None) -> list[jax.Array]:
         operands = arrays(leaf, _along(bounds, leaf, stacked_axes))
         reductions = zip(operands, kinds, combine, strict=True)
         return [lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions]
 
-    def together(*parts: tuple[Operand, Sequence[jax.Array]]) -> tuple[jax.Array, ...]:
+    def together(*parts: tuple[Operand, jax.Array | None]) -> tuple[jax.Array, ...]:
         blocks = stacks([within_blocks(*part) for part in parts])
         _, _, between, _ = _blocks(jax.tree.leaves(leaves[0])[0], axes)
         ends = {"sum": lax.reduce_sum, "min": lax.reduce_min}
+        between = [axis + 1 for axis in between]
         return tuple(ends[kind](stack, between) if between else stack for kind, stack in blocks)
 
-    def default(*parts: tuple[Operand, Sequence[jax.Array]]) -> tuple[jax.Array, ...]:
+    def default(*parts: tuple[Operand, jax.Array | None]) -> tuple[jax.Array, ...]:
         return tuple(stack for _, stack in stacks([one_by_one(*part) for part in parts]))
 
-    parts = zip(leaves, bounds or [()] * len(leaves), strict=True)
+    parts = zip(leaves, bounds or (None,) * len(leaves), strict=True)
     return list(lax.platform_dependent(*parts, cpu=together, default=default))
 
 
-def _along(bounds: Sequence[jax.Array], leaf: Any, axes: Sequence[int]) -> list[jax.Array]:
-    """Each of the bounds [*stack], in the shape of the leaf, which has these axes of the stack."""
+def _along(bounds: jax.Array | None, leaf: Any, axes: Sequence[int]) -> list[jax.Array]:
+    """Each of the bounds [bounds, *stack], in the shape of the leaf, which has these axes of it."""
+    if bounds is None:
+        return []
     like = jax.typeof(jax.tree.leaves(leaf)[0])
     out = like.sharding if is_explicit(like.sharding.mesh) else None
-    return [lax.broadcast_in_dim(x, like.shape, axes, out_sharding=out) for x in bounds]
+    each = [lax.slice_in_dim(bounds, i, i + 1) for i in range(len(bounds))]
+    return [lax.broadcast_in_dim(x, like.shape, [0, *axes], out_sharding=out) for x in each]
 
 
-def _stack(arrays: Sequence[jax.Array]) -> jax.Array:
-    """The arrays along a new last axis, in the widest of their dtypes."""
-    widest = max((x.dtype for x in arrays), key=lambda dtype: dtype.itemsize)
-    return jnp.stack([x.astype(widest) for x in arrays], -1)
+def _stack(results: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """The results of all leaves, [1, ...] each, as [results, L, ...] in the widest dtype."""
+    widest = max((x.dtype for of_one in results for x in of_one), key=lambda d: d.itemsize)
+    flat = lax.concatenate([x.astype(widest) for of_one in results for x in of_one], 0)
+    return flat.reshape(len(results), len(results[0]), *flat.shape[1:])
 
 
 def _blocks(

@@ -1,5 +1,6 @@
 """The tensors of a tree as rows of integers, and what one reading of all of them finds."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -53,14 +54,11 @@ class TensorRows:
         """A number for each of `layout.sizes` → [R]."""
         return np.asarray(self.layout.expand(np.array(per_size, self.dtype)))
 
-    def read(
-        self, leaves: Sequence[Any], candidates: jax.Array, low: jax.Array, high: jax.Array
-    ) -> "RowsRead":
-        """Figures of the entries in the brackets [R], for candidates [K, R]: one reading."""
+    def read(self, leaves: Sequence[Any], candidates: jax.Array, high: jax.Array) -> "RowsRead":
+        """Figures of the entries, for candidates [K, R] and brackets that end at high, [R]."""
         # All integers from the largest entry on are NaNs, which are one value.
         last = jnp.where(high == self.rows(self.ends), self.rows(self.largest), high - 1)
-        bounds = jnp.concatenate([candidates - low[None], low[None], (last - low)[None]])
-        bounds = replicate(bounds, self.mesh)
+        bounds = replicate(jnp.concatenate([candidates, last[None]]), self.mesh)
         split = zip(self.layout.split(bounds), self.dtypes, strict=True)
         of_leaves = [part.astype(dtype) for part, dtype in split]
         found = [
@@ -71,11 +69,10 @@ class TensorRows:
         ]
         if is_explicit(self.mesh):  # Those of a sharded stack are sharded as it is.
             found = replicate(found, self.mesh)
-        counts, (from_low, to_last) = self._join(found)
-        largest = (last - low).astype(to_last.dtype) - to_last
-        most = (self.rows(self.ends) - 1 - low).astype(to_last.dtype)  # Of NaNs, the first.
-        offsets = [jnp.minimum(offset, most).astype(self.dtype) for offset in (from_low, largest)]
-        return replicate(RowsRead(counts, *offsets), self.mesh)
+        counts, minima = self._join(found)
+        most = self.rows(self.ends) - 1  # Of NaNs, the first.
+        following, largest = jnp.minimum(minima[:-1], most[None]), jnp.minimum(~minima[-1], most)
+        return replicate(RowsRead(counts, following, largest), self.mesh)
 
     def _alike(self, leaves: Sequence[Any]) -> Iterator[tuple[slice, tuple[int, ...]]]:
         """The runs of leaves that are read together, and their stacked axes."""
@@ -95,13 +92,12 @@ class TensorRows:
             start = end
 
     def _join(self, found: Sequence[reductions.Reading]) -> tuple[UInt64, jax.Array]:
-        """[L, *stack, N] for each run of leaves → [N, R]: counts and minima, without a sign."""
+        """[N, L, *stack] for each run of leaves → [N, R]: counts, and minima."""
         low = _concatenate([part.counts for part in found])
         high = jnp.zeros_like(low)
         if any(part.counts_high is not None for part in found):
             high = _concatenate([_high(part) for part in found])
-        counts = UInt64(high, low)
-        minima = _concatenate([part.minima for part in found]).astype(f"u{self.dtype}")
+        counts, minima = UInt64(high, low), _concatenate([part.minima for part in found])
         if self.layout.shared:
             counts = jax.tree.map(lambda part: part[:, None], add_up(counts, (1,)))
             minima = jnp.min(minima, 1, keepdims=True)
@@ -113,20 +109,20 @@ class RowsRead(NamedTuple):
 
     Attributes:
       counts: the number of entries below each candidate, [K, R].
-      smallest, largest: the smallest and the largest entry in the bracket, as offsets from its low
-        end, [R].
+      following: the smallest entry that is not below each candidate, [K, R]: any where all are.
+      largest: the largest entry of those before the end of the bracket, [R].
     """
 
     counts: UInt64
-    smallest: jax.Array
+    following: jax.Array
     largest: jax.Array
 
 
 def _concatenate(parts: Sequence[jax.Array]) -> jax.Array:
-    """[L, *stack, N] for each run of leaves → [N, R], in the widest of their dtypes."""
+    """[N, L, *stack] for each run of leaves → [N, R], in the widest of their dtypes."""
     dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
-    rows = jnp.concatenate([part.reshape(-1).astype(dtype) for part in parts])
-    return rows.reshape(-1, parts[0].shape[-1]).T
+    rows = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+    return jnp.concatenate([part.astype(dtype) for part in rows], 1)
 
 
 def _high(reading: reductions.Reading) -> jax.Array:

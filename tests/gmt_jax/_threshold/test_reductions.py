@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from gmt_jax._threshold import reductions
 
-BITS = partial(jnp.asarray, dtype=jnp.int32)
+BITS, BITS16 = (partial(jnp.asarray, dtype=dtype) for dtype in (jnp.int32, jnp.int16))
 LEAF = np.random.default_rng(0).integers(0, 1000, (16, 30, 24), np.int32)
-LOW, HIGH, CANDIDATES = 200, 800, (210, 500, 790)
-BOUNDS = np.repeat(np.array([*CANDIDATES, 2 * LOW, HIGH - 1], np.int32) - LOW, 30).reshape(5, 30)
+CANDIDATES, LAST = (210, 500, 790), 799
+BOUNDS = np.repeat(np.array([*CANDIDATES, LAST], np.int32), 30).reshape(4, 30)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_a_count_is_split_where_it_could_pass_32_bits(
     reading = jax.eval_shape(
         lambda leaf, bounds: reductions.read([leaf], BITS, [bounds], stacked_axes),
         jax.ShapeDtypeStruct(shape, "int32"),
-        jax.ShapeDtypeStruct((5, *stack), "int32"),
+        jax.ShapeDtypeStruct((4, *stack), "int32"),
     )
-    sizes = [3, 3, 2] if later else [3, 2]
-    assert [part.shape for part in jax.tree.leaves(reading)] == [(1, *stack, n) for n in sizes]
+    sizes = [3, 3, 4] if later else [3, 4]
+    assert [part.shape for part in jax.tree.leaves(reading)] == [(n, 1, *stack) for n in sizes]
 
 
 @pytest.mark.parametrize("later", [(), (0,), (2,), (0, 2)])
@@ -68,20 +68,20 @@ def test_a_sharded_tensor_is_read_right(axis_type: AxisType, spec: P) -> None:
 def check(reading: reductions.Reading) -> None:
     """Compares figures for each index of axis 1 with NumPy's."""
     tensors = LEAF.swapaxes(0, 1).reshape(30, -1)
-    for counts in reading.counts:
+    following = [np.where(tensors < c, np.inf, tensors).min(1) for c in CANDIDATES]
+    largest = np.where(tensors > LAST, -np.inf, tensors).max(1)
+    for leaf in range(reading.counts.shape[1]):
         for k, candidate in enumerate(CANDIDATES):
-            np.testing.assert_array_equal(counts[:, k], (tensors < candidate).sum(1))
-    inside = np.ma.masked_outside(tensors, LOW, HIGH - 1)
-    distances = np.stack([inside.min(1) - LOW, HIGH - 1 - inside.max(1)], 1)
-    for minima in reading.minima:
-        np.testing.assert_array_equal(minima, distances)
+            np.testing.assert_array_equal(reading.counts[k, leaf], (tensors < candidate).sum(1))
+            np.testing.assert_array_equal(reading.minima[k, leaf], following[k])
+        np.testing.assert_array_equal(~reading.minima[-1, leaf], largest)
 
 
-@pytest.mark.parametrize(("low", "high"), [(2000, 3000), (0, 5), (450, 460)])
-def test_in_an_empty_bracket_distances_are_more_than_its_width(low: int, high: int) -> None:
-    leaf = jnp.array([np.iinfo(np.int32).max, 1500, 461, 449, 5], jnp.int32)
-    bounds = jnp.array([5, low, high - 1 - low], jnp.int32)
-    assert np.all(reductions.read([leaf], BITS, [bounds], ()).minima >= high - low)
+def test_where_no_entry_follows_the_largest_integer_does() -> None:
+    leaf, largest = jnp.array([449, 461], jnp.int16), np.iinfo(np.int16).max
+    reading = reductions.read([leaf], BITS16, [jnp.array([450, 462, 448], jnp.int16)], ())
+    assert reading.counts.ravel().tolist() == [1, 2]
+    assert reading.minima.ravel().tolist() == [461, largest, largest]
 
 
 def test_results_are_stacked_by_their_kind() -> None:
@@ -91,8 +91,8 @@ def test_results_are_stacked_by_their_kind() -> None:
 
     seven = jnp.full(30, 7, jnp.uint32)
     kinds, leaf = ("sum", "sum", "sum", "min"), jnp.asarray(LEAF, jnp.uint32)
-    stacks = reductions.reduce(kinds, arrays, [leaf, leaf], (0, 2), [(seven,)] * 2, (1,))
+    stacks = reductions.reduce(kinds, arrays, [leaf, leaf], (0, 2), [seven[None]] * 2, (1,))
     below = (LEAF < 7).sum((0, 2))
-    right = [np.stack([below, LEAF.sum((0, 2))], -1), LEAF.sum((0, 2))[:, None] / 2]
-    for found, expected in zip(stacks, [*right, LEAF.min((0, 2))[:, None]], strict=True):
-        np.testing.assert_allclose(found, np.stack([expected] * 2), rtol=1e-6)
+    right = [np.stack([below, LEAF.sum((0, 2))]), LEAF.sum((0, 2))[None] / 2]
+    for found, expected in zip(stacks, [*right, LEAF.min((0, 2))[None]], strict=True):
+        np.testing.assert_allclose(found, np.stack([expected] * 2, 1), rtol=1e-6)

@@ -27,12 +27,13 @@ def test_rows_are_read_by_tensor_or_together() -> None:
     for layout, parts in ((APART, tensors), (TOGETHER, [np.concatenate(tensors)])):
         rows = rows_of(layout)
         candidates = np.array([np.median(part) for part in parts], np.int32)
-        low, high = jnp.zeros(len(parts), jnp.int32), jnp.asarray(rows.rows(rows.ends))
+        high = jnp.asarray(rows.rows(rows.ends))
         leaves = [jnp.asarray(g) for g in LEAVES]
-        reading = rows.read(leaves, jnp.asarray(candidates)[None], low, high)
+        reading = rows.read(leaves, jnp.asarray(candidates)[None], high)
         expected = [np.sum(part < c) for part, c in zip(parts, candidates, strict=True)]
         np.testing.assert_array_equal(reading.counts.low[0], expected)
-        np.testing.assert_array_equal(reading.smallest, [part.min() for part in parts])
+        following = [part[part >= c].min() for part, c in zip(parts, candidates, strict=True)]
+        np.testing.assert_array_equal(reading.following[0], following)
         np.testing.assert_array_equal(reading.largest, [part.max() for part in parts])
 
 

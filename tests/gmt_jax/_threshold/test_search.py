@@ -50,7 +50,7 @@ def test_few_passes_find_the_threshold_of_any_common_distribution(name: str) -> 
     for m in (N // 10, N // 5, N // 2, 9 * N // 10, N - 1):
         right = np.partition(np.abs(g), m)[m]
         # From nothing, and from the thresholds of updates with a like gradient.
-        for guess, most in ((0, 11), (right, 3), (1.3 * right, 7), (0.7 * right, 7)):
+        for guess, most in ((0, 10), (right, 2), (1.3 * right, 7), (0.7 * right, 7)):
             passes, value, _ = passes_and_threshold(g, m, guess)
             assert value == right
             assert passes <= most, (m, guess)
@@ -68,10 +68,10 @@ def test_fewer_passes_find_it_within_a_tolerance(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["normal", "steep"])
 def test_few_passes_suffice_for_many_leaves_whose_thresholds_moved(name: str) -> None:
-    """With three candidates, even division leaves a quarter: it must not be taken for a stall."""
+    """The slowest of all decides: no tensor may be searched on for many passes alone."""
     rng, size = np.random.default_rng(0), 1 << 16
     draw = {"normal": rng.standard_normal, "steep": lambda n: np.exp(-3 * rng.exponential(size=n))}
-    leaves = [jnp.asarray(draw[name](size), jnp.float32) for _ in range(search.MANY_LEAVES)]
+    leaves = [jnp.asarray(draw[name](size), jnp.float32) for _ in range(48)]
     layout = TensorLayout(tuple(leaf.shape for leaf in leaves), ((),) * len(leaves))
     dtypes = comparison_dtypes([leaf.dtype for leaf in leaves], layout)
     m = 4 * size // 5
@@ -79,16 +79,16 @@ def test_few_passes_suffice_for_many_leaves_whose_thresholds_moved(name: str) ->
     ranks = uint64([m] * len(leaves))
     found = find(leaves, dtypes, layout, ranks, jnp.asarray(1.5 * right), None)
     np.testing.assert_array_equal(found.threshold, right)
-    assert int(found.passes) <= 11
+    assert int(found.passes) <= 8
 
 
 def test_tensors_that_are_too_small_for_a_tolerance_are_not_searched_on_for_it() -> None:
     rng = np.random.default_rng(3)
-    shapes = ((100, 900), (N,))
+    shapes = ((3, 900), (N,))
     leaves = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
     layout = TensorLayout(shapes, ((0,), ()))
     dtypes = comparison_dtypes([leaf.dtype for leaf in leaves], layout)
-    ranks, guess = layout.expand(uint64([180, N // 5])), jnp.zeros(101)
+    ranks, guess = layout.expand(uint64([180, N // 5])), jnp.zeros(4)
 
     def search(*slack: int) -> Found:
         return find(leaves, dtypes, layout, ranks, guess, layout.expand(uint64(slack)))
@@ -96,7 +96,7 @@ def test_tensors_that_are_too_small_for_a_tolerance_are_not_searched_on_for_it()
     exact = find(leaves, dtypes, layout, ranks, guess, None)
     np.testing.assert_array_equal(search(0, 0).threshold, exact.threshold)
     near = search(0, N // 1000)
-    assert as_float(near.below)[:100].tolist() == [180] * 100
+    assert as_float(near.below)[:3].tolist() == [180] * 3
     assert int(near.passes) < int(exact.passes)
 
 
