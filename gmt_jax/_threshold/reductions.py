@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -78,6 +77,8 @@ def read(
 
 def along(values: jax.Array, ndim: int, stacked_axes: Sequence[int]) -> jax.Array:
     """[*stack] → an array of `ndim` axes that broadcasts against the leaf."""
+    if not values.ndim:
+        return values  # It does so as it is.
     return jnp.expand_dims(values, [axis for axis in range(ndim) if axis not in stacked_axes])
 
 
@@ -120,13 +121,13 @@ def reduce(
       The results of each run of one kind, of integers or of floats, [results, L, ...]: operations
       on them are compiled, and run, once for all.
     """
-    # The results of all leaves are put together along a new first axis.
-    leaves = [jax.tree.map(lambda x: lax.expand_dims(x, [0]), leaf) for leaf in leaves]
-    axes, stacked_axes = (tuple(axis + 1 for axis in old) for old in (axes, stacked_axes))
     combine = [{"sum": lax.add, "min": lax.min}[kind] for kind in kinds]
 
-    def start(kind: str, dtype: np.dtype) -> np.generic:
-        return dtype.type(0 if kind == "sum" else jnp.iinfo(dtype).max)
+    def starts(operands: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        each = [(kind, x.dtype) for kind, x in zip(kinds, operands, strict=True)]
+        # One array for all that are equal, which is quicker to compile.
+        start = {(k, d): lax.full((), 0 if k == "sum" else jnp.iinfo(d).max, d) for k, d in each}
+        return tuple(start[kind] for kind in each)
 
     def stacks(of_leaves: Sequence[Sequence[jax.Array]]) -> list[tuple[str, jax.Array]]:
         def kind_of(pair: tuple[str, Sequence[jax.Array]]) -> tuple[str, bool]:
@@ -140,24 +141,23 @@ def reduce(
         split, within, _, kept = _blocks(jax.tree.leaves(leaf)[0], axes)
         leaf = jax.tree.map(split, leaf)
         operands = arrays(leaf, _along(bounds, leaf, [kept[axis] for axis in stacked_axes]))
-        starts = tuple(start(k, x.dtype) for k, x in zip(kinds, operands, strict=True))
 
         def join(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return tuple(f(x, y) for f, x, y in zip(combine, a, b, strict=True))
 
-        return tuple(lax.reduce(tuple(operands), starts, join, within))
+        return tuple(lax.reduce(tuple(operands), starts(operands), join, within))
 
     @jax.jit
     def one_by_one(leaf: Operand, bounds: jax.Array | None) -> list[jax.Array]:
-        operands = arrays(leaf, _along(bounds, leaf, stacked_axes))
-        reductions = zip(operands, kinds, combine, strict=True)
-        return [lax.reduce(x, start(k, x.dtype), f, axes) for x, k, f in reductions]
+        leaf = jax.tree.map(lambda x: lax.expand_dims(x, [0]), leaf)
+        operands = arrays(leaf, _along(bounds, leaf, [axis + 1 for axis in stacked_axes]))
+        reductions = zip(operands, starts(operands), combine, strict=True)
+        return [lax.reduce(x, x0, f, [axis + 1 for axis in axes]) for x, x0, f in reductions]
 
     def together(*parts: tuple[Operand, jax.Array | None]) -> tuple[jax.Array, ...]:
         blocks = stacks([within_blocks(*part) for part in parts])
         _, _, between, _ = _blocks(jax.tree.leaves(leaves[0])[0], axes)
         ends = {"sum": lax.reduce_sum, "min": lax.reduce_min}
-        between = [axis + 1 for axis in between]
         return tuple(ends[kind](stack, between) if between else stack for kind, stack in blocks)
 
     def default(*parts: tuple[Operand, jax.Array | None]) -> tuple[jax.Array, ...]:
@@ -190,13 +190,13 @@ def _blocks(
     """How arrays like x are cut into blocks of which none crosses the edge of a shard.
 
     Returns:
-      A function that splits each of the axes into blocks and the entries of a block; the axes of
-      its result within blocks; those between blocks, in the result of a reduction within them; and
-      where the other axes are in its result.
+      A function that splits each of the axes into blocks and the entries of a block, after a new
+      first axis; the axes of its result within blocks; those between blocks, in a stack of results
+      of a reduction within them; and where the other axes are in its result.
     """
     sharding = jax.typeof(x).sharding
-    shape: list[int] = []
-    spec: list[object] = []
+    shape: list[int] = [1]
+    spec: list[object] = [None]
     within, between = [], []
     kept: dict[int, int] = {}
     for axis, size in enumerate(x.shape):
@@ -215,11 +215,9 @@ def _blocks(
             within.append(len(shape))
             shape.append(size)
         else:
-            between.append(len(shape) - len(within))
+            between.append(len(shape) + 1 - len(within))
             within.append(len(shape) + 1)
             shape += [blocks, size // blocks]
             spec.append(None)
-    if not between:
-        return lambda x: x, list(axes), [], kept
     out = NamedSharding(sharding.mesh, PartitionSpec(*spec)) if is_explicit(sharding.mesh) else None
     return lambda x: lax.reshape(x, shape, out_sharding=out), within, between, kept
