@@ -212,8 +212,8 @@ def apply_mask(update: jax.Array, mask: jax.Array, zero: float = 0.0) -> jax.Arr
 def _choose(mask: jax.Array, update: jax.Array, fill: jax.Array) -> jax.Array:
     """The update where the mask is True, else `fill`.
 
-    Chosen between the bits, because a backend may choose between bfloat16s by way of float32, which
-    changes the payload of a NaN.
+    Between the bits of narrow floats, because a backend may choose between bfloat16s by way of
+    float32, which changes the payload of a NaN.
     """
     if update.dtype.itemsize >= 4:
         return jnp.where(mask, update, fill)

@@ -59,7 +59,7 @@ def export_run(folder: Path, out: Path | None, dtype: str | None = None) -> Path
     dtype = dtype or own or "bfloat16"
     if out is not None:
         check_destination(out)
-    elif dtype != (own or dtype):  # The run would write it again when it is resumed.
+    elif own and dtype != own:  # The run would write it again when it is resumed.
         raise UserError(f"{run.export} is in {own}, as export_dtype says; set --out for {dtype}")
     config, base, model, step, params = _newest(run)
     export(
